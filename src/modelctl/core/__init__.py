@@ -1,0 +1,1 @@
+"""What a checkpoint is: no I/O, no format, no torch."""

@@ -1,0 +1,126 @@
+"""A checkpoint: the tree of what a file holds, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol
+
+from .sections import Sections, find_sections
+from .tensors import TensorRef
+from .tree import Path, path_text, walk
+
+
+class Finding(NamedTuple):
+    """Something that unpickling the file would do; modelctl itself does not."""
+
+    level: Literal["dangerous", "suspicious"]
+    id: str
+    what: str
+    name: str
+    opcode: str
+    offset: int
+
+
+class Origin(NamedTuple):
+    """Where a checkpoint was read from: path, format (its name and label), bytes on disk."""
+
+    path: str
+    format: str
+    label: str
+    bytes_on_disk: int
+
+
+class Resource(Protocol):
+    """What a checkpoint keeps open: its files."""
+
+    bytes_read: int
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file holds: a tree of values with :class:`TensorRef` at its leaves.
+
+    Immutable: an edit gives a new checkpoint whose tree shares what did not change. Use it as a
+    context manager, or :meth:`close` it: its files stay open for the bytes that are read later.
+
+    Attributes:
+        root: the tree (see :mod:`modelctl.core.tree`).
+        origin: where it was read from, or None.
+        metadata: string metadata of the container (safetensors).
+        warnings: what is odd about the file.
+        findings: what unpickling the file would run or build.
+        notes: what edits have to say about themselves, for the report.
+        key: the path of the state_dict that was chosen, where the found one isn't meant.
+    """
+
+    root: Any
+    origin: Origin | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    key: Path | None = None
+    resources: tuple[Resource, ...] = ()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. What was not read by then can't be read any more."""
+        for resource in self.resources:
+            resource.close()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from the files so far."""
+        return sum(resource.bytes_read for resource in self.resources)
+
+    @cached_property
+    def sections(self) -> Sections:
+        """Where the model, its EMA copies, the optimizer … are in the tree."""
+        return find_sections(self.root, self.key)
+
+    def tensors(self) -> dict[str, TensorRef]:
+        """Every tensor in the file, by its full path.
+
+        Labels are joined with dots; a bare tensor is ``<root>``; a tensor that is reached on
+        several paths is listed under each.
+        """
+        found: dict[str, TensorRef] = {}
+        for path, node in walk(self.root):
+            if isinstance(node, TensorRef):
+                name = path_text(path)
+                while name in found:  # keys 1 and "1" side by side
+                    name += "'"
+                found[name] = node
+        return found
+
+    def state_dict(self) -> dict[str, TensorRef]:
+        """The model's tensors, by the names that ``load_state_dict`` would see.
+
+        Raises:
+            NoMatchError: no state_dict is found.
+            AmbiguousError: several, and none is clearly the model's.
+        """
+        return self.sections.model().tensors()
+
+    def replace(self, **changes: Any) -> Checkpoint:
+        """A copy with the given attributes changed."""
+        return replace(self, **changes)
+
+    def noting(self, *notes: str) -> Checkpoint:
+        """A copy with notes added for the report."""
+        return replace(self, notes=(*self.notes, *notes))

@@ -1,0 +1,143 @@
+"""Dotted tensor names: patterns, wrapper prefixes, natural order, near misses."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from fnmatch import translate
+
+from ..errors import NoMatchError, UsageError
+
+# What DataParallel / DistributedDataParallel and torch.compile put before (or between) names.
+WRAPPERS = ("module", "_orig_mod")
+
+_WILDCARDS = re.compile(r"[*?\[]")
+
+Patterns = str | Sequence[str]
+
+
+def as_list(patterns: Patterns) -> list[str]:
+    """One pattern or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _compile(pattern: str, regex: bool) -> Callable[[str], object]:
+    if regex:
+        try:
+            return re.compile(pattern).search
+        except re.error as e:
+            raise UsageError(
+                f"'{pattern}' is not a regular expression: {e}",
+                hint="leave out --regex to use globs: *, ?, [ab]",
+            ) from None
+    if _WILDCARDS.search(pattern):
+        return re.compile(translate(pattern)).match
+    return lambda name: name == pattern or name.startswith(pattern + ".")
+
+
+def select(
+    names: Collection[str],
+    patterns: Patterns,
+    *,
+    exclude: Patterns = (),
+    regex: bool = False,
+    what: str = "tensor",
+) -> list[str]:
+    """The names that one of ``patterns`` matches and none of ``exclude`` does, in order.
+
+    Globs: ``*`` crosses dots, ``?`` is one character, ``[ab]`` a set; a name without wildcards
+    that is a module stands for its subtree. With ``regex``, patterns are searched for.
+
+    Raises:
+        NoMatchError: a pattern, or all together, match nothing.
+        UsageError: not a regular expression.
+    """
+    taken: set[str] = set()
+    for pattern in as_list(patterns):
+        match = _compile(pattern, regex)
+        found = [name for name in names if match(name)]
+        if not found:
+            raise no_match(pattern, names, what)
+        taken.update(found)
+    for pattern in as_list(exclude):
+        match = _compile(pattern, regex)
+        found = [name for name in names if match(name)]
+        if not found:
+            raise no_match(pattern, names, what)
+        taken.difference_update(found)
+    if not taken:
+        raise NoMatchError(
+            f"nothing is left: what {as_list(patterns)} match, {as_list(exclude)} take away"
+        )
+    return [name for name in names if name in taken]
+
+
+def no_match(pattern: str, names: Collection[str], what: str = "tensor") -> NoMatchError:
+    """The error for a pattern that matches nothing, with the nearest real names."""
+    message = f"no {what} matches '{pattern}'"
+    prefix = common_prefix(names)
+    near = nearest(pattern, names)
+    if near:
+        return NoMatchError(message, hint="nearest: " + ", ".join(near))
+    if prefix:
+        return NoMatchError(f"{message}; all {len(names)} start with '{prefix}'")
+    return NoMatchError(message, hint=f"there are {len(names)} {what}s: see 'modelctl ls'")
+
+
+def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """The real names (of tensors and modules) that look most like ``name``."""
+    bare = name.strip("*.?^$")
+    known: dict[str, None] = {}
+    for full in names:
+        parts = full.split(".")
+        for end in range(1, len(parts) + 1):
+            known[".".join(parts[:end])] = None
+            if len(known) > 20_000:  # difflib is quadratic in what it compares
+                break
+    inside = [full for full in known if bare and bare in full]
+    close = difflib.get_close_matches(bare, known, n=most, cutoff=0.6)
+    return list(dict.fromkeys([*close, *inside]))[:most]
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """The dotted prefix (with its dot) that all names share, or ''."""
+    shared: list[str] | None = None
+    for name in names:
+        parts = name.split(".")[:-1]
+        if shared is None:
+            shared = parts
+        else:
+            same = 0
+            while same < min(len(shared), len(parts)) and shared[same] == parts[same]:
+                same += 1
+            shared = shared[:same]
+        if not shared:
+            return ""
+    return ".".join(shared or []) + "." if shared else ""
+
+
+def unwrapped(name: str) -> str:
+    """The name without the wrapper segments at its start: the same tensor's name to a loader."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in WRAPPERS:
+        del parts[0]
+    return ".".join(parts)
+
+
+def natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """A sort key under which ``layer.2`` comes before ``layer.10``."""
+    return tuple(
+        (0, int(part)) if part.isdecimal() and len(part) < 10 else (1, part)
+        for part in re.split(r"(\d+)", name)
+    )
+
+
+def printable(text: str) -> str:
+    """The text with control and other unprintable characters escaped, for a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )

@@ -1,0 +1,298 @@
+"""Tensors as lazy references: a spec, and a strided view of a storage whose bytes lie elsewhere."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+from ..errors import UnsupportedError
+from .dtypes import DType
+
+CHUNK = 1 << 20
+# A view that is not contiguous is gathered from at most this much of its storage read at once;
+# beyond it the storage is mapped.
+GATHER = 32 << 20
+
+Role = Literal["parameter", "buffer"]
+
+
+class Source(Protocol):
+    """An open file: the place that storages read from (see :mod:`modelctl.storage`)."""
+
+    name: str
+    size: int
+    bytes_read: int
+
+    def fileno(self) -> int: ...
+    def read(self, offset: int, size: int) -> bytes: ...
+    def map(self, offset: int, size: int) -> memoryview: ...
+
+
+class Extent(NamedTuple):
+    """Bytes that lie in a file as they are, so that the kernel can copy them."""
+
+    source: Source
+    offset: int
+    nbytes: int
+
+
+class Storage(ABC):
+    """Bytes shared by the tensors that view them; the same object means tied.
+
+    ``location`` is the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``); ``crc32`` is
+    the checksum of all bytes where the container recorded one.
+    """
+
+    __slots__ = ("crc32", "location", "nbytes")
+
+    def __init__(self, nbytes: int, location: str = "cpu", crc32: int | None = None) -> None:
+        self.nbytes = nbytes
+        self.location = location
+        self.crc32 = crc32
+
+    @abstractmethod
+    def read(self, start: int, size: int) -> bytes:
+        """Exactly ``size`` bytes from ``start``, little-endian."""
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes from ``start`` to ``stop`` in pieces of at most 1 MiB."""
+        stop = self.nbytes if stop is None else stop
+        for at in range(start, stop, CHUNK):
+            yield self.read(at, min(CHUNK, stop - at))
+
+    def extent(self) -> Extent | None:
+        """Where the bytes lie in a file as they are, or None where they are made."""
+        return None
+
+    def buffer(self, start: int, size: int) -> memoryview:
+        """``size`` bytes from ``start`` for random access: mapped where they lie in a file."""
+        extent = self.extent()
+        if extent is None or size <= GATHER:
+            return memoryview(self.read(start, size))
+        return extent.source.map(extent.offset + start, size)
+
+
+class MemoryStorage(Storage):
+    """A storage whose bytes are already in memory."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes, location: str = "cpu") -> None:
+        super().__init__(len(data), location)
+        self.data = data
+
+    def read(self, start: int, size: int) -> bytes:
+        return self.data[start : start + size]
+
+
+class SwappedStorage(Storage):
+    """A storage of a big-endian file, read as little-endian items of ``itemsize`` bytes."""
+
+    __slots__ = ("inner", "itemsize")
+
+    def __init__(self, inner: Storage, itemsize: int) -> None:
+        super().__init__(inner.nbytes, inner.location)
+        self.inner, self.itemsize = inner, itemsize
+
+    def read(self, start: int, size: int) -> bytes:
+        n = self.itemsize
+        first, last = start - start % n, start + size + -(start + size) % n
+        raw = self.inner.read(first, min(last, self.nbytes) - first)
+        out = bytearray(raw)
+        for i in range(n):
+            out[i::n] = raw[n - 1 - i :: n]
+        return bytes(out[start - first : start - first + size])
+
+
+class StorageRef(NamedTuple):
+    """A storage as a pickle names it: all or (old view storages) a part, typed or untyped."""
+
+    storage: Storage
+    dtype: DType | None
+    offset: int = 0  # bytes
+
+
+class Rebuild(NamedTuple):
+    """What a pickle says of a tensor beyond its view, kept to be written back as it was.
+
+    ``bits`` are the lazy conj and neg flags, ``hooks`` its backward hooks, ``state`` the
+    attributes of a parameter or a subclass, ``subclass`` the class that wraps it.
+    """
+
+    bits: dict[str, bool] | None = None
+    hooks: Any = None
+    state: Any = None
+    subclass: Any = None
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a tensor before any of its bytes is read."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Logical bytes: what the tensor takes when it is contiguous."""
+        return self.numel * self.dtype.itemsize
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides, in elements, as torch gives them to a new tensor."""
+    stride, step = [], 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(stride))
+
+
+class TensorRef:
+    """A tensor in a file: its spec, the storage it views, and what is known of it.
+
+    ``offset`` and ``stride`` are in elements. ``requires_grad`` and ``role`` are None where the
+    file does not say. Treat it as immutable;
+    :meth:`replace` gives a changed copy.
+    """
+
+    __slots__ = (
+        "base",
+        "dtype",
+        "offset",
+        "rebuild",
+        "requires_grad",
+        "role",
+        "shape",
+        "storage",
+        "stride",
+    )
+
+    def __init__(
+        self,
+        dtype: DType,
+        shape: tuple[int, ...],
+        storage: Storage,
+        offset: int = 0,
+        stride: tuple[int, ...] | None = None,
+        *,
+        base: int = 0,
+        requires_grad: bool | None = None,
+        role: Role | None = None,
+        rebuild: Rebuild | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.storage = storage
+        self.base = base  # bytes: where a view storage starts in its root
+        self.offset = offset
+        self.stride = contiguous_stride(shape) if stride is None else stride
+        self.requires_grad = requires_grad
+        self.role = role
+        self.rebuild = rebuild
+
+    def replace(self, **changes: Any) -> TensorRef:
+        """A copy with the given attributes changed, as :func:`dataclasses.replace`."""
+        fields = {name: getattr(self, name) for name in self.__slots__} | changes
+        return TensorRef(fields.pop("dtype"), fields.pop("shape"), fields.pop("storage"), **fields)
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.dtype, self.shape)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Logical bytes: what the tensor takes when it is contiguous."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def start(self) -> int:
+        """Where the first element lies in the storage, in bytes."""
+        return self.base + self.offset * self.dtype.itemsize
+
+    @property
+    def span(self) -> int:
+        """Bytes of the storage from the first element to the end of the last one."""
+        if 0 in self.shape:
+            return 0
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        return (last + 1) * self.dtype.itemsize
+
+    @property
+    def is_contiguous(self) -> bool:
+        """True where the bytes in the storage already are in row-major order (torch's rule)."""
+        expected = 1
+        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if size == 0:
+                return True
+            if size != 1:
+                if step != expected:
+                    return False
+                expected *= size
+        return True
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the tensor is its whole storage, in row-major order."""
+        return self.start == 0 and self.nbytes == self.storage.nbytes and self.is_contiguous
+
+    @property
+    def identity(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
+        """Equal for references that are the same view of the same storage: tied tensors."""
+        return (id(self.storage), self.start, self.shape, self.stride, self.dtype.name)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB.
+
+        Raises:
+            UnsupportedError: for a tensor with a lazy conj or neg bit, whose stored bytes are
+                not its values.
+        """
+        if self.rebuild is not None and self.rebuild.bits:
+            raise UnsupportedError(
+                f"a tensor with the lazy {'/'.join(sorted(self.rebuild.bits))} bit can't be read "
+                "as values yet",
+                hint="save it with .resolve_conj().resolve_neg()",
+            )
+        if self.is_contiguous:
+            yield from self.storage.chunks(self.start, self.start + self.nbytes)
+        elif self.nbytes:
+            yield from self._gather()
+
+    def _gather(self) -> Iterator[bytes]:
+        import numpy as np
+
+        item = self.dtype.itemsize
+        view: Any = np.ndarray(
+            self.shape,
+            dtype=f"V{item}",
+            buffer=self.storage.buffer(self.start, self.span),
+            strides=[step * item for step in self.stride],
+        )
+        todo = [view]
+        while todo:
+            part = todo.pop()
+            if part.nbytes <= CHUNK:
+                yield part.tobytes()
+                continue
+            if len(part) == 1:
+                todo.append(part[0])
+                continue
+            rows = max(1, CHUNK // (part.nbytes // len(part)))
+            todo.append(part[rows:]) if rows < len(part) else None
+            todo.append(part[:rows] if rows > 1 else part[0])
+
+    def tobytes(self) -> bytes:
+        """All bytes, row-major and little-endian."""
+        return b"".join(self.chunks())
+
+    def __repr__(self) -> str:
+        return f"TensorRef({self.dtype.short}, {list(self.shape)})"

@@ -1,0 +1,302 @@
+"""The tree of a checkpoint: plain Python values, tensors, and inert nodes for all else.
+
+None, bool, int, float, str, bytes, tuple, list and dict stand for themselves and are treated as
+immutable; :func:`rebuild` makes changed copies. What a pickle would import is a :class:`Global`,
+what it would call or construct an :class:`Obj`: names and arguments, never the thing itself.
+Everything here is iterative, so that a deep tree can't exhaust the stack, and visits a shared
+node once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any, Final
+
+from ..errors import UnreadableError
+from .tensors import StorageRef, TensorRef
+
+Path = tuple[Any, ...]
+
+
+class Absent(Enum):
+    """The type of :data:`ABSENT`, which stands where a pickle says nothing (None is a value)."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Final = Absent.ABSENT
+
+
+class Global:
+    """Something that a pickle names, by module and qualified name (Python 3's)."""
+
+    __slots__ = ("module", "name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Global):
+            return NotImplemented
+        return (self.module, self.name) == (other.module, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.module, self.name))
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+class Obj:
+    """What calling or constructing something would give, kept as its recipe.
+
+    ``func`` (usually a :class:`Global`) and ``args`` say what would be called: as a function
+    (``how`` is ``"reduce"``), or as ``func.__new__`` (``"newobj"``, ``"newobj_ex"`` with
+    ``kwargs``). ``state`` is what BUILD would set, ``items`` and ``entries`` what APPEND and
+    SETITEM would add.
+    """
+
+    __slots__ = ("args", "entries", "func", "how", "items", "kwargs", "state")
+
+    def __init__(
+        self,
+        func: Any,
+        args: tuple[Any, ...] = (),
+        how: str = "reduce",
+        *,
+        kwargs: Any = ABSENT,
+        state: Any = ABSENT,
+        items: list[Any] | None = None,
+        entries: dict[Any, Any] | None = None,
+    ) -> None:
+        self.func, self.args, self.how, self.kwargs = func, args, how, kwargs
+        self.state = state
+        self.items: list[Any] = [] if items is None else items
+        self.entries: dict[Any, Any] = {} if entries is None else entries
+
+    def replace(self, **changes: Any) -> Obj:
+        """A copy with the given attributes changed."""
+        fields = {name: getattr(self, name) for name in self.__slots__} | changes
+        return Obj(fields.pop("func"), fields.pop("args"), fields.pop("how"), **fields)
+
+    def __repr__(self) -> str:
+        return f"<{self.func} object>"
+
+
+ORDERED_DICT = Global("collections", "OrderedDict")
+# Callables that give a dict to which SETITEM adds.
+_MAPPINGS = {
+    ORDERED_DICT,
+    Global("collections", "defaultdict"),
+    Global("collections", "Counter"),
+}
+
+
+def ordered_dict(entries: dict[Any, Any], state: Any = ABSENT) -> Obj:
+    """An OrderedDict with these entries; ``state`` is its ``__dict__`` (``{"_metadata": …}``)."""
+    return Obj(ORDERED_DICT, (), entries=entries, state=state)
+
+
+def mapping(node: Any) -> dict[Any, Any] | None:
+    """The entries of a dict or of a node that would be one (OrderedDict, …), else None."""
+    if isinstance(node, dict):
+        return node
+    if isinstance(node, Obj) and (node.entries or node.func in _MAPPINGS):
+        return node.entries
+    return None
+
+
+def with_entries(node: Any, entries: dict[Any, Any]) -> Any:
+    """The same kind of mapping as ``node``, with other entries."""
+    return node.replace(entries=entries) if isinstance(node, Obj) else entries
+
+
+def attributes(node: Obj) -> dict[Any, Any]:
+    """What BUILD would set on an object: its ``__dict__``, and its slots where it has them."""
+    state = node.state
+    if isinstance(state, dict):
+        return state
+    if isinstance(state, tuple) and len(state) == 2:
+        parts = [mapping(part) for part in state]
+        if all(part is not None for part in parts):
+            return {**(parts[0] or {}), **(parts[1] or {})}
+    return {}
+
+
+def children(node: Any) -> Iterator[tuple[Any, Any]]:
+    """(label, child) of a container: dict keys, list indices, attribute names."""
+    if isinstance(node, dict):
+        yield from node.items()
+    elif isinstance(node, list | tuple) and not isinstance(node, StorageRef):
+        yield from enumerate(node)
+    elif isinstance(node, Obj):
+        yield from enumerate(node.args)
+        if isinstance(node.kwargs, dict):
+            yield from node.kwargs.items()
+        yield from enumerate(node.items)
+        yield from node.entries.items()
+        found = attributes(node)
+        if found:
+            yield from found.items()
+        elif node.state is not ABSENT and node.state is not None:
+            yield "state", node.state
+
+
+_LEAVES = (str, int, float, bytes, type(None), TensorRef, StorageRef, Global, Absent)
+# A few shared lists can spell out more paths than there are atoms: stop before that.
+_MOST_PATHS = 5_000_000
+
+
+def walk(root: Any) -> Iterator[tuple[Path, Any]]:
+    """Every node with its path, parents first, in order.
+
+    A container that is reached a second time is yielded but not entered again, unless it
+    holds tensors: those have a name under each path.
+    """
+    holds = _holding_tensors(root)
+    seen: set[int] = set()
+    stack: list[tuple[Path, Any, tuple[int, ...]]] = [((), root, ())]
+    count = 0
+    while stack:
+        path, node, above = stack.pop()
+        count += 1
+        if count > _MOST_PATHS:
+            raise UnreadableError(f"more than {_MOST_PATHS:,} paths: a decompression bomb?")
+        yield path, node
+        if isinstance(node, _LEAVES):
+            continue
+        key = id(node)
+        if key in above or (key in seen and key not in holds):
+            continue
+        seen.add(key)
+        below = (*above, key) if holds else above
+        inner = [((*path, label), child, below) for label, child in children(node)]
+        stack.extend(reversed(inner))
+
+
+def containers(root: Any) -> dict[int, tuple[Any, list[Any]]]:
+    """Every container once, with its children, by identity; parents before children."""
+    found: dict[int, tuple[Any, list[Any]]] = {}
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, _LEAVES) or id(node) in found:
+            continue
+        inner = [child for _, child in children(node)]
+        if isinstance(node, Obj):
+            # rebuild() must also see what children() leaves out or shows under other names
+            inner += [node.func, node.state, node.args]
+        found[id(node)] = (node, inner)
+        todo.extend(reversed(inner))
+    return found
+
+
+def _above(found: dict[int, tuple[Any, list[Any]]], start: Callable[[Any], bool]) -> set[int]:
+    """Ids of the containers that reach a child for which ``start`` is true."""
+    parents: dict[int, list[int]] = {}
+    todo: list[int] = []
+    for key, (_, inner) in found.items():
+        for child in inner:
+            if id(child) in found:
+                parents.setdefault(id(child), []).append(key)
+            if start(child):
+                todo.append(key)
+    reached: set[int] = set()
+    while todo:
+        key = todo.pop()
+        if key not in reached:
+            reached.add(key)
+            todo.extend(parents.get(key, ()))
+    return reached
+
+
+def _holding_tensors(root: Any) -> set[int]:
+    return _above(containers(root), lambda child: isinstance(child, TensorRef))
+
+
+def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
+    """A copy of the tree in which each node whose ``id`` is in ``changes`` is replaced.
+
+    Only the containers above a change are copied, and what was shared stays shared. A
+    replacement is taken as it is: changes inside it are not followed.
+    """
+    if id(root) in changes:
+        return changes[id(root)]
+    found = containers(root)
+    touched = _above(found, lambda child: id(child) in changes)
+    if id(root) not in touched:
+        return root
+    new: dict[int, Any] = dict(changes)
+    order = [found[key][0] for key in found if key in touched and key not in changes]
+    for node in order:  # mutable shells first: they may be reached from below, in a cycle
+        if isinstance(node, dict):
+            new[id(node)] = {}
+        elif isinstance(node, list):
+            new[id(node)] = []
+        elif isinstance(node, Obj):
+            new[id(node)] = Obj(node.func)
+
+    def of(node: Any) -> Any:
+        return new.get(id(node), node)
+
+    waiting = [node for node in order if isinstance(node, tuple)]
+    while waiting:  # a tuple needs the new tuples inside it first
+        later = []
+        for node in waiting:
+            if any(
+                isinstance(child, tuple) and id(child) in touched and id(child) not in new
+                for child in node
+            ):
+                later.append(node)
+            else:
+                new[id(node)] = tuple(of(child) for child in node)
+        waiting = later
+    for node in order:
+        shell = new[id(node)]
+        if isinstance(node, dict):
+            shell.update((key, of(value)) for key, value in node.items())
+        elif isinstance(node, list):
+            shell.extend(of(value) for value in node)
+        elif isinstance(node, Obj):
+            shell.func, shell.how, shell.kwargs = of(node.func), node.how, of(node.kwargs)
+            shell.args, shell.state = of(node.args), of(node.state)
+            shell.items = [of(value) for value in node.items]
+            shell.entries = {key: of(value) for key, value in node.entries.items()}
+    return new[id(root)]
+
+
+def get(root: Any, path: Path) -> Any:
+    """The node at ``path``. Raises KeyError with the first label that is not there."""
+    node = root
+    for label in path:
+        for found, child in children(node):
+            if found == label and type(found) is type(label):
+                node = child
+                break
+        else:
+            raise KeyError(label)
+    return node
+
+
+def set_at(root: Any, path: Path, value: Any) -> Any:
+    """A copy of the tree with the entry at ``path`` set; the last label may be a new key."""
+    if not path:
+        return value
+    parent = get(root, path[:-1])
+    entries = mapping(parent)
+    if entries is not None:
+        changed = with_entries(parent, {**entries, path[-1]: value})
+    elif isinstance(parent, list):
+        changed = [*parent[: path[-1]], value, *parent[path[-1] + 1 :]]
+    else:
+        raise KeyError(path[-1])
+    return rebuild(root, {id(parent): changed})
+
+
+def path_text(path: Path) -> str:
+    """A path as users write it: labels joined with dots; the root is ``<root>``."""
+    return ".".join(str(label) for label in path) or "<root>"

@@ -1,0 +1,89 @@
+"""Every error that modelctl raises on purpose: what is wrong, where, and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ModelctlError(Exception):
+    """Base of all errors raised on purpose.
+
+    ``message`` says what is wrong and where, in one line; ``hint``, where there is a way
+    out, names it.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UnreadableError(ModelctlError):
+    """A file that can't be read consistently. Names the file, the member and the byte offset."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | Path | None = None,
+        member: str | None = None,
+        offset: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.reason, self.path, self.member, self.offset = message, path, member, offset
+        where = [str(path)] if path is not None else []
+        if member is not None:
+            where.append(member)
+        if offset is not None:
+            where.append(f"at byte {offset:,}")
+        super().__init__(f"{', '.join(where)}: {message}" if where else message, hint=hint)
+
+    def located(self, path: str | Path, member: str | None = None) -> UnreadableError:
+        """The same error, with the place that was not known where it was raised."""
+        return UnreadableError(
+            self.reason,
+            path=self.path or path,
+            member=self.member or member,
+            offset=self.offset,
+            hint=self.hint,
+        )
+
+
+class UnsupportedError(ModelctlError):
+    """Something that is sound but that modelctl does not handle (yet)."""
+
+
+class NoMatchError(ModelctlError):
+    """A pattern, a prefix or a path that names nothing; the message shows the nearest names."""
+
+
+class AmbiguousError(ModelctlError):
+    """More than one answer fits, and modelctl does not guess."""
+
+
+class CollisionError(ModelctlError):
+    """Two tensors would get the same name."""
+
+
+class LossError(ModelctlError):
+    """The target format can't hold something, and its loss was not accepted."""
+
+
+class RefusedError(ModelctlError):
+    """An edit that would give a broken or misleading checkpoint."""
+
+
+class UsageError(ModelctlError):
+    """Arguments that don't go together."""
+
+
+class WriteError(ModelctlError):
+    """The output could not be written; what stood there before is intact."""
+
+
+class DurabilityError(ModelctlError):
+    """The output stands whole under its name, but the disk did not confirm that it will stay."""
+
+
+class MissingExtraError(ModelctlError, ImportError):
+    """A part of modelctl whose optional dependency is not installed."""

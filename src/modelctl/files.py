@@ -1,0 +1,103 @@
+"""Open a checkpoint, save a checkpoint: detect the format, stage the output, replace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from .core.checkpoint import Checkpoint
+from .core.records import METADATA, add_history, write_records
+from .errors import LossError
+from .formats import detect, for_writing
+from .storage.source import FileSource
+from .storage.staging import staged
+
+__all__ = ["Saved", "open", "save", "staged"]
+
+PathLike = str | os.PathLike[str]
+
+
+class Saved(NamedTuple):
+    """What :func:`save` wrote: where, in which format, how many bytes."""
+
+    path: Path
+    format: str
+    bytes_written: int
+
+
+def open(path: PathLike, *, key: str | None = None) -> Checkpoint:
+    """Open a checkpoint: its structure is read, its tensors are not, and nothing is run.
+
+    The content decides on the format, never the suffix. ``key`` is the dotted path of the
+    state_dict inside, where the one that is found isn't meant.
+
+    Raises:
+        UnreadableError: damaged, cut off, or no checkpoint; says where.
+        UnsupportedError: sound, but of a kind that is not read yet.
+        NoMatchError: ``key`` is not the path of a state_dict.
+    """
+    source = FileSource(path)
+    try:
+        ckpt = detect(source).read(source)
+        if key is not None:
+            ckpt = ckpt.replace(key=tuple(key.split(".")))
+            _ = ckpt.sections
+        return ckpt
+    except BaseException:
+        source.close()
+        raise
+
+
+def save(
+    ckpt: Checkpoint,
+    path: PathLike,
+    *,
+    to: str | None = None,
+    overwrite: bool = False,
+    history: str | None = None,
+) -> Saved:
+    """Write a checkpoint, whole or not at all; the old file is intact until the new one stands.
+
+    The format is ``to``, or what the suffix of ``path`` says. Tensors that were not changed are
+    copied from the files they lie in, which may include ``path`` itself. ``history`` adds a
+    line to what the file says was done to it.
+
+    Raises:
+        LossError: the format can't hold a part of the checkpoint.
+        RefusedError: it holds a call that unpickling the output would run.
+        UsageError: no format is named.
+        WriteError: the output can't be written; nothing was changed.
+        DurabilityError: it was written whole, but its directory could not be synced.
+    """
+    target = os.fspath(path)
+    fmt = for_writing(to, target)
+    if history is not None:
+        ckpt = add_history(ckpt, history)
+    if fmt.name != "safetensors" and ckpt.sections.models:
+        extra = {key: text for key, text in ckpt.metadata.items() if key != "format"}
+        if extra:
+            ckpt = write_records(ckpt, {METADATA: extra})
+    check_losses(ckpt, target, to)
+    with staged(target, overwrite=overwrite, expected=fmt.size(ckpt)) as sink:
+        fmt.write(ckpt, sink, os.path.basename(target))
+    return Saved(Path(target), fmt.name, sink.position)
+
+
+def check_losses(ckpt: Checkpoint, path: PathLike, to: str | None = None) -> None:
+    """What :func:`save` would refuse, before anything is written.
+
+    Raises:
+        LossError: the format can't hold a part of the checkpoint.
+        UsageError: no format is named.
+    """
+    lost = for_writing(to, os.fspath(path)).losses(ckpt)
+    if lost:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        whole = "one flat state_dict" in lost[0]
+        raise LossError(
+            f"{path}: {lost[0]}{more}",
+            hint="'modelctl convert --weights-only' keeps the model's tensors alone, or write .pt"
+            if whole
+            else "write it as .pt, or drop what does not fit",
+        )

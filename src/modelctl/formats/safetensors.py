@@ -1,0 +1,282 @@
+"""safetensors files (FORMATS section 5): a JSON header, then the tensors' bytes, no pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..core.checkpoint import Checkpoint, Origin
+from ..core.dtypes import BY_TAG
+from ..core.records import METADATA, PREFIX, records
+from ..core.sections import is_state_dict
+from ..core.tensors import Storage, TensorRef
+from ..core.tree import ABSENT, mapping, ordered_dict
+from ..errors import UnreadableError
+from ..storage.source import FileSource, FileStorage
+from ..storage.staging import Sink
+
+MAX_HEADER = 100_000_000
+_MAX_DEPTH = 8
+_MAX_DIGITS = 20
+_BRACKETS = re.compile(rb'\\.|["\[\]{}]')
+
+
+class Safetensors:
+    """One .safetensors file."""
+
+    name = "safetensors"
+    label = "safetensors"
+    suffixes = (".safetensors",)
+
+    def sniff(self, head: bytes) -> bool:
+        # a header of up to 100 MB, so its length has zeros in the upper bytes
+        return len(head) > 8 and head[4:8] == bytes(4) and head[8:9] in (b"{", b"[", b" ")
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, source: FileSource) -> Checkpoint:
+        header, start = _header(source)
+        metadata = _metadata(header.pop("__metadata__", None), source)
+        entries: dict[str, Any] = {}
+        spans = []
+        for name, info in header.items():
+            ref, begin, end = _tensor(name, info, source, start)
+            entries[name] = ref
+            spans.append((begin, end, name))
+        reached = 0
+        for begin, end, name in sorted(spans):
+            if begin != reached:
+                what = "overlaps another" if begin < reached else "leaves a hole before it"
+                raise UnreadableError(
+                    f"the tensor {name!r:.200} {what}", path=source.name, offset=start + begin
+                )
+            reached = end
+        if start + reached != source.size:
+            raise UnreadableError(
+                f"its tensors end at byte {start + reached:,}, the file at {source.size:,}",
+                path=source.name,
+                hint="download or save it again",
+            )
+        ours = _records(metadata, source)
+        for name, kept in metadata.items():
+            # safetensors' save_model drops all but one of tied tensors and records them here
+            if kept in entries and name not in entries:
+                entries[name] = entries[kept]
+        plain = {
+            name: text
+            for name, text in metadata.items()
+            if not name.startswith(PREFIX) and not (name in entries and name not in header)
+        }
+        return Checkpoint(
+            ordered_dict(entries, {"_metadata": ordered_dict({"": ours})} if ours else ABSENT),
+            Origin(source.name, self.name, self.label, source.size),
+            metadata=plain,
+            resources=(source,),
+        )
+
+    # ------------------------------------------------------------------ writing
+
+    def losses(self, ckpt: Checkpoint) -> list[str]:
+        if not is_state_dict(ckpt.root):
+            what = ckpt.sections.kind
+            top = mapping(ckpt.root)
+            named = ", ".join(str(key) for key in list(top)[:8]) if top else what
+            return [f"safetensors holds one flat state_dict, this is a {what} ({named})"]
+        lost = []
+        for name, value in (mapping(ckpt.root) or {}).items():
+            if not isinstance(value, TensorRef):
+                lost.append(f"'{name}' is no tensor")
+            elif value.dtype.tag is None:
+                lost.append(f"'{name}' is {value.dtype.name}, which safetensors does not know")
+        return lost + _overlaps(ckpt)
+
+    def size(self, ckpt: Checkpoint) -> int:
+        refs = [ref for ref in (mapping(ckpt.root) or {}).values() if isinstance(ref, TensorRef)]
+        return sum({ref.identity: ref.nbytes for ref in refs}.values()) + 200 * len(refs)
+
+    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
+        entries: dict[str, TensorRef] = mapping(ckpt.root) or {}
+        metadata = {"format": "pt", **ckpt.metadata}
+        for key, record in records(ckpt.root).items():
+            if key == METADATA:
+                metadata.update(mapping(record) or {})
+            else:
+                metadata[key] = json.dumps(record, ensure_ascii=False)
+        first: dict[Any, str] = {}
+        for tensor, ref in entries.items():
+            kept = first.setdefault(ref.identity, tensor)
+            if kept != tensor:
+                metadata[tensor] = kept
+        written = {tensor: entries[tensor] for tensor in first.values()}
+        # by item size, so that every tensor is aligned for its dtype
+        order = sorted(written, key=lambda tensor: -written[tensor].dtype.itemsize)
+        offsets, at = {}, 0
+        for tensor in order:
+            offsets[tensor] = [at, at + written[tensor].nbytes]
+            at += written[tensor].nbytes
+        header: dict[str, Any] = {"__metadata__": metadata}
+        for tensor, ref in written.items():
+            shape = list(ref.shape)
+            if ref.dtype.name == "float4_e2m1fn_x2" and shape:
+                shape[-1] *= 2
+            header[tensor] = {
+                "dtype": ref.dtype.tag,
+                "shape": shape,
+                "data_offsets": offsets[tensor],
+            }
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(
+            "utf-8", "surrogatepass"
+        )
+        raw += b" " * (-len(raw) % 8)
+        sink.write(len(raw).to_bytes(8, "little") + raw)
+        for tensor in order:
+            ref = written[tensor]
+            if ref.is_contiguous and ref.rebuild is None:
+                sink.copy(ref.storage, ref.start, ref.start + ref.nbytes)
+            else:
+                for piece in ref.chunks():
+                    sink.write(piece)
+
+
+def _overlaps(ckpt: Checkpoint) -> list[str]:
+    """Tensors that share memory without being the same: copies of them would drift apart."""
+    by_storage: dict[int, dict[Any, tuple[int, int, str]]] = {}
+    for name, ref in (mapping(ckpt.root) or {}).items():
+        if isinstance(ref, TensorRef) and ref.numel:
+            span = (ref.start, ref.start + ref.span, name)
+            by_storage.setdefault(id(ref.storage), {}).setdefault(ref.identity, span)
+    lost = []
+    for views in by_storage.values():
+        reached, before = 0, ""
+        for begin, end, name in sorted(views.values()):
+            if begin < reached:
+                lost.append(f"'{before}' and '{name}' share memory, in safetensors they would not")
+            if end > reached:
+                reached, before = end, name
+    return lost
+
+
+# ---------------------------------------------------------------------- the header
+
+
+def _header(source: FileSource) -> tuple[dict[str, Any], int]:
+    def broken(message: str, offset: int = 8) -> UnreadableError:
+        return UnreadableError(
+            message, path=source.name, member="header", offset=offset, hint="get the file again"
+        )
+
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(MAX_HEADER, source.size - 8):
+        raise broken(f"a header of {length:,} bytes in a file of {source.size:,}", 0)
+    raw = source.read(8, length)
+    if raw[:1] != b"{":
+        raise broken("the header does not begin with '{'")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise broken("the header is not UTF-8", 8 + e.start) from None
+    _check_depth(raw, broken)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise broken(f"the key {twice!r:.200} twice")
+        return found
+
+    def integer(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            raise broken(f"an integer of {len(digits):,} digits")
+        return int(digits)
+
+    def constant(name: str) -> None:
+        raise broken(f"{name} is no JSON")
+
+    try:
+        header = json.loads(
+            text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant
+        )
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise broken(f"the header is no JSON: {e}"[:200]) from None
+    return header, 8 + length
+
+
+def _check_depth(raw: bytes, broken: Any) -> None:
+    """Refuse deep nesting before the JSON parser meets it; brackets in strings don't matter
+    here, since a real header has next to none."""
+    depth = 0
+    if raw.count(b"[") + raw.count(b"{") < _MAX_DEPTH:
+        return
+    in_string = False
+    previous = 0
+    for match in _BRACKETS.finditer(raw):
+        char = match[0]
+        if char == b'"':
+            in_string = not in_string
+        elif not in_string and char in b"[{":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise broken(f"the header is nested deeper than {_MAX_DEPTH} levels", 8 + previous)
+        elif not in_string and char in b"]}":
+            depth -= 1
+        previous = match.start()
+
+
+def _metadata(found: Any, source: FileSource) -> dict[str, str]:
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise UnreadableError(
+            "__metadata__ holds something other than strings", path=source.name, member="header"
+        )
+    return found
+
+
+def _records(metadata: dict[str, str], source: FileSource) -> dict[str, Any]:
+    ours = {}
+    for name, text in metadata.items():
+        if name.startswith(PREFIX):
+            try:
+                ours[name] = json.loads(text)
+            except (json.JSONDecodeError, RecursionError):
+                raise UnreadableError(
+                    f"the record {name} is no JSON", path=source.name, member="header"
+                ) from None
+    return ours
+
+
+def _tensor(name: str, info: Any, source: FileSource, start: int) -> tuple[TensorRef, int, int]:
+    def broken(message: str) -> UnreadableError:
+        return UnreadableError(
+            f"the tensor {name!r:.200}: {message}", path=source.name, member="header"
+        )
+
+    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
+        raise broken("dtype, shape or data_offsets is missing")
+    dtype = BY_TAG.get(info["dtype"]) if isinstance(info["dtype"], str) else None
+    if dtype is None:
+        raise broken(f"the dtype {info['dtype']!r:.40}")
+    shape, offsets = info["shape"], info["data_offsets"]
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+        raise broken(f"the shape {shape!r:.80}")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or any(type(n) is not int or n < 0 for n in offsets)
+        or offsets[0] > offsets[1]
+    ):
+        raise broken(f"the data_offsets {offsets!r:.80}")
+    begin, end = offsets
+    if start + end > source.size:
+        raise broken(f"ends at byte {start + end:,}, the file at {source.size:,}")
+    if dtype.tag == "F4" and shape:
+        if shape[-1] % 2:
+            raise broken("an odd number of 4-bit values in a row")
+        shape = [*shape[:-1], shape[-1] // 2]
+    storage: Storage = FileStorage(source, start + begin, end - begin)
+    ref = TensorRef(dtype, tuple(shape), storage)
+    if ref.nbytes != end - begin:
+        raise broken(f"{ref.nbytes:,} bytes by its shape, {end - begin:,} by its offsets")
+    return ref, begin, end

@@ -1,0 +1,245 @@
+"""torch zip files: what ``torch.save`` writes since 1.6 (FORMATS section 1)."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from ..core.checkpoint import Checkpoint, Origin
+from ..core.tensors import Storage, StorageRef, SwappedStorage, TensorRef
+from ..core.tree import walk
+from ..errors import UnreadableError, UnsupportedError
+from ..pickles.interpreter import MAX_SIZE, unpickle
+from ..pickles.writer import pickle
+from ..storage.source import FileSource, FileStorage, InflatedStorage
+from ..storage.staging import Sink
+from ..storage.zipdir import DEFLATED, ZipDirectory
+from .torch_pickle import StorageId, storage_table
+
+_ALIGNMENT = 64
+_MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
+
+
+class TorchZip:
+    """The zip container of ``torch.save``: one pickle, and a member a storage."""
+
+    name = "torch"
+    label = "torch zip"
+    suffixes = (".pt", ".pth", ".bin", ".ckpt")
+
+    def sniff(self, head: bytes) -> bool:
+        return head[:4] == b"PK\3\4"
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, source: FileSource) -> Checkpoint:
+        directory = ZipDirectory(source)
+        root = _root(directory)
+        members = directory.members
+        warnings = list(directory.warnings)
+        big = _is_big_endian(directory, root)
+
+        def storage(found: StorageId) -> Storage:
+            name = f"{root}/data/{found.key}"
+            member = members.get(name)
+            if member is None:
+                raise UnreadableError(
+                    f"the storage '{found.key}' is missing", path=source.name, member=name
+                )
+            if member.size < found.nbytes:
+                raise UnreadableError(
+                    f"{found.nbytes:,} bytes are declared, the member has {member.size:,}",
+                    path=source.name,
+                    member=name,
+                    offset=member.offset,
+                )
+            if member.size > found.nbytes:
+                warnings.append(f"{name} is {member.size - found.nbytes:,} bytes too long")
+            # a checksum is that of the whole member
+            crc = member.crc32 if member.size == found.nbytes else None
+            made: Storage
+            if member.method == DEFLATED:
+                made = InflatedStorage(
+                    source, member.offset, member.compressed, member.size, found.location, crc
+                )
+            else:
+                made = FileStorage(source, member.offset, found.nbytes, found.location, crc)
+            if big and found.dtype is None:
+                raise UnsupportedError(f"{source.name}: big-endian storages without a dtype")
+            if big and found.dtype is not None and found.dtype.itemsize > 1:
+                part = 2 if found.dtype.kind == "complex" else 1
+                return SwappedStorage(made, found.dtype.itemsize // part)
+            return made
+
+        name = f"{root}/data.pkl"
+        data = directory.read(name, MAX_SIZE)
+        try:
+            value, end, findings = unpickle(data, persistent_load=storage_table(storage))
+        except UnreadableError as e:
+            raise e.located(source.name, name) from None
+        if end != len(data):
+            warnings.append(f"{len(data) - end:,} bytes after the pickle in {name}")
+        return Checkpoint(
+            value,
+            Origin(source.name, self.name, self.label, source.size),
+            warnings=tuple(warnings),
+            findings=tuple(findings),
+            resources=(source,),
+        )
+
+    # ------------------------------------------------------------------ writing
+
+    def losses(self, ckpt: Checkpoint) -> list[str]:
+        return []
+
+    def size(self, ckpt: Checkpoint) -> int:
+        storages: dict[int, int] = {}
+        names = 0
+        for path, node in walk(ckpt.root):
+            if isinstance(node, TensorRef | StorageRef):
+                storages[id(node.storage)] = node.storage.nbytes
+                names += 512 + len(str(path[-1:]))
+        return sum(storages.values()) + names
+
+    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
+        """Write as torch 2.13 does, record for record, so that ``calculate_storage_offsets`` and
+        ``mmap`` work on it; storages are numbered in the order in which the pickle names them.
+        """
+        order: dict[int, tuple[str, Storage]] = {}
+
+        def key(storage: Storage) -> str:
+            return order.setdefault(id(storage), (str(len(order)), storage))[0]
+
+        data = pickle(ckpt.root, key)
+        records = _Records(sink, name.rsplit(".", 1)[0] if "." in name[1:] else name)
+        records.add("data.pkl", data)
+        records.add(".format_version", b"1")
+        records.add(".storage_alignment", str(_ALIGNMENT).encode())
+        records.add("byteorder", b"little")
+        for number, storage in order.values():
+            records.add(f"data/{number}", storage)
+        records.add("version", b"3\n")
+        records.add(".data/serialization_id", records.serialization_id())
+        records.finish()
+
+
+def _root(directory: ZipDirectory) -> str:
+    """The one folder of a ``torch.save`` zip that holds its ``data.pkl``."""
+    names = directory.members
+    source = directory.source.name
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+    if any(name.endswith("archive_format") for name in names) or any(
+        name in names for name in ("serialized_exported_program.json", "models/model.json")
+    ):
+        raise UnsupportedError(f"{source}: a torch.export program: not read yet")
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UnsupportedError(
+            f"{source}: a TorchScript archive: not read yet",
+            hint="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') gives its weights",
+        )
+    if any(name.endswith(".data/extern_modules") for name in names):
+        raise UnsupportedError(f"{source}: a torch.package archive: not read yet")
+    if not pickles:
+        inner = [name for name in names if name.endswith((".pt", ".pth"))]
+        if inner:
+            raise UnsupportedError(
+                f"{source}: a zip that holds {len(inner)} checkpoints: {', '.join(inner[:6])}",
+                hint=f"unpack one: unzip '{source}' {inner[0]}",
+            )
+        raise UnreadableError(
+            "a zip without data.pkl: no checkpoint, or one whose save failed halfway",
+            path=source,
+            hint="save it again; an object that can't be pickled leaves such a file behind",
+        )
+    if len(pickles) > 1 or len(folders) > 1 or pickles[0].count("/") != 1:
+        raise UnreadableError(
+            "not one folder with one data.pkl, as torch.save writes it",
+            path=source,
+            member=pickles[-1],
+        )
+    return pickles[0].partition("/")[0]
+
+
+def _is_big_endian(directory: ZipDirectory, root: str) -> bool:
+    name = f"{root}/byteorder"
+    if name not in directory.members:
+        return False
+    order = directory.read(name, 64).strip()
+    if order not in (b"little", b"big"):
+        raise UnreadableError(f"the byte order {order!r}", path=directory.source.name, member=name)
+    return order == b"big"
+
+
+class _Records:
+    """A zip as torch's own writer (miniz, PyTorchStreamWriter) lays it out, byte for byte."""
+
+    def __init__(self, sink: Sink, prefix: str) -> None:
+        self.sink, self.prefix = sink, prefix
+        self.central = bytearray()
+        self.count = 0
+        self.names_crc = self.bytes_crc = 0
+
+    def add(self, name: str, data: bytes | Storage) -> None:
+        sink = self.sink
+        raw = f"{self.prefix}/{name}".encode()
+        header = sink.position
+        size = data.nbytes if isinstance(data, Storage) else len(data)
+        wide = size >= _MAX32
+        extra = b""
+        if wide or header >= _MAX32:
+            sizes = struct.pack("<QQ", size, 0) if wide else b""
+            place = struct.pack("<Q", header) if header >= _MAX32 else b""
+            extra = struct.pack("<HH", 1, len(sizes) + len(place)) + sizes + place
+        begin = header + 30 + len(raw) + len(extra) + 4
+        pad = -begin % _ALIGNMENT
+        extra += b"FB" + struct.pack("<H", pad) + b"Z" * pad
+        flags = 0x0808 if size else 0x0800
+        sink.write(
+            struct.pack("<4s5H3I2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra))
+            + raw
+            + extra
+        )
+        if isinstance(data, Storage):
+            crc = sink.copy_with_crc(data)
+        else:
+            sink.write(data)
+            crc = zlib.crc32(data)
+        if size:
+            sink.write(struct.pack("<4sIQQ" if wide else "<4sIII", b"PK\7\x08", crc, size, size))
+        fields = [size, size, header]
+        full = b"".join(struct.pack("<Q", value) for value in fields if value >= _MAX32)
+        extra = struct.pack("<HH", 1, len(full)) + full if full else b""
+        narrow = [min(value, _MAX32) for value in fields]
+        self.central += struct.pack(
+            "<4s6H3I5H2I",
+            *(b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, narrow[0], narrow[1]),
+            *(len(raw), len(extra), 0, 0, 0, 0, narrow[2]),
+        )
+        self.central += raw + extra
+        self.count += 1
+        self.names_crc = zlib.crc32(name.encode(), self.names_crc)
+        self.bytes_crc = zlib.crc32(struct.pack("<I", crc), self.bytes_crc)
+
+    def serialization_id(self) -> bytes:
+        """40 digits that depend on the records' names and contents, as torch's do."""
+        return f"{self.names_crc:020d}{self.bytes_crc:020d}".encode()
+
+    def finish(self) -> None:
+        sink = self.sink
+        start = sink.position
+        length = len(self.central)
+        end = start + length
+        counts = min(self.count, _MAX16)
+        sink.write(bytes(self.central))
+        sink.write(
+            struct.pack(
+                "<4sQ2H2I4Q",
+                *(b"PK\6\6", 44, 0x031E, 45, 0, 0, self.count, self.count, length, start),
+            )
+            + struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
+            + struct.pack(
+                "<4s4H2IH",
+                *(b"PK\5\6", 0, 0, counts, counts, min(length, _MAX32), min(start, _MAX32), 0),
+            )
+        )

@@ -1,0 +1,83 @@
+"""What a pickle may call without running anything (SAFETY: "Symbolic unpickler").
+
+This judges what would happen if *somebody else* unpickled the file; modelctl itself calls
+nothing that a file names.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..core.checkpoint import Finding
+from ..core.tree import Global
+
+_REBUILDS = (
+    "_rebuild_tensor",
+    "_rebuild_tensor_v2",
+    "_rebuild_tensor_v3",
+    "_rebuild_parameter",
+    "_rebuild_parameter_with_state",
+    "_rebuild_qtensor",
+    "_rebuild_sparse_tensor",
+    "_rebuild_sparse_csr_tensor",
+    "_rebuild_meta_tensor_no_storage",
+    "_rebuild_nested_tensor",
+    "_rebuild_wrapper_subclass",
+    "_rebuild_device_tensor_from_cpu_tensor",
+    "_rebuild_device_tensor_from_numpy",
+    "_rebuild_xla_tensor",
+)
+
+_CALLABLE: dict[str, tuple[str, ...]] = {
+    "torch._utils": _REBUILDS,
+    "torch._tensor": ("_rebuild_from_type_v2",),
+    "torch.tensor": ("_rebuild_from_type_v2",),
+    "torch": ("Size", "device"),
+    "torch.serialization": ("_get_layout",),
+    "torch.nn.parameter": ("Parameter", "Buffer"),
+    "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
+    "builtins": (
+        *("set", "frozenset", "complex", "slice", "range", "bytearray", "bytes", "dict", "list"),
+        *("tuple", "int", "float", "bool", "str", "object"),
+    ),
+    "_codecs": ("encode",),
+    "copyreg": ("_reconstructor",),
+    "argparse": ("Namespace",),
+    "types": ("SimpleNamespace",),
+    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "uuid": ("UUID",),
+    "numpy": ("dtype", "ndarray"),
+    "numpy.core.multiarray": ("scalar", "_reconstruct"),
+    "numpy._core.multiarray": ("scalar", "_reconstruct"),
+    "numpy.core.numeric": ("_frombuffer",),
+    "numpy._core.numeric": ("_frombuffer",),
+    "numpy.random._pickle": (*("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"),),
+}
+MAY_CALL = frozenset(Global(module, name) for module, names in _CALLABLE.items() for name in names)
+
+# Modules whose classes are built and given a state by every saved nn.Module and optimizer.
+_BUILT_BY_TORCH = ("torch.nn.", "torch.optim.", "torch.ao.nn.", "torch.nn", "torch.optim")
+
+
+def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
+    """What calling ``func`` (REDUCE, INST, OBJ) or constructing it (NEWOBJ) would mean."""
+    if not isinstance(func, Global):
+        return Finding("dangerous", "computed-call", "calls a computed value", "?", opcode, offset)
+    if func in MAY_CALL:
+        return None
+    name = str(func)
+    if "." in func.name:
+        return Finding("dangerous", "dotted-call", f"calls {name}", name, opcode, offset)
+    builds = opcode in ("NEWOBJ", "NEWOBJ_EX")
+    top = func.module.partition(".")[0]
+    if builds and func.module.startswith(_BUILT_BY_TORCH):
+        return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
+    known = top in sys.stdlib_module_names or top in ("torch", "numpy")
+    if builds and not known:
+        return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
+    return Finding("dangerous", "call", f"calls {name}", name, opcode, offset)

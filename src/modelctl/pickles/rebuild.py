@@ -1,0 +1,155 @@
+"""torch's tensor rebuild functions, as references instead of tensors (FORMATS section 1).
+
+Each takes the arguments that the pickle would call the function with and gives a
+:class:`~modelctl.core.tensors.TensorRef`, or None where the tensor has no plain strided storage
+(sparse, quantized, nested, wrapped): that one stays the inert recipe that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..core.dtypes import BY_NAME, DType
+from ..core.tensors import Rebuild, StorageRef, TensorRef
+from ..core.tree import Global, Obj
+from ..errors import UnreadableError
+
+_MAX_DIMS = 64
+
+
+def _plain(node: Any) -> Any:
+    """An int, or the ints of a tuple (torch.Size too)."""
+    if isinstance(node, Obj) and node.func == Global("torch", "Size") and len(node.args) == 1:
+        node = node.args[0]
+    return node
+
+
+def view(
+    ref: StorageRef,
+    dtype: DType,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any,
+    rebuild: Rebuild | None = None,
+) -> TensorRef:
+    """A checked view of a storage (SAFETY: "Tensors").
+
+    Raises:
+        UnreadableError: negative, or outside the storage.
+    """
+    size, stride = _plain(size), _plain(stride)
+    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
+        raise UnreadableError("a tensor whose size and stride don't go together")
+    if len(size) > _MAX_DIMS:
+        raise UnreadableError(f"a tensor of {len(size)} dimensions")
+    if type(offset) is not int or offset < 0:
+        raise UnreadableError(f"a tensor at offset {offset!r}")
+    last = 0
+    numel = 1
+    for n, step in zip(size, stride, strict=True):
+        if type(n) is not int or type(step) is not int or n < 0 or step < 0:
+            raise UnreadableError(f"a tensor of size {list(size)!r:.200}")
+        numel *= n
+        last += (n - 1) * step
+    # None is "the file doesn't say": a state_dict stores False for every tensor
+    tensor = TensorRef(
+        dtype,
+        size,
+        ref.storage,
+        offset,
+        stride,
+        base=ref.offset,
+        requires_grad=True if requires_grad is True else None,
+        rebuild=rebuild,
+    )
+    if numel and ref.offset + (offset + last + 1) * dtype.itemsize > ref.storage.nbytes:
+        raise UnreadableError(
+            f"a tensor of size {list(size)} that reaches outside its storage of "
+            f"{ref.storage.nbytes:,} bytes"
+        )
+    return tensor
+
+
+def _typed(storage: Any) -> tuple[StorageRef, DType]:
+    if not isinstance(storage, StorageRef) or storage.dtype is None:
+        raise TypeError
+    return storage, storage.dtype
+
+
+def _tensor(args: tuple[Any, ...]) -> TensorRef:
+    storage, offset, size, stride = args
+    return view(*_typed(storage), offset, size, stride, False)
+
+
+def _extras(hooks: Any, bits: Any) -> Rebuild | None:
+    found = {name: True for name, on in bits.items() if on} if isinstance(bits, dict) else None
+    kept = hooks if isinstance(hooks, Obj) and hooks.entries else None
+    return Rebuild(found or None, kept) if found or kept is not None else None
+
+
+def _tensor_v2(args: tuple[Any, ...]) -> TensorRef:
+    storage, offset, size, stride, requires_grad, hooks, *rest = args
+    extras = None
+    if rest or (isinstance(hooks, Obj) and hooks.entries):
+        extras = _extras(hooks, rest[0] if rest else None)
+    return view(*_typed(storage), offset, size, stride, requires_grad, extras)
+
+
+def _tensor_v3(args: tuple[Any, ...]) -> TensorRef:
+    storage, offset, size, stride, requires_grad, hooks, dtype, *rest = args
+    if not isinstance(storage, StorageRef):
+        raise TypeError
+    extras = _extras(hooks, rest[0] if rest else None)
+    return view(storage, _dtype(dtype), offset, size, stride, requires_grad, extras)
+
+
+def _dtype(node: Any) -> DType:
+    if isinstance(node, Global) and node.module == "torch" and node.name in BY_NAME:
+        return BY_NAME[node.name]
+    raise TypeError
+
+
+def _parameter(args: tuple[Any, ...]) -> TensorRef | None:
+    data, requires_grad, hooks, *rest = args
+    if not isinstance(data, TensorRef) or type(requires_grad) is not bool:
+        return None
+    extras = data.rebuild
+    if rest or (isinstance(hooks, Obj) and hooks.entries):
+        bits = extras.bits if extras else None
+        kept = hooks if isinstance(hooks, Obj) and hooks.entries else None
+        extras = Rebuild(bits, kept, rest[0] if rest else None)
+    return data.replace(requires_grad=requires_grad, role="parameter", rebuild=extras)
+
+
+def _from_type(args: tuple[Any, ...]) -> TensorRef | None:
+    func, cls, inner, state = args
+    make = REBUILDS.get(func) if isinstance(func, Global) else None
+    if make in (None, _from_type, _encode) or type(inner) is not tuple:
+        return None
+    made = make(inner)
+    if not isinstance(made, TensorRef) or not isinstance(cls, Global):
+        return None
+    bits = made.rebuild.bits if made.rebuild else None
+    hooks = made.rebuild.hooks if made.rebuild else None
+    role = "buffer" if cls == Global("torch.nn.parameter", "Buffer") else made.role
+    return made.replace(role=role, rebuild=Rebuild(bits, hooks, state, cls))
+
+
+def _encode(args: tuple[Any, ...]) -> bytes | None:
+    """How protocol 2 spells bytes."""
+    text, codec = args
+    return text.encode("latin-1") if codec in ("latin1", "latin-1") else None
+
+
+REBUILDS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
+    Global("_codecs", "encode"): _encode,
+    Global("torch._utils", "_rebuild_tensor"): _tensor,
+    Global("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
+    Global("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    Global("torch._utils", "_rebuild_parameter"): _parameter,
+    Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Global("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    Global("torch.tensor", "_rebuild_from_type_v2"): _from_type,
+}

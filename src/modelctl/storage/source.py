@@ -1,0 +1,179 @@
+"""Open files that are read at offsets, and the storages that are ranges of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ..core.tensors import CHUNK, Extent, Storage
+from ..errors import ModelctlError, UnreadableError
+
+
+class FileSource:
+    """A regular file, opened for reading at offsets. Counts what is read from it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        self.bytes_read = 0
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            # O_NONBLOCK: opening a FIFO must not hang
+            self._fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError:
+            raise ModelctlError(f"{path}: no such file or directory") from None
+        except OSError as e:
+            raise ModelctlError(f"{path}: {e.strerror or e}") from None
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._fd)
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ModelctlError(f"{path}: {what}, so it is no checkpoint")
+        self.size = status.st_size
+        self.mode = stat.S_IMODE(status.st_mode)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``.
+
+        Raises:
+            UnreadableError: the file ends before, or the disk failed.
+        """
+        if size <= 0:
+            return b""
+        if offset + size > self.size:
+            raise UnreadableError(
+                f"cut off: {size:,} bytes are expected here, the file ends at {self.size:,}",
+                path=self.name,
+                offset=offset,
+            )
+        parts = []
+        while size:
+            try:
+                part = self._pread(size, offset)
+            except OSError as e:
+                raise UnreadableError(
+                    f"can't be read: {e.strerror}", path=self.name, offset=offset
+                ) from e
+            if not part:
+                raise UnreadableError(
+                    "the file became shorter while it was read", path=self.name, offset=offset
+                )
+            self.bytes_read += len(part)
+            offset += len(part)
+            size -= len(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._fd, size, offset)
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        return os.read(self._fd, size)
+
+    def map(self, offset: int, size: int) -> memoryview:
+        """The bytes at ``offset``, mapped: for views that gather from all over a storage."""
+        import mmap
+
+        if offset + size > self.size:
+            self.read(offset, size)  # raises
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self._fd, offset - start + size, offset=start, access=mmap.ACCESS_READ)
+        self.bytes_read += size
+        return memoryview(mapped)[offset - start :]
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+
+
+class FileStorage(Storage):
+    """A storage that is a range of a file."""
+
+    __slots__ = ("offset", "source")
+
+    def __init__(
+        self,
+        source: FileSource,
+        offset: int,
+        nbytes: int,
+        location: str = "cpu",
+        crc32: int | None = None,
+    ) -> None:
+        super().__init__(nbytes, location, crc32)
+        self.source, self.offset = source, offset
+
+    def read(self, start: int, size: int) -> bytes:
+        return self.source.read(self.offset + start, size)
+
+    def extent(self) -> Extent:
+        return Extent(self.source, self.offset, self.nbytes)
+
+
+class InflatedStorage(Storage):
+    """A storage that lies deflated in a zip: inflated from its start each time it is read."""
+
+    __slots__ = ("compressed", "offset", "source")
+
+    def __init__(
+        self,
+        source: FileSource,
+        offset: int,
+        compressed: int,
+        nbytes: int,
+        location: str = "cpu",
+        crc32: int | None = None,
+    ) -> None:
+        super().__init__(nbytes, location, crc32)
+        self.source, self.offset, self.compressed = source, offset, compressed
+
+    def read(self, start: int, size: int) -> bytes:
+        return b"".join(self.chunks(start, start + size))
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        stop = self.nbytes if stop is None else stop
+        at = 0
+        for piece in inflate(self.source, self.offset, self.compressed, self.nbytes):
+            if at + len(piece) > start and at < stop:
+                yield piece[max(start - at, 0) : stop - at]
+            at += len(piece)
+
+
+def inflate(source: FileSource, offset: int, compressed: int, size: int) -> Iterator[bytes]:
+    """The ``size`` bytes that a deflated range of a file declares, in pieces of bounded size.
+
+    Raises:
+        UnreadableError: what inflates is not exactly that long, or is no deflate stream.
+    """
+    engine = zlib.decompressobj(-15)
+    left = size
+    for at in range(0, compressed, CHUNK):
+        data = source.read(offset + at, min(CHUNK, compressed - at))
+        while data:
+            try:
+                # one byte more than declared shows that it lied
+                piece = engine.decompress(data, min(CHUNK, left + 1))
+            except zlib.error as e:
+                raise UnreadableError(f"not a deflate stream: {e}", offset=offset + at) from None
+            left -= len(piece)
+            if left < 0:
+                raise UnreadableError(
+                    f"inflates to more than the {size:,} bytes that it declares", offset=offset
+                )
+            if piece:
+                yield piece
+            if data == engine.unconsumed_tail and not piece:
+                break
+            data = engine.unconsumed_tail
+    if left or not engine.eof:
+        raise UnreadableError(
+            f"inflates to fewer than the {size:,} bytes that it declares", offset=offset
+        )

@@ -1,0 +1,260 @@
+"""The directory of a zip file, read strictly: what two readers could understand differently is
+refused (SAFETY: "Zip reader"). Layout: PKWARE APPNOTE 6.3.10, sections 4.3-4.5."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+from ..errors import UnreadableError, UnsupportedError
+from .source import FileSource, inflate
+
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_LOCAL = struct.Struct("<4s5H3I2H")
+_MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
+_ENCRYPTED = 0x0001 | 0x0040 | 0x2000
+_STREAMED = 0x0008
+_MOST_DIRECTORY = 1 << 30
+STORED, DEFLATED = 0, 8
+
+
+class Member(NamedTuple):
+    """An entry: where its bytes lie (``offset``) and how long they are there and inflated."""
+
+    name: str
+    method: int
+    crc32: int
+    compressed: int
+    size: int
+    header: int
+    offset: int
+
+
+class ZipDirectory:
+    """The entries of a zip file by name, in the order of its central directory.
+
+    ``warnings`` says what is odd but can't be misread: bytes after the end record, entries that
+    the directory doesn't list, links.
+
+    Raises:
+        UnreadableError: broken, or readable in more than one way.
+    """
+
+    def __init__(self, source: FileSource) -> None:
+        self.source = source
+        self.warnings: list[str] = []
+        start, size, count = self._find()
+        self.members = self._entries(start, size, count)
+        self._check_spans(start)
+
+    def _error(
+        self, message: str, offset: int | None = None, member: str | None = None
+    ) -> Exception:
+        return UnreadableError(
+            message,
+            path=self.source.name,
+            member=member,
+            offset=offset,
+            hint="the file is damaged or was made to mislead: get it again from its source",
+        )
+
+    def _find(self) -> tuple[int, int, int]:
+        size = self.source.size
+        tail_at = max(0, size - _END.size - _MAX16)
+        tail = self.source.read(tail_at, size - tail_at)
+        at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+        if at < 0:
+            raise UnreadableError(
+                "the zip's end record is missing: the file is cut off",
+                path=self.source.name,
+                offset=size,
+                hint="download or save it again",
+            )
+        end_at = tail_at + at
+        _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(tail, at)
+        trailing = size - end_at - _END.size - comment
+        if trailing < 0:
+            raise self._error("the zip's end record is cut off", end_at)
+        if trailing:
+            self.warnings.append(f"{trailing:,} bytes after the end of the zip")
+        if disk or first_disk or here != count:
+            raise self._error("a zip that spans several disks", end_at)
+        directory_end = end_at
+        if end_at >= _LOCATOR.size:
+            locator = self.source.read(end_at - _LOCATOR.size, _LOCATOR.size)
+            signature, _, end64_at, _ = _LOCATOR.unpack(locator)
+            if signature == b"PK\6\7":
+                if end64_at + _END64.size > end_at - _LOCATOR.size:
+                    raise self._error("the zip64 locator points nowhere", end_at - _LOCATOR.size)
+                fields = _END64.unpack(self.source.read(end64_at, _END64.size))
+                if fields[0] != b"PK\6\6":
+                    raise self._error("the zip64 locator points nowhere", end_at - _LOCATOR.size)
+                narrow = (count, length, start)
+                count, length, start = fields[7], fields[8], fields[9]
+                for wide, seen, most in zip(
+                    (count, length, start), narrow, (_MAX16, _MAX32, _MAX32), strict=True
+                ):
+                    if seen not in (most, wide):
+                        raise self._error("the two end records disagree", end_at)
+                directory_end = end64_at
+        if start + length > directory_end or length > _MOST_DIRECTORY:
+            raise self._error("the directory lies outside the file", end_at)
+        if start + length != directory_end:
+            raise self._error("a gap between the directory and the end record", start + length)
+        if count * _CENTRAL.size > length:
+            raise self._error(f"the directory can't hold {count:,} entries", start)
+        return start, length, count
+
+    def _entries(self, start: int, length: int, count: int) -> dict[str, Member]:
+        data = self.source.read(start, length)
+        members: dict[str, Member] = {}
+        folded: set[str] = set()
+        at = 0
+        for _ in range(count):
+            if at + _CENTRAL.size > length:
+                raise self._error("the directory is cut off", start + at)
+            fields = _CENTRAL.unpack_from(data, at)
+            signature, made_by, _, flags, method, _, _, crc = fields[:8]
+            packed, size, n_name, n_extra, n_comment = fields[8:13]
+            attributes, header = fields[15], fields[16]
+            if signature != b"PK\1\2":
+                raise self._error("not a directory entry", start + at)
+            raw = data[at + 46 : at + 46 + n_name]
+            extra = data[at + 46 + n_name : at + 46 + n_name + n_extra]
+            if len(raw) != n_name or len(extra) != n_extra:
+                raise self._error("the directory is cut off", start + at)
+            name = self._name(raw, start + at)
+            if name.casefold() in folded:
+                raise self._error("two entries of one name", start + at, name)
+            folded.add(name.casefold())
+            size, packed, header = self._wide(extra, size, packed, header, name)
+            if flags & _ENCRYPTED:
+                raise self._error("encrypted", start + at, name)
+            if method not in (STORED, DEFLATED):
+                raise UnsupportedError(
+                    f"{self.source.name}, {name}: zip compression method {method}"
+                )
+            if method == STORED and packed != size:
+                raise self._error("stored, but of two sizes", start + at, name)
+            if header + _LOCAL.size + n_name + packed > start:
+                raise self._error("lies outside the file", header, name)
+            if made_by >> 8 == 3 and (attributes >> 16) & 0o170000 == 0o120000:
+                self.warnings.append(f"{name} is a symbolic link: its text is not followed")
+            offset = self._payload(raw, name, header, flags, method, crc, packed, size)
+            if offset + packed > start:
+                raise self._error("lies outside the file", header, name)
+            members[name] = Member(name, method, crc, packed, size, header, offset)
+            at += 46 + n_name + n_extra + n_comment
+        if at != length:
+            raise self._error("bytes after the last directory entry", start + at)
+        return members
+
+    def _name(self, raw: bytes, at: int) -> str:
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            name = raw.decode("cp437")
+        parts = name.rstrip("/").split("/")
+        if (
+            not name
+            or name.startswith("/")
+            or "\\" in name
+            or "\0" in name
+            or name[1:2] == ":"
+            or any(part in ("", ".", "..") for part in parts)
+        ):
+            raise self._error(f"an entry's name leaves the archive: {name!r}", at)
+        return name
+
+    def _wide(
+        self, extra: bytes, size: int, packed: int, header: int, name: str
+    ) -> tuple[int, int, int]:
+        """The 64-bit values of those fields that are all ones (APPNOTE 4.5.3)."""
+        wanted = [size == _MAX32, packed == _MAX32, header == _MAX32]
+        if not any(wanted):
+            return size, packed, header
+        at = 0
+        while at + 4 <= len(extra):
+            kind, length = struct.unpack_from("<HH", extra, at)
+            if kind == 1:
+                values = list(
+                    struct.unpack_from(f"<{min(length, len(extra) - at - 4) // 8}Q", extra, at + 4)
+                )
+                fields = [size, packed, header]
+                for i, is_wide in enumerate(wanted):
+                    if is_wide:
+                        if not values:
+                            break
+                        fields[i] = values.pop(0)
+                else:
+                    return fields[0], fields[1], fields[2]
+                break
+            at += 4 + length
+        raise self._error("its zip64 sizes are missing", member=name)
+
+    def _payload(
+        self,
+        raw: bytes,
+        name: str,
+        header: int,
+        flags: int,
+        method: int,
+        crc: int,
+        packed: int,
+        size: int,
+    ) -> int:
+        local = self.source.read(header, _LOCAL.size + len(raw))
+        signature, _, l_flags, l_method, _, _, l_crc, l_packed, l_size, n_name, n_extra = (
+            _LOCAL.unpack_from(local)
+        )
+        if signature != b"PK\3\4":
+            raise self._error("its local header is not where the directory says", header, name)
+        if local[_LOCAL.size :] != raw or n_name != len(raw):
+            raise self._error("has another name in its local header", header, name)
+        if l_method != method or (l_flags ^ flags) & ~_STREAMED:
+            raise self._error("its local header and the directory disagree", header, name)
+        # A streamed entry has zeros here, its sizes follow it; torch's zip64 ones have ones.
+        for here, there in ((l_crc, crc), (l_packed, packed), (l_size, size)):
+            known = here != _MAX32 and (here or not l_flags & _STREAMED)
+            if known and here != there:
+                raise self._error("its local header and the directory disagree", header, name)
+        return header + _LOCAL.size + n_name + n_extra
+
+    def _check_spans(self, directory: int) -> None:
+        spans = sorted((m.header, m.offset + m.compressed, m.name) for m in self.members.values())
+        reached = 0
+        for begin, end, name in [*spans, (directory, directory, "")]:
+            if begin < reached:
+                raise self._error("overlaps the entry before it", begin, name)
+            # a data descriptor takes up to 24 bytes
+            if begin - reached > 24:
+                self.warnings.append(
+                    f"{begin - reached:,} bytes at {reached:,} belong to no entry of the zip"
+                )
+            reached = end
+
+    def read(self, name: str, most: int) -> bytes:
+        """An entry's bytes, inflated, with its CRC checked.
+
+        Raises:
+            UnreadableError: longer than ``most``, broken, or its CRC is wrong.
+        """
+        member = self.members[name]
+        if member.size > most:
+            raise self._error(
+                f"{member.size:,} bytes, more than the limit of {most:,}", member.header, name
+            )
+        if member.method == STORED:
+            data = self.source.read(member.offset, member.size)
+        else:
+            try:
+                data = b"".join(inflate(self.source, member.offset, member.compressed, member.size))
+            except UnreadableError as e:
+                raise e.located(self.source.name, name) from None
+        if zlib.crc32(data) != member.crc32:
+            raise self._error("its bytes don't have the CRC that the zip records", None, name)
+        return data
