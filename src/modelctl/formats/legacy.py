@@ -24,7 +24,7 @@ class TorchLegacy:
 
     name = "torch-legacy"
     label = "torch legacy"
-    suffixes = ()
+    suffixes: tuple[str, ...] = ()
 
     def sniff(self, head: bytes) -> bool:
         return head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]

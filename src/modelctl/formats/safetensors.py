@@ -27,7 +27,7 @@ class Safetensors:
 
     name = "safetensors"
     label = "safetensors"
-    suffixes = (".safetensors",)
+    suffixes: tuple[str, ...] = (".safetensors",)
 
     def sniff(self, head: bytes) -> bool:
         # a header of up to 100 MB, so its length has zeros in the upper bytes

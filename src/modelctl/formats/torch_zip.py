@@ -25,7 +25,7 @@ class TorchZip:
 
     name = "torch"
     label = "torch zip"
-    suffixes = (".pt", ".pth", ".bin", ".ckpt")
+    suffixes: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt")
 
     def sniff(self, head: bytes) -> bool:
         return head[:4] == b"PK\3\4"

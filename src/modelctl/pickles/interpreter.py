@@ -119,7 +119,7 @@ class _Machine:
         seen: set[int] = set()
         level = [root]
         for _ in range(MAX_DEPTH):
-            inner = []
+            inner: list[Any] = []
             for node in level:
                 key = id(node)
                 if key in found and key not in seen:

@@ -222,7 +222,7 @@ class ZipDirectory:
             known = here != _MAX32 and (here or not l_flags & _STREAMED)
             if known and here != there:
                 raise self._error("its local header and the directory disagree", header, name)
-        return header + _LOCAL.size + n_name + n_extra
+        return header + _LOCAL.size + int(n_name) + int(n_extra)
 
     def _check_spans(self, directory: int) -> None:
         spans = sorted((m.header, m.offset + m.compressed, m.name) for m in self.members.values())
