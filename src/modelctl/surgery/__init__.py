@@ -1,0 +1,1 @@
+"""Edits: pure functions from checkpoint to checkpoint, one file a kind of edit."""

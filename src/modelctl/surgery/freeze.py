@@ -1,0 +1,106 @@
+"""Write into a checkpoint which parameters train: the freeze record (published, version 1)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ..core.checkpoint import Checkpoint
+from ..core.names import Patterns, as_list, select
+from ..core.records import FREEZE, read_record, write_records
+from ..core.roles import parameters
+from ..core.tree import mapping, rebuild
+from ..errors import NoMatchError
+from .optimizer import drop_parameters
+from .remap import check_choice
+
+VERSION = 1
+
+# What `freeze` prints for those who load the file with plain torch, which ignores the record.
+BY_HAND = """\
+record = torch.load(PATH, weights_only=True)._metadata[""]["modelctl.freeze"]
+for name, parameter in model.named_parameters():
+    parameter.requires_grad = name not in record["frozen"]"""
+
+
+def freeze(
+    ckpt: Checkpoint,
+    pattern: Patterns,
+    exclude: Patterns = (),
+    regex: bool = False,
+    bn_eval: bool = False,
+    optimizer: Literal["keep", "drop"] = "keep",
+) -> Checkpoint:
+    """Record that the parameters that ``pattern`` matches don't train.
+
+    The record travels in the state_dict, where torch ignores it; ``summary``, ``ls --long`` and
+    ``modelctl.nn`` read it. It adds to what was frozen before. ``bn_eval`` says that frozen
+    BatchNorm layers stay in eval mode, so that their statistics don't move either.
+    ``optimizer="drop"`` takes the frozen parameters' state out of the optimizer.
+
+    Raises:
+        NoMatchError: a pattern matches no parameter.
+        RefusedError, AmbiguousError: which optimizer state is the frozen parameters' can't be
+            proved.
+    """
+    check_choice("optimizer", optimizer, ("keep", "drop"))
+    model = ckpt.sections.model()
+    known = parameters(model.tensors())
+    chosen = select(list(known), pattern, exclude=exclude, regex=regex, what="parameter")
+    before = frozen_names(ckpt)
+    frozen = [name for name in known if name in before or name in chosen]
+    old = mapping(read_record(ckpt, FREEZE)) or {}
+    record = {
+        "version": VERSION,
+        "frozen": frozen,
+        "bn_eval": bool(old.get("bn_eval")) or bn_eval,
+        "patterns": [*old.get("patterns", []), *_as_given(pattern, exclude)],
+    }
+    if optimizer == "drop":
+        changes = {
+            id(node): drop_parameters(node, model.tensors(), set(chosen))
+            for _, node in ckpt.sections.optimizers
+        }
+        ckpt = ckpt.replace(root=rebuild(ckpt.root, changes))
+    out = write_records(ckpt, {FREEZE: record}).noting(
+        f"frozen: {len(frozen)} of {len(known)} parameters"
+    )
+    if len(frozen) == len(known):
+        return out.noting("warning: every parameter is frozen: the loss will not move")
+    return out
+
+
+def unfreeze(
+    ckpt: Checkpoint, pattern: Patterns, exclude: Patterns = (), regex: bool = False
+) -> Checkpoint:
+    """Take the parameters that ``pattern`` matches out of the freeze record.
+
+    Raises:
+        NoMatchError: a pattern matches no parameter, or none of the matched ones is frozen.
+    """
+    known = parameters(ckpt.sections.model().tensors())
+    chosen = set(select(list(known), pattern, exclude=exclude, regex=regex, what="parameter"))
+    old = mapping(read_record(ckpt, FREEZE)) or {}
+    before = frozen_names(ckpt)
+    if not chosen & before:
+        raise NoMatchError(
+            f"none of the {len(chosen)} parameters is frozen",
+            hint=f"{len(before)} are: see 'modelctl ls --long'",
+        )
+    frozen = [name for name in known if name in before and name not in chosen]
+    given = ["!" + one for one in as_list(pattern)]
+    record: dict[str, Any] = {**old, "frozen": frozen}
+    record["patterns"] = [*old.get("patterns", []), *given, *as_list(exclude)]
+    return write_records(ckpt, {FREEZE: record if frozen else None}).noting(
+        f"frozen: {len(frozen)} of {len(known)} parameters"
+    )
+
+
+def frozen_names(ckpt: Checkpoint) -> set[str]:
+    """The names in the checkpoint's freeze record; empty where it has none."""
+    record = mapping(read_record(ckpt, FREEZE)) or {}
+    names = record.get("frozen", [])
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def _as_given(pattern: Patterns, exclude: Patterns) -> list[str]:
+    return [*as_list(pattern), *("!" + one for one in as_list(exclude))]

@@ -1,0 +1,183 @@
+"""Put separately saved parts together into one checkpoint that resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.checkpoint import Checkpoint
+from ..core.sections import Sections, StateDict, find_sections, is_optimizer, is_scheduler
+from ..core.tree import Path, mapping, rebuild, set_at, with_entries
+from ..errors import AmbiguousError, NoMatchError, UsageError
+from .optimizer import assign_names, set_lr
+
+
+def merge(
+    model: Checkpoint | None = None,
+    optimizer: Checkpoint | None = None,
+    scheduler: Checkpoint | None = None,
+    ema: Checkpoint | None = None,
+    epoch: int | None = None,
+    step: int | None = None,
+    lr: float | None = None,
+    set: Mapping[str, Any] | None = None,
+    like: Checkpoint | None = None,
+) -> Checkpoint:
+    """One resumable checkpoint of separately saved parts.
+
+    ``model`` is a state_dict, or a training checkpoint that is updated. Keys are ``model``,
+    ``optimizer``, ``scheduler``, ``ema``, ``epoch`` (finished epochs: training goes on with
+    ``range(epoch, epochs)``), ``step`` and ``lr``, or those that ``model`` or the reference
+    checkpoint ``like`` uses for them. ``lr`` goes to every place that holds it: each
+    param_group's ``lr`` and ``initial_lr``, the scheduler's ``base_lrs`` and ``_last_lr``, and
+    ``lr``. ``set`` adds values under other keys.
+
+    Raises:
+        UsageError: nothing to merge, or numbers that can't be.
+        NoMatchError: a part is not in its file.
+        RefusedError: the optimizer does not belong to the model.
+    """
+    if model is None:
+        raise UsageError(
+            "there is no model to merge into", hint="--model takes a state_dict or a checkpoint"
+        )
+    for name, number in (("epoch", epoch), ("step", step)):
+        if number is not None and number < 0:
+            raise UsageError(f"--{name} is {number}: it counts from 0")
+    if lr is not None and not 0 <= lr < float("inf"):
+        raise UsageError(f"--lr is {lr}: it is a finite number from 0")
+    parts = [part for part in (model, optimizer, scheduler, ema) if part is not None]
+    layout = _Layout.of(model, like)
+    root = _base(model, layout)
+    if optimizer is not None:
+        root = layout.put(root, "optimizer", _part(optimizer, "optimizer"))
+    if scheduler is not None:
+        root = layout.put(root, "scheduler", _part(scheduler, "scheduler"))
+    if ema is not None:
+        root = layout.put(root, "ema", ema.sections.model().node)
+    for name, value in (("epoch", epoch), ("step", step)):
+        if value is not None:
+            root = layout.put(root, name, value)
+    for key, value in (set or {}).items():
+        root = set_at(root, tuple(key.split(".")), value)
+    if lr is not None:
+        root = _with_lr(root, layout, lr)
+    notes = [note for part in parts for note in part.notes]
+    out = model.replace(
+        root=root,
+        key=layout.paths["model"],
+        notes=tuple(notes),
+        findings=tuple(finding for part in parts for finding in part.findings),
+        warnings=tuple(warning for part in parts for warning in part.warnings),
+        resources=tuple({id(r): r for part in parts for r in part.resources}.values()),
+    )
+    return _checked(out)
+
+
+class _Layout:
+    """Under which path each part goes."""
+
+    def __init__(self, paths: dict[str, Path]) -> None:
+        self.paths = paths
+
+    @classmethod
+    def of(cls, model: Checkpoint, like: Checkpoint | None) -> _Layout:
+        """Our own keys, over those of the checkpoint that is updated, over ``like``'s."""
+        paths: dict[str, Path] = {
+            name: (name,)
+            for name in ("model", "optimizer", "scheduler", "ema", "epoch", "step", "lr")
+        }
+        for ckpt in (model, like):
+            if ckpt is not None and mapping(ckpt.root) is not None:
+                found = _paths(ckpt.sections)
+                if found.get("model") != ():
+                    paths.update(found)
+        return cls(paths)
+
+    def put(self, root: Any, part: str, value: Any) -> Any:
+        path = self.paths[part]
+        if len(path) == 2 and isinstance(path[1], int):  # Lightning: a list of one
+            inner = (mapping(root) or {}).get(path[0])
+            if not isinstance(inner, list) or len(inner) <= path[1]:
+                return set_at(root, path[:1], [value])
+        return set_at(root, path, value)
+
+
+def _paths(sections: Sections) -> dict[str, Path]:
+    found: dict[str, Path] = {"model": sections.model().path}
+    if sections.optimizers:
+        found["optimizer"] = sections.optimizers[0][0]
+    if sections.schedulers:
+        found["scheduler"] = sections.schedulers[0][0]
+    if sections.ema:
+        found["ema"] = sections.ema[0].path
+    for name, number in (
+        ("epoch", sections.epoch),
+        ("step", sections.step),
+        ("lr", sections.lr),
+    ):
+        if number is not None:
+            found[name] = number[0]
+    return found
+
+
+def _base(model: Checkpoint, layout: _Layout) -> Any:
+    """The tree to put parts into: the checkpoint itself, or a new one around a state_dict."""
+    found: StateDict = model.sections.model()
+    if found.path == layout.paths["model"]:
+        return model.root
+    root: Any = {}
+    for depth in range(1, len(layout.paths["model"])):
+        root = set_at(root, layout.paths["model"][:depth], {})
+    return set_at(root, layout.paths["model"], found.node)
+
+
+def _part(ckpt: Checkpoint, what: str) -> Any:
+    sections = ckpt.sections
+    found = sections.optimizers if what == "optimizer" else sections.schedulers
+    if not found:
+        test = is_optimizer if what == "optimizer" else is_scheduler
+        if test(ckpt.root):
+            return ckpt.root
+        where = ckpt.origin.path if ckpt.origin else "the file"
+        keys = "'state' and 'param_groups'" if what == "optimizer" else "'last_epoch'"
+        raise NoMatchError(f"{where}: no {what} is found in it (a mapping with {keys})")
+    if len(found) > 1:
+        raise AmbiguousError(f"{len(found)} {what}s are in one file: save the one that is meant")
+    return found[0][1]
+
+
+def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
+    sections = find_sections(root, layout.paths["model"])
+    changes = {id(node): set_lr(node, lr) for _, node in sections.optimizers}
+    for _, node in sections.schedulers:
+        entries = dict(mapping(node) or {})
+        for key in ("base_lrs", "_last_lr"):
+            if isinstance(entries.get(key), list):
+                entries[key] = [lr] * len(entries[key])
+        changes[id(node)] = with_entries(node, entries)
+    return layout.put(rebuild(root, changes), "lr", lr)
+
+
+def _checked(ckpt: Checkpoint) -> Checkpoint:
+    """Refuse an optimizer that would fail, or load into the wrong parameters, on resuming."""
+    tensors = ckpt.sections.model().tensors()
+    for path, node in ckpt.sections.optimizers:
+        try:
+            assign_names(node, tensors)
+        except AmbiguousError as e:
+            ckpt = ckpt.noting(
+                f"warning: {'.'.join(map(str, path))}: {e.message}: check that it was trained "
+                "with this model"
+            )
+    for path, node in ckpt.sections.schedulers:
+        lrs = (mapping(node) or {}).get("base_lrs")
+        groups = sum(
+            len((mapping(opt) or {})["param_groups"]) for _, opt in ckpt.sections.optimizers
+        )
+        if isinstance(lrs, list) and groups and len(lrs) != groups:
+            ckpt = ckpt.noting(
+                f"warning: {'.'.join(map(str, path))} has {len(lrs)} base_lrs, the optimizer "
+                f"{groups} param_groups"
+            )
+    return ckpt

@@ -1,0 +1,239 @@
+"""Keep an optimizer in step with its model: which id is which parameter, and what to drop.
+
+A torch optimizer's state_dict names parameters by number, in the order of its param_groups; it
+may record ``param_names``. Where it doesn't, the names are found from the shapes of its state,
+and only used where exactly one assignment fits (shared/OPTIMIZER.md, "Algorithm": candidates are
+the model's parameters in order, each group takes an ordered subsequence of them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..core.names import unwrapped
+from ..core.roles import parameters
+from ..core.sections import param_groups
+from ..core.tensors import TensorRef
+from ..core.tree import mapping, with_entries
+from ..errors import AmbiguousError, RefusedError
+
+Shape = tuple[int, ...]
+
+# State of one parameter that is not shaped like it.
+_SCALARS = ("step", "mu_product", "eta", "mu")
+_LBFGS = ("func_evals", "n_iter", "old_dirs", "prev_flat_grad")
+_DROP = "--optimizer drop leaves the optimizer out"
+# The assignments that are followed at once; beyond it the answer is "ambiguous" anyway.
+_MOST_STATES = 200_000
+
+
+class Groups(NamedTuple):
+    """An optimizer's ids, group by group, and the shape that each one's state shows (or None)."""
+
+    ids: list[list[Any]]
+    shapes: list[list[Shape | None]]
+    names: list[list[str]] | None
+
+
+def read_groups(optimizer: Any) -> Groups:
+    """The groups of an optimizer's state_dict.
+
+    Raises:
+        RefusedError: its state is not kept a parameter (LBFGS, flattened state).
+    """
+    state = mapping((mapping(optimizer) or {}).get("state")) or {}
+    groups = param_groups(optimizer)
+    ids = [list(group.get("params", [])) for group in groups]
+    shapes = [[_state_shape(mapping(state.get(id_)) or {}) for id_ in group] for group in ids]
+    names: list[Any] = [group.get("param_names") for group in groups]
+    usable = all(
+        isinstance(of_group, list)
+        and len(of_group) == len(group)
+        and all(isinstance(name, str) for name in of_group)
+        for of_group, group in zip(names, ids, strict=True)
+    )
+    return Groups(ids, shapes, names if usable and groups else None)
+
+
+def _state_shape(state: Mapping[Any, Any]) -> Shape | None:
+    """The parameter's shape, as far as its state shows it."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, TensorRef)}
+    if any(key in state for key in _LBFGS):
+        raise RefusedError("LBFGS keeps one flat state for all parameters", hint=_DROP)
+    if "row_var" in tensors and "col_var" in tensors:  # Adafactor: (…, o, 1) and (…, 1, i)
+        return (*tensors["row_var"].shape[:-1], tensors["col_var"].shape[-1])
+    shapes = {ref.shape for key, ref in tensors.items() if key not in _SCALARS}
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[str]]:
+    """The model's name of each id, group by group.
+
+    Raises:
+        RefusedError: the optimizer does not belong to this model.
+        AmbiguousError: its state fits the model in more than one way.
+    """
+    groups = read_groups(optimizer)
+    if groups.names is not None:
+        return _by_names(groups.names, model)
+    candidates = _candidates(model)
+    total = sum(map(len, groups.ids))
+    if total > len(candidates):
+        raise RefusedError(
+            f"the optimizer has {total} parameters, the model {len(candidates)}: "
+            "they don't belong together",
+            hint=_DROP,
+        )
+    found, count = _embeddings(groups.shapes, list(candidates.values()))
+    if count == 0:
+        raise RefusedError(
+            f"the optimizer's {total} parameters don't fit the model's in shape and order",
+            hint=_DROP,
+        )
+    if count > 1:
+        many = f"{count:,}" if count < 1000 else f"{count:.1e}"
+        raise AmbiguousError(
+            f"the optimizer's {total} parameters fit the model's {len(candidates)} in "
+            f"{many} ways, and it does not record their names",
+            hint=f"{_DROP}; build it from model.named_parameters() so that it records names",
+        )
+    names = list(candidates)
+    return [[names[i] for i in group] for group in found]
+
+
+def _by_names(recorded: Sequence[Sequence[str]], model: Mapping[str, TensorRef]) -> list[list[str]]:
+    known: dict[str, str] = {}
+    for name in model:
+        known.setdefault(_bare(name), name)
+    out = []
+    seen: set[str] = set()
+    for group in recorded:
+        names = []
+        for name in group:
+            found = known.get(_bare(name))
+            if found is None or found in seen:
+                what = "is not in the model" if found is None else "is recorded twice"
+                raise RefusedError(f"the optimizer's parameter '{name}' {what}", hint=_DROP)
+            seen.add(found)
+            names.append(found)
+        out.append(names)
+    return out
+
+
+def _bare(name: str) -> str:
+    return unwrapped(name).replace("._orig_mod.", ".")
+
+
+def _candidates(model: Mapping[str, TensorRef]) -> dict[str, Shape]:
+    """The parameters that an optimizer can have: no buffers, tied ones once."""
+    found: dict[Any, tuple[str, Shape]] = {}
+    for name, ref in parameters(dict(model)).items():
+        found.setdefault(ref.identity, (name, ref.shape))
+    return dict(found.values())
+
+
+def _embeddings(
+    groups: Sequence[Sequence[Shape | None]], candidates: Sequence[Shape]
+) -> tuple[list[list[int]], int]:
+    """One way to take each group's shapes from the candidates in order, and how many there are.
+
+    Dynamic programming over the candidates: a state is how far each group has got; a candidate
+    is taken by a group whose next shape it has (or that shows none), or skipped. As many
+    candidates may be skipped as there are more than ids.
+    """
+    total = sum(map(len, groups))
+    spare = len(candidates) - total
+    states: dict[tuple[int, ...], int] = {tuple(0 for _ in groups): 1}
+    history: list[dict[tuple[int, ...], tuple[tuple[int, ...], int | None]]] = []
+    for i, shape in enumerate(candidates):
+        reached: dict[tuple[int, ...], int] = {}
+        came: dict[tuple[int, ...], tuple[tuple[int, ...], int | None]] = {}
+        for state, count in states.items():
+            if i - sum(state) < spare:
+                reached[state] = reached.get(state, 0) + count
+                came.setdefault(state, (state, None))
+            for g, at in enumerate(state):
+                if at < len(groups[g]) and groups[g][at] in (None, shape):
+                    after = (*state[:g], at + 1, *state[g + 1 :])
+                    reached[after] = reached.get(after, 0) + count
+                    came.setdefault(after, (state, g))
+        if len(reached) > _MOST_STATES:
+            return [], len(reached)
+        history.append(came)
+        states = reached
+    state = tuple(map(len, groups))
+    count = states.get(state, 0)
+    if count == 0:
+        return [], 0
+    found: list[list[int]] = [[] for _ in groups]
+    for i in range(len(candidates) - 1, -1, -1):
+        state, taken_by = history[i][state]
+        if taken_by is not None:
+            found[taken_by].append(i)
+    return [group[::-1] for group in found], count
+
+
+def drop_parameters(
+    optimizer: Any, model: Mapping[str, TensorRef], removed: Collection[str]
+) -> Any:
+    """The optimizer without the parameters called ``removed``: ids are issued anew without
+    gaps, in the same order; a group that gets empty stays, since schedulers count groups.
+
+    Raises:
+        RefusedError, AmbiguousError: which ids are meant can't be proved.
+    """
+    top = mapping(optimizer) or {}
+    state = mapping(top.get("state")) or {}
+    groups = param_groups(optimizer)
+    if not any(name in removed for name in parameters(dict(model))):
+        return optimizer
+    names = assign_names(optimizer, model)
+    gone = set(removed)
+    new_groups, new_state = [], dict[Any, Any]()
+    next_id = 0
+    for group, of_group in zip(groups, names, strict=True):
+        kept = [
+            (id_, i)
+            for i, (id_, name) in enumerate(zip(group["params"], of_group, strict=True))
+            if name not in gone
+        ]
+        changed = {**group, "params": list(range(next_id, next_id + len(kept)))}
+        if isinstance(group.get("param_names"), list):
+            changed["param_names"] = [group["param_names"][i] for _, i in kept]
+        new_groups.append(changed)
+        for id_, _ in kept:
+            if id_ in state:
+                new_state[next_id] = state[id_]
+            next_id += 1
+    return with_entries(
+        optimizer,
+        {**top, "state": with_entries(top["state"], new_state), "param_groups": new_groups},
+    )
+
+
+def rename_parameters(
+    optimizer: Any, plan: Callable[[Sequence[str]], Mapping[str, str | None]]
+) -> Any:
+    """The optimizer with its ``param_names`` renamed; ids and state don't change."""
+    groups = param_groups(optimizer)
+    named = [name for group in groups for name in group.get("param_names") or []]
+    if not named or not all(isinstance(name, str) for name in named):
+        return optimizer
+    renaming = plan(named)
+    changed = [
+        {**group, "param_names": [renaming.get(name) or name for name in group["param_names"]]}
+        if group.get("param_names")
+        else group
+        for group in groups
+    ]
+    return with_entries(optimizer, {**(mapping(optimizer) or {}), "param_groups": changed})
+
+
+def set_lr(optimizer: Any, lr: float) -> Any:
+    """The optimizer with this learning rate in each group, and in ``initial_lr`` where it is."""
+    groups = [
+        {**group, "lr": lr, **({"initial_lr": lr} if "initial_lr" in group else {})}
+        for group in param_groups(optimizer)
+    ]
+    return with_entries(optimizer, {**(mapping(optimizer) or {}), "param_groups": groups})

@@ -1,0 +1,90 @@
+"""Strip and add prefixes of tensor names, in every section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.checkpoint import Checkpoint
+from ..core.names import WRAPPERS, common_prefix, no_match
+from ..errors import RefusedError
+from .remap import Renaming, remap
+
+# A buffer of torch.optim.swa_utils.AveragedModel itself, beside the ``module.`` that it wraps.
+_OF_WRAPPER = "n_averaged"
+
+
+def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
+    """Remove what DataParallel, DistributedDataParallel and torch.compile put before names.
+
+    By default ``module.`` and ``_orig_mod.``, each where all names have it, until none is left
+    (``_orig_mod.`` also inside names: a compiled submodule). With ``prefix`` exactly that one,
+    once, from the names that have it. ``_metadata``, EMA copies, the optimizer's
+    ``param_names`` and records follow. Without any wrapper prefix nothing changes.
+
+    Raises:
+        NoMatchError: no name has ``prefix``.
+        RefusedError: only some names have a wrapper prefix.
+        CollisionError: two tensors would get one name.
+    """
+    if prefix is not None:
+        wanted = prefix if prefix.endswith(".") else prefix + "."
+
+        def plan(names: Sequence[str]) -> Renaming:
+            return {
+                name: name[len(wanted) :]
+                for name in names
+                if name.startswith(wanted) and len(name) > len(wanted)
+            }
+
+        model = ckpt.sections.model()
+        if not plan(list(model.entries)):
+            raise no_match(wanted + "*", list(model.entries))
+        return remap(ckpt, plan)
+    names = list(ckpt.sections.model().entries)
+    if not _unwrap(names):
+        partly = sum(name.startswith("module.") for name in names)
+        if partly:
+            raise RefusedError(
+                f"{partly} of {len(names)} names start with 'module.': is it a wrapper's prefix?",
+                hint="--prefix module. strips it from those that have it",
+            )
+        return ckpt.noting("no name has a wrapper prefix: nothing to strip")
+    return remap(ckpt, _unwrap)
+
+
+def _unwrap(names: Sequence[str]) -> Renaming:
+    current = dict(zip(names, names, strict=True))
+    while True:
+        live = [name for name in current.values() if name != _OF_WRAPPER]
+        first = next(iter(live), "").partition(".")[0]
+        if first not in WRAPPERS or not all(
+            name.startswith(first + ".") and len(name) > len(first) + 1 for name in live
+        ):
+            break
+        current = {
+            old: name if name == _OF_WRAPPER else name[len(first) + 1 :]
+            for old, name in current.items()
+        }
+    stripped = any(old != new for old, new in current.items())
+    out: dict[str, str | None] = {}
+    for old, name in current.items():
+        parts = name.split(".")
+        # torch.compile's segment is no name that people give: it goes wherever it stands
+        new = ".".join(part for part in parts[:-1] if part != "_orig_mod")
+        new = f"{new}.{parts[-1]}" if new else parts[-1]
+        if old == _OF_WRAPPER and stripped and current[old] == _OF_WRAPPER:
+            out[old] = None
+        elif new != old:
+            out[old] = new
+    return out
+
+
+def wrapper_prefix(names: Sequence[str]) -> str:
+    """The wrapper prefix that all names share (``module.``), or ''."""
+    shared = common_prefix([name for name in names if name != _OF_WRAPPER])
+    parts = []
+    for part in shared.rstrip(".").split("."):
+        if part not in WRAPPERS:
+            break
+        parts.append(part)
+    return ".".join(parts) + "." if parts else ""
