@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from .errors import ModelctlError as ModelctlError
     from .files import open as open
     from .files import save as save
+    from .inspection.diff import diff as diff
+    from .inspection.listing import list_tensors as list_tensors
+    from .inspection.summary import summarize as summarize
+    from .surgery.convert import convert as convert
+    from .surgery.freeze import freeze as freeze
+    from .surgery.freeze import unfreeze as unfreeze
+    from .surgery.head import find_head as find_head
+    from .surgery.head import strip_head as strip_head
+    from .surgery.merge import merge as merge
+    from .surgery.prefix import strip_prefix as strip_prefix
+    from .surgery.recipe import apply as apply
 
 __version__ = "0.1.0"
 
@@ -22,6 +33,17 @@ _WHERE = {
     "ModelctlError": "errors",
     "open": "files",
     "save": "files",
+    "strip_prefix": "surgery.prefix",
+    "strip_head": "surgery.head",
+    "find_head": "surgery.head",
+    "freeze": "surgery.freeze",
+    "unfreeze": "surgery.freeze",
+    "convert": "surgery.convert",
+    "merge": "surgery.merge",
+    "apply": "surgery.recipe",
+    "summarize": "inspection.summary",
+    "list_tensors": "inspection.listing",
+    "diff": "inspection.diff",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,13 +56,13 @@ def save(
     *,
     to: str | None = None,
     overwrite: bool = False,
-    history: str | None = None,
+    history: Sequence[str] = (),
 ) -> Saved:
     """Write a checkpoint, whole or not at all; the old file is intact until the new one stands.
 
     The format is ``to``, or what the suffix of ``path`` says. Tensors that were not changed are
-    copied from the files they lie in, which may include ``path`` itself. ``history`` adds a
-    line to what the file says was done to it.
+    copied from the files they lie in, which may include ``path`` itself. ``history`` adds
+    lines to what the file says was done to it.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
@@ -72,7 +73,7 @@ def save(
     """
     target = os.fspath(path)
     fmt = for_writing(to, target)
-    if history is not None:
+    if history:
         ckpt = add_history(ckpt, history)
     if fmt.name != "safetensors" and ckpt.sections.models:
         extra = {key: text for key, text in ckpt.metadata.items() if key != "format"}

@@ -8,6 +8,7 @@ entries in their own place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .checkpoint import Checkpoint
@@ -66,9 +67,9 @@ def write_records(ckpt: Checkpoint, changes: dict[str, Any]) -> Checkpoint:
     return ckpt.replace(root=root)
 
 
-def add_history(ckpt: Checkpoint, line: str) -> Checkpoint:
-    """The checkpoint with one more line of history, where it has a state_dict to carry it."""
+def add_history(ckpt: Checkpoint, lines: Sequence[str]) -> Checkpoint:
+    """The checkpoint with more lines of history, where it has a state_dict to carry them."""
     if not ckpt.sections.models or not ckpt.sections.certain:
         return ckpt
     past = read_record(ckpt, HISTORY)
-    return write_records(ckpt, {HISTORY: [*(past if isinstance(past, list) else []), line]})
+    return write_records(ckpt, {HISTORY: [*(past if isinstance(past, list) else []), *lines]})

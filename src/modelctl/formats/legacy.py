@@ -41,9 +41,10 @@ class TorchLegacy:
 
         load = storage_table(storage)
         findings: list[Finding] = []
+        head = _Head(source)
 
         def next_pickle(at: int, what: str, persistent: Any = None) -> tuple[Any, int]:
-            value, end, found = _unpickle_at(source, at, what, persistent)
+            value, end, found = head.unpickle(at, what, persistent)
             findings.extend(found)
             return value, end
 
@@ -126,25 +127,36 @@ def _class_or_storage(load: Callable[[Any], StorageRef]) -> Callable[[Any], Any]
     return persistent
 
 
-def _unpickle_at(source: FileSource, at: int, what: str, persistent: Any) -> Unpickled:
-    """A pickle of unknown length: read more of the file until it ends."""
-    size = _FIRST_READ
-    left = source.size - at
-    while True:
-        data = source.read(at, min(size, left))
-        try:
-            value, end, findings = unpickle(data, persistent_load=persistent)
-            return Unpickled(value, at + end, findings)
-        except CutOffError as e:
-            if size >= min(left, MAX_SIZE):
-                raise _located(e, source, at, what) from None
-        except UnreadableError as e:
-            raise _located(e, source, at, what) from None
-        size *= 8
+class _Head:
+    """The start of a file that holds pickles of unknown length: read on until they end."""
 
+    def __init__(self, source: FileSource) -> None:
+        self.source = source
+        self.data = b""
 
-def _located(e: UnreadableError, source: FileSource, at: int, what: str) -> UnreadableError:
-    offset = at + e.offset if e.offset is not None else at
-    return UnreadableError(
-        e.reason, path=source.name, member=what, offset=offset, hint="download or save it again"
-    )
+    def unpickle(self, at: int, what: str, persistent: Any) -> Unpickled:
+        source = self.source
+        limit = min(source.size, at + MAX_SIZE)
+        if len(self.data) <= at:
+            self.grow(min(limit, at + _FIRST_READ))
+        while True:
+            try:
+                return unpickle(self.data, at, persistent)
+            except CutOffError as e:
+                if len(self.data) >= limit:
+                    raise self.located(e, what) from None
+            except UnreadableError as e:
+                raise self.located(e, what) from None
+            self.grow(min(limit, 4 * len(self.data)))
+
+    def grow(self, size: int) -> None:
+        self.data += self.source.read(len(self.data), size - len(self.data))
+
+    def located(self, e: UnreadableError, what: str) -> UnreadableError:
+        return UnreadableError(
+            e.reason,
+            path=e.path or self.source.name,
+            member=e.member or what,
+            offset=e.offset,
+            hint="download or save it again",
+        )

@@ -1,0 +1,5 @@
+"""python -m modelctl"""
+
+from .cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""The command line: thin commands that open, call, save and show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from ..errors import ModelctlError
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a finding, 2 an error (CLI: "Exit codes")."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; the exit code. Errors are printed to stderr, in one or two lines."""
+    import typer
+
+    from .app import app
+
+    try:
+        # without standalone mode, typer gives the code of typer.Exit back
+        code = app(argv, prog_name="modelctl", standalone_mode=False)
+        sys.stdout.flush()
+    except ModelctlError as e:
+        return _failed(e.message, e.hint, e)
+    except typer.TyperException as e:
+        return _failed(*_usage(e), e)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        hint = "this is a bug in modelctl; MODELCTL_DEBUG=1 shows where"
+        return _failed(f"{type(e).__name__}: {e}", hint, e)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(e: Exception) -> tuple[str, str]:
+    context = getattr(e, "ctx", None)
+    command = getattr(context, "command_path", "modelctl")
+    text = e.format_message() if hasattr(e, "format_message") else str(e)
+    return text.rstrip("."), f"see '{command} --help'"
+
+
+def _failed(message: str, hint: str | None, cause: BaseException) -> int:
+    from ..core.names import printable
+
+    if os.environ.get("MODELCTL_DEBUG") == "1":
+        raise cause
+    print(f"error: {printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {printable(hint)}", file=sys.stderr)
+    return 2

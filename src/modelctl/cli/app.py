@@ -1,0 +1,40 @@
+"""The commands, gathered into one program."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import edit, look
+
+app = typer.Typer(
+    name="modelctl",
+    help="Look into PyTorch checkpoints, edit and write them, without running them.",
+    epilog="Every command: modelctl COMMAND --help. Exit codes: 0 done, 1 a finding, 2 an error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"modelctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for panel, commands in (("Look", look.COMMANDS), ("Edit", edit.COMMANDS)):
+    for command in commands:
+        app.command(command.__name__.replace("_", "-"), rich_help_panel=panel)(command)

@@ -1,0 +1,262 @@
+"""The commands that edit: each opens, calls one function of the library, saves and reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import UsageError
+from . import options as o
+from .editing import Job
+
+
+def strip_prefix(
+    src: o.Srcs,
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="Exactly this one, once, instead of the wrappers'."),
+    ] = None,
+    output: o.Destination = None,
+    in_place: o.InPlace = False,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Strip what DataParallel and torch.compile put before names.
+
+    By default module. and _orig_mod., at segment borders, until none is left; in the model, its
+    EMA copies and the optimizer.
+
+    Example: modelctl strip-prefix ddp.pt -o clean.pt
+    """
+    Job("strip-prefix", **_shared(locals())).run(src, {"prefix": prefix})
+
+
+def strip_head(
+    src: o.Srcs,
+    head: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="The head, where it isn't the found one.")
+    ] = None,
+    rename_head: Annotated[
+        str | None,
+        typer.Option(metavar="NEW", help="Keep the head, under this module name, instead."),
+    ] = None,
+    optimizer: o.Optimizer = "keep",
+    output: o.Destination = None,
+    in_place: o.InPlace = False,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Find the head (the layer that makes classes of features) and remove it, for transfer.
+
+    Says what it takes for the head and why; refuses where that isn't sure. The optimizer loses
+    the head's state, and the file records what was removed.
+
+    Example: modelctl strip-head resnet50.pt -o backbone.safetensors
+    """
+    values = {"head": head, "rename_head": rename_head, "optimizer": optimizer}
+    Job("strip-head", **_shared(locals())).run(src, values)
+
+
+def freeze(
+    src: o.Srcs,
+    pattern: o.Pattern,
+    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    regex: o.Regex = False,
+    bn_eval: Annotated[
+        bool, typer.Option("--bn-eval", help="Frozen BatchNorm stays in eval: its statistics too.")
+    ] = False,
+    optimizer: Annotated[
+        Literal["keep", "drop"],
+        typer.Option("--optimizer", help="drop: take the frozen parameters' state out."),
+    ] = "keep",
+    output: o.Destination = None,
+    in_place: o.InPlace = False,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Write into the file which parameters don't train.
+
+    The freeze record travels in the state_dict; modelctl.nn applies it, plain torch ignores it.
+
+    Example: modelctl freeze backbone.pt --pattern '*' --exclude layer4 --in-place
+    """
+    values = {
+        "pattern": pattern,
+        "exclude": exclude,
+        "regex": regex,
+        "bn_eval": bn_eval,
+        "optimizer": optimizer,
+    }
+    Job("freeze", **_shared(locals())).run(src, values)
+
+
+def unfreeze(
+    src: o.Srcs,
+    pattern: o.Pattern,
+    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    regex: o.Regex = False,
+    output: o.Destination = None,
+    in_place: o.InPlace = False,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Take parameters out of the file's freeze record.
+
+    Example: modelctl unfreeze backbone.pt --pattern layer3 --in-place
+    """
+    values = {"pattern": pattern, "exclude": exclude, "regex": regex}
+    Job("unfreeze", **_shared(locals())).run(src, values)
+
+
+def convert(
+    src: o.Srcs,
+    weights_only: Annotated[
+        bool,
+        typer.Option("--weights-only", help="Only the model's tensors; leave the rest behind."),
+    ] = False,
+    output: o.Destination = None,
+    in_place: o.InPlace = False,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Write a checkpoint in another format.
+
+    What the format can't hold is refused: an optimizer is only lost with --weights-only.
+
+    Example: modelctl convert old.th -o model.safetensors --weights-only
+    """
+    Job("convert", **_shared(locals())).run(src, {"weights_only": weights_only})
+
+
+def apply(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.toml", help="The edits, in order.")],
+    src: o.Srcs,
+    output: o.Destination = None,
+    in_place: o.InPlace = False,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Several edits in one pass and one write, from a recipe.
+
+    A recipe is TOML: a table [[edit]] for each, do = "strip-prefix", then its options by their
+    names here (bn-eval = true).
+
+    Example: modelctl apply transfer.toml ddp.pt -o backbone.pt
+    """
+    from .editing import read_recipe
+
+    Job("apply", **_shared(locals())).run(src, {"edits": read_recipe(recipe)})
+
+
+def merge(
+    model: Annotated[
+        str | None, typer.Option(metavar="F", help="A state_dict, or a checkpoint to update.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(metavar="F", help="The file that holds the optimizer.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="F", help="The file that holds the scheduler.")
+    ] = None,
+    ema: Annotated[
+        str | None, typer.Option(metavar="F", help="The file that holds the EMA copy.")
+    ] = None,
+    epoch: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished epochs.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished steps.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Goes to every place that holds it.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other value. Repeatable."),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="REF", help="Use this checkpoint's keys.")
+    ] = None,
+    output: o.Destination = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Put separately saved parts together into one checkpoint that resumes.
+
+    Keys: model, optimizer, scheduler, ema, epoch, step, lr, or those of the checkpoint that is
+    updated, or of --like. Refuses an optimizer that does not belong to the model.
+
+    Example: modelctl merge --model m.pt --optimizer o.pt --epoch 12 --lr 1e-3 -o resume.pt
+    """
+    from .editing import merge_files
+
+    values = dict(_pair(text) for text in set or [])
+    parts = {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "ema": ema,
+        "like": like,
+    }
+    numbers = {"epoch": epoch, "step": step, "lr": lr}
+    merge_files(Job("merge", **_shared(locals())), parts, numbers, values)
+
+
+def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The output and display options among a command's arguments."""
+    names = (
+        *("output", "in_place", "to", "overwrite", "dry_run", "history", "key"),
+        *("format", "color", "quiet"),
+    )
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set takes KEY=VALUE, not '{text}'")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+COMMANDS = (strip_prefix, strip_head, freeze, unfreeze, convert, merge, apply)

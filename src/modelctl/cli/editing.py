@@ -1,0 +1,228 @@
+"""What every editing command does around its edit: sources, outputs, dry runs, the report."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..core.checkpoint import Checkpoint
+from ..errors import ModelctlError, UsageError
+from ..inspection.plan import Plan, plan
+from ..surgery.freeze import BY_HAND
+from ..surgery.recipe import OPERATIONS, history_line, parse_recipe
+from .output import Output, count, size
+
+_SUFFIX = {"torch": ".pt", "safetensors": ".safetensors"}
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an editing command: where its outputs go, and how it reports."""
+
+    command: str
+    output: str | None = None
+    in_place: bool = False
+    to: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    history: bool = True
+    key: str | None = None
+    format: str = "table"
+    color: str = "auto"
+    quiet: bool = False
+
+    def run(self, sources: list[str], options: dict[str, Any]) -> None:
+        """Edit each source. With ``edits`` among the options, they are a recipe."""
+        edits = options.get("edits") or [(self.command, options)]
+        lines = [history_line(name, values) for name, values in edits]
+        self.check(sources)
+        for source in sources:
+            with files.open(source, key=self.key) as before:
+                after = before
+                for name, values in edits:
+                    after = OPERATIONS[name](after, **values)
+                self.finish(before, after, self.target(source, len(sources), before), lines)
+
+    def check(self, sources: list[str]) -> None:
+        """Raises UsageError unless exactly one place for the output is named."""
+        if self.output is not None and self.in_place:
+            raise UsageError("-o and --in-place: one of them")
+        if self.output is None and not self.in_place and not self.dry_run:
+            raise UsageError(
+                "where does the result go?", hint="-o FILE, --in-place, or --dry-run to look first"
+            )
+        if len(sources) > 1 and self.output is not None and not os.path.isdir(self.output):
+            raise UsageError(
+                f"{len(sources)} sources need a folder to go to, {self.output} is none",
+                hint=f"mkdir -p {self.output}",
+            )
+
+    def target(self, source: str, of: int, ckpt: Checkpoint) -> tuple[str, str | None]:
+        """The output for a source, and its format where the suffix does not say it."""
+        if self.in_place or self.output is None:
+            format = ckpt.origin.format if ckpt.origin else "torch"
+            return source, self.to or (format if format in _SUFFIX else "torch")
+        if of == 1:
+            if os.path.isdir(self.output):
+                raise UsageError(
+                    f"{self.output} is a folder: sharded output is not written yet",
+                    hint=f"-o {os.path.join(self.output, os.path.basename(source))}",
+                )
+            return self.output, self.to
+        name = Path(source).name
+        if self.to is not None:
+            name = Path(name).stem + _SUFFIX.get(self.to, "")
+        elif not name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors")):
+            name += ".pt"
+        return os.path.join(self.output, name), self.to
+
+    def finish(
+        self,
+        before: Checkpoint,
+        after: Checkpoint,
+        target: tuple[str, str | None],
+        lines: list[str],
+    ) -> None:
+        """Save (or only check that it could be), and report."""
+        path, to = target
+        out = Output(self.format, self.color, self.quiet)
+        found = plan(before, after)
+        written: int | None = None
+        if self.dry_run:
+            if self.output is not None or self.in_place:
+                files.check_losses(after, path, to)
+        else:
+            history = lines if self.history else []
+            saved = files.save(
+                after, path, to=to, overwrite=self.overwrite or self.in_place, history=history
+            )
+            written = saved.bytes_written
+        shown = None if self.dry_run and self.output is None and not self.in_place else path
+        _report(out, self.command, before, shown, found, written)
+        if self.command == "freeze" and out.is_table:
+            out.note(f"plain torch ignores the record; by hand:\n{_indented(BY_HAND)}")
+
+
+def read_recipe(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """The edits of a recipe file, checked.
+
+    Raises:
+        UsageError: not TOML, or not a recipe.
+    """
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        document = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as e:
+        raise ModelctlError(f"{path}: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path}: not TOML: {e}") from None
+    edits = document.pop("edit", None)
+    if document or not isinstance(edits, list) or not edits:
+        extra = f", not {', '.join(map(repr, document))}" if document else ""
+        raise UsageError(
+            f"{path}: a recipe is a list of [[edit]] tables{extra}",
+            hint='[[edit]]\\ndo = "strip-prefix"'.replace("\\n", "  "),
+        )
+    try:
+        return parse_recipe(edits)
+    except UsageError as e:
+        raise UsageError(f"{path}: {e.message}", hint=e.hint) from None
+
+
+def merge_files(
+    job: Job, parts: dict[str, str | None], numbers: dict[str, Any], values: dict[str, Any]
+) -> None:
+    """Open the parts, merge them, save."""
+    from ..surgery.merge import merge
+
+    if parts["model"] is None:
+        raise UsageError(
+            "there is no model to merge into", hint="--model takes a state_dict or a checkpoint"
+        )
+    job.check([parts["model"]])
+    with ExitStack() as stack:
+        opened: dict[str, Any] = {
+            name: stack.enter_context(files.open(path))
+            for name, path in parts.items()
+            if path is not None
+        }
+        merged = merge(**opened, **numbers, set=values)
+        given = {name: os.path.basename(path) for name, path in parts.items() if path}
+        given |= {name: number for name, number in numbers.items() if number is not None}
+        line = history_line("merge", {**given, "set": [f"{k}={v}" for k, v in values.items()]})
+        target = (job.output or parts["model"], job.to)
+        job.finish(opened["model"], merged, target, [line])
+
+
+def _report(
+    out: Output,
+    command: str,
+    before: Checkpoint,
+    path: str | None,
+    found: Plan,
+    written: int | None,
+) -> None:
+    source = before.origin.path if before.origin else None
+    if out.is_json:
+        out.json(
+            command,
+            {
+                "source": source,
+                "output": path,
+                "dry_run": written is None,
+                "kept": found.kept,
+                "renamed": [list(pair) for pair in found.renamed],
+                "removed": found.removed,
+                "dropped": found.dropped,
+                "added": found.added,
+                "notes": found.notes,
+                "bytes_written": written,
+            },
+        )
+        return
+    for note in found.notes:
+        if note.startswith("warning:"):
+            out.note(note)
+    dangerous = [finding for finding in before.findings if finding.level == "dangerous"]
+    if dangerous:
+        names = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
+        out.note(f"warning: unpickling {source} would run code: {names}. modelctl did not.")
+    out.line(f"{source} -> {path or '(nothing written)'}", "bold")
+    for note in found.notes:
+        if not note.startswith("warning:"):
+            out.line(f"  {note}")
+    if found.renamed:
+        out.line(f"  renamed {count(len(found.renamed), 'tensor')}: {_examples(found.renamed)}")
+    if found.removed:
+        out.line(f"  removed {count(len(found.removed), 'tensor')}: {_first(found.removed)}")
+    if found.dropped:
+        out.line(f"  left out: {_first(found.dropped)}")
+    if found.added:
+        out.line(f"  added: {_first(found.added)}")
+    end = "dry run, nothing written" if written is None else f"{size(written)} written"
+    out.line(f"  kept {count(found.kept, 'tensor')} as they were; {end}")
+
+
+def _examples(pairs: list[tuple[str, str]]) -> str:
+    more = ", …" if len(pairs) > _EXAMPLES else ""
+    return ", ".join(f"{old} -> {new}" for old, new in pairs[:_EXAMPLES]) + more
+
+
+def _first(names: list[str]) -> str:
+    most = 2 * _EXAMPLES
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())

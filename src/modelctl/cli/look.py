@@ -1,0 +1,145 @@
+"""The commands that look: summary, ls, show, diff."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import UsageError
+from . import options as o
+from .output import Output
+
+
+def summary(
+    src: o.Src,
+    depth: Annotated[
+        str, typer.Option(metavar="N|all", help="Levels of modules that get a row.")
+    ] = "1",
+    fold: Annotated[
+        bool | None,
+        typer.Option(
+            "--fold/--no-fold", help="Repeated blocks in one row; by default when there are many."
+        ),
+    ] = None,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """What is in a checkpoint, at a glance.
+
+    One row a module, exact totals, ties, the training state, and warnings with the next step.
+    No tensor is read, nothing in the file is run.
+
+    Example: modelctl summary model.pt --depth 2
+    """
+    if depth != "all" and not (depth.isdecimal() and 0 < int(depth) < 100):
+        raise UsageError(f"--depth takes a number from 1, or 'all', not '{depth}'")
+    from .. import files
+    from ..inspection.summary import summarize
+    from .render import print_summary
+
+    start = time.perf_counter()
+    levels = None if depth == "all" or format == "json" else int(depth)
+    with files.open(src, key=key) as ckpt:
+        found = summarize(ckpt, levels, False if format == "json" else fold)
+        seconds = time.perf_counter() - start
+        print_summary(Output(format, color, quiet), ckpt, found, seconds)
+
+
+def ls(
+    src: o.Src,
+    pattern: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATTERN…]", help="Only what these globs match.")
+    ] = None,
+    long: Annotated[
+        bool, typer.Option("--long", "-l", help="Bytes, role and grad (yes, no, ?) too.")
+    ] = False,
+    params: Annotated[bool, typer.Option("--params", help="Parameters only.")] = False,
+    buffers: Annotated[bool, typer.Option("--buffers", help="Buffers only.")] = False,
+    section: Annotated[
+        Literal["model", "optimizer", "ema", "all"], typer.Option(help="Whose tensors.")
+    ] = "model",
+    regex: o.Regex = False,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """A line a tensor: name, dtype, shape; plain names when piped.
+
+    Example: modelctl ls model.pt 'layer4.*' --long
+    """
+    if params and buffers:
+        raise UsageError("--params and --buffers take each other away: leave both out")
+    from .. import files
+    from ..inspection.listing import list_tensors
+    from .render import print_tensors
+
+    role = "parameter" if params else "buffer" if buffers else None
+    with files.open(src, key=key) as ckpt:
+        rows = list_tensors(ckpt, pattern or (), regex=regex, section=section, role=role)
+        print_tensors(Output(format, color, quiet), ckpt, rows, long)
+
+
+def show(
+    src: o.Src,
+    path: Annotated[
+        str | None, typer.Argument(metavar="[PATH]", help="Just this value, bare: epoch.")
+    ] = None,
+    format: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="How to print it.")
+    ] = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Every value that is no tensor: epoch, lr, hyperparameters, metadata.
+
+    With PATH just that value, for scripts: epoch=$(modelctl show last.pt epoch)
+    """
+    from .. import files
+    from .render import print_tree, print_value
+
+    out = Output(format, color, quiet)
+    with files.open(src) as ckpt:
+        if path is None:
+            print_tree(out, ckpt)
+        else:
+            print_value(out, ckpt, path)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, of any format.")],
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option("--pattern", metavar="PATTERN", help="Only these tensors. Repeatable."),
+    ] = None,
+    regex: o.Regex = False,
+    rtol: Annotated[float, typer.Option(min=0, help="Relative tolerance of values.")] = 0.0,
+    atol: Annotated[float, typer.Option(min=0, help="Absolute tolerance of values.")] = 0.0,
+    key: o.Key = None,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """What differs: names, shapes, dtypes, values bit for bit, and everything else.
+
+    Exit code 0: the same. 1: they differ.
+
+    Example: modelctl diff before.pt after.pt --pattern 'layer1.*'
+    """
+    from .. import files
+    from ..inspection.diff import diff as compare
+    from .render import print_diff
+
+    with files.open(a, key=key) as left, files.open(b, key=key) as right:
+        found = compare(left, right, pattern or (), regex=regex, rtol=rtol, atol=atol)
+        print_diff(Output(format, color, quiet), a, b, found)
+    if found.differs:
+        raise typer.Exit(1)
+
+
+COMMANDS = (summary, ls, show, diff)

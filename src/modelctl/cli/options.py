@@ -1,0 +1,88 @@
+"""The options that commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+_DISPLAY = "Display"
+_OUTPUT = "Output"
+
+Src = Annotated[str, typer.Argument(metavar="SRC", help="The checkpoint to read.")]
+Srcs = Annotated[
+    list[str], typer.Argument(metavar="SRC…", help="The checkpoints to edit, each by itself.")
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="The state_dict inside that is meant (ema.model), if not the found one.",
+    ),
+]
+Format = Annotated[
+    Literal["table", "json", "csv", "markdown"],
+    typer.Option("--format", help="How to print the report.", rich_help_panel=_DISPLAY),
+]
+Color = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--color", help="Colour; auto: in a terminal.", rich_help_panel=_DISPLAY),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No notes, only errors.", rich_help_panel=_DISPLAY),
+]
+Destination = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="DST", help="The file to write.", rich_help_panel=_OUTPUT
+    ),
+]
+InPlace = Annotated[
+    bool,
+    typer.Option(
+        "--in-place",
+        help="Replace SRC by the result, whole or not at all.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+To = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="torch or safetensors; else DST's suffix says.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace DST if it is there.", rich_help_panel=_OUTPUT)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=_OUTPUT),
+]
+History = Annotated[
+    bool,
+    typer.Option(
+        "--history/--no-history",
+        help="Record in the output what was done to it.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Pattern = Annotated[
+    list[str],
+    typer.Option(
+        "--pattern",
+        metavar="PATTERN",
+        help="A glob over dotted names (* crosses dots), or a module for all in it. Repeatable.",
+    ),
+]
+Exclude = Annotated[
+    list[str],
+    typer.Option("--exclude", metavar="PATTERN", help="Take these away again. Repeatable."),
+]
+Regex = Annotated[bool, typer.Option("--regex", help="Patterns are regular expressions.")]
+Optimizer = Annotated[
+    Literal["keep", "drop"],
+    typer.Option("--optimizer", help="keep: in step with the model. drop: leave it out."),
+]

@@ -1,0 +1,213 @@
+"""What differs between two checkpoints: the data behind ``modelctl diff`` and dry runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..core.checkpoint import Checkpoint
+from ..core.names import Patterns, no_match, select
+from ..core.records import PREFIX
+from ..core.tensors import StorageRef, TensorRef
+from ..core.tree import Global, Obj, path_text, walk
+
+
+class Change(NamedTuple):
+    """A tensor that both have, and that is not the same. ``elements`` differ (None: not counted,
+    since shape or dtype differ); ``max_abs`` is the largest difference, None where the dtype has
+    no arithmetic here, NaN where a NaN stands against a number."""
+
+    name: str
+    what: str  # "shape", "dtype" or "values"
+    before: str
+    after: str
+    elements: int | None = None
+    numel: int | None = None
+    max_abs: float | None = None
+
+
+class ValueChange(NamedTuple):
+    """A value that is no tensor; ``before`` or ``after`` is None where it isn't there."""
+
+    path: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Names only in A (``removed``) or only in B (``added``), and what changed."""
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    changed: list[Change] = field(default_factory=list)
+    values: list[ValueChange] = field(default_factory=list)
+    same: int = 0
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.values)
+
+
+def diff(
+    a: Checkpoint,
+    b: Checkpoint,
+    pattern: Patterns = (),
+    regex: bool = False,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> Diff:
+    """Compare two checkpoints, whatever their formats.
+
+    The model's tensors are compared by the names that ``load_state_dict`` would see, all else by
+    its path. With ``pattern`` only the tensors that it matches in either, and no other values.
+    Values are compared bit for bit, or with ``rtol``/``atol`` as ``torch.allclose`` does
+    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs are the same. What modelctl recorded about
+    itself (``modelctl.*``) is not compared.
+
+    Raises:
+        NoMatchError: ``pattern`` matches nothing in either.
+    """
+    left, left_values = _parts(a)
+    right, right_values = _parts(b)
+    names = list(dict.fromkeys([*left, *right]))
+    if pattern:
+        if not names:
+            raise no_match(str(pattern), names)
+        names = select(names, pattern, regex=regex)
+        left_values = right_values = {}
+    found = Diff()
+    same = 0
+    for name in names:
+        if name not in right:
+            found.removed.append(name)
+        elif name not in left:
+            found.added.append(name)
+        else:
+            change = _compare(name, left[name], right[name], rtol, atol)
+            if change is None:
+                same += 1
+            else:
+                found.changed.append(change)
+    for path in dict.fromkeys([*left_values, *right_values]):
+        before, after = left_values.get(path), right_values.get(path)
+        if before != after:
+            found.values.append(ValueChange(path, before, after))
+    return Diff(found.added, found.removed, found.changed, found.values, same)
+
+
+def _parts(ckpt: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Tensors by name, and other values by path; the model's without the path of its section."""
+    models = ckpt.sections.models
+    at = models[0].path if models and ckpt.sections.certain else None
+    tensors: dict[str, TensorRef] = {}
+    values: dict[str, str] = {}
+    for path, node in walk(ckpt.root):
+        inside = at is not None and path[: len(at)] == at and len(path) > len(at)
+        name = path_text(path[len(at or ()) :] if inside else path)
+        if isinstance(node, TensorRef):
+            tensors[name] = node
+        elif any(isinstance(label, str) and label.startswith(PREFIX) for label in path):
+            continue
+        elif inside and "_metadata" in path:
+            continue  # versions of torch's own layers, which not every format holds
+        elif isinstance(node, StorageRef) or not isinstance(node, dict | list | tuple | Obj):
+            values[name] = _text(node)
+    return tensors, values
+
+
+def _text(node: Any) -> str:
+    if isinstance(node, Global):
+        return f"<{node}>"
+    if isinstance(node, StorageRef):
+        return f"<storage of {node.storage.nbytes} bytes>"
+    return repr(node)
+
+
+def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) -> Change | None:
+    if a.shape != b.shape:
+        return Change(name, "shape", _shape(a), _shape(b))
+    if a.dtype != b.dtype:
+        return Change(name, "dtype", a.dtype.name, b.dtype.name)
+    if a is b or (a.identity == b.identity):
+        return None
+    differ, largest, close = 0, None, True
+    for x, y in _aligned(a.chunks(), b.chunks()):
+        if x == y:
+            continue
+        n, most, all_close = _measure(x, y, a, rtol, atol)
+        differ += n
+        close &= all_close
+        if most is not None:
+            largest = most if largest is None or not most <= largest else largest
+    if differ == 0 or ((rtol or atol) and close):
+        return None
+    return Change(name, "values", _shape(a), _shape(b), differ, a.numel, largest)
+
+
+def _shape(ref: TensorRef) -> str:
+    return "x".join(map(str, ref.shape)) or "scalar"
+
+
+def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Pieces of equal length from two streams of the same total length, cut at 16 bytes."""
+    left = right = b""
+    for piece in a:
+        left += piece
+        while len(right) < len(left):
+            more = next(b, None)
+            if more is None:
+                break
+            right += more
+        n = min(len(left), len(right))
+        yield left[:n], right[:n]
+        left, right = left[n:], right[n:]
+    if left or right:
+        yield left, right
+
+
+def _measure(
+    x: bytes, y: bytes, ref: TensorRef, rtol: float, atol: float
+) -> tuple[int, float | None, bool]:
+    """(elements that differ, largest difference, all within tolerance) of two pieces."""
+    import numpy as np
+
+    item = ref.dtype.itemsize
+    if len(x) % item or len(x) != len(y):
+        raise ValueError("pieces that are not cut at elements")
+    raw_x, raw_y = (np.frombuffer(raw, dtype=f"V{item}") for raw in (x, y))
+    bits_differ = int((raw_x != raw_y).sum())
+    pair = [_numbers(raw, ref.dtype.name) for raw in (x, y)]
+    if pair[0] is None or pair[1] is None:
+        return bits_differ, None, False
+    u, v = pair[0], pair[1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        both_nan = np.isnan(u) & np.isnan(v)
+        equal = (u == v) | both_nan
+        gap = np.where(equal, 0, np.abs(u - v))
+        close = equal | (gap <= atol + rtol * np.abs(v))
+    differ = int((~equal).sum()) if (rtol or atol) else bits_differ
+    most = float(gap.max()) if gap.size else 0.0
+    if np.isnan(gap).any():
+        most = math.nan
+    return differ, most, bool(close.all())
+
+
+def _numbers(raw: bytes, dtype: str) -> Any:
+    """The values as float64 (complex128, exact for all but 64-bit integers), or None."""
+    import numpy as np
+
+    if dtype == "bfloat16":
+        wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
+        return wide.view("<f4").astype("f8")
+    if dtype == "bool":
+        return np.frombuffer(raw, "u1").astype("f8")
+    kinds = {"float": "f", "int": "i", "uint": "u", "complex": "c"}
+    word = dtype.rstrip("0123456789")
+    digits = dtype[len(word) :]
+    if word not in kinds or not digits or dtype in ("complex32",):
+        return None
+    values = np.frombuffer(raw, f"<{kinds[word]}{int(digits) // 8}")
+    return values.astype("c16" if word == "complex" else "f8")

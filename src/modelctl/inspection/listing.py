@@ -1,0 +1,138 @@
+"""A line a tensor: the data behind ``modelctl ls``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..core.checkpoint import Checkpoint
+from ..core.names import Patterns, select
+from ..core.records import FREEZE, read_record
+from ..core.roles import role_of
+from ..core.tensors import TensorRef
+from ..core.tree import Path, mapping, path_text, walk
+from ..errors import NoMatchError, UsageError
+
+SECTIONS = ("model", "optimizer", "ema", "all")
+
+
+class TensorRow(NamedTuple):
+    """One tensor. ``inferred``: its role is a guess from name and dtype; ``requires_grad`` is
+    None where the file doesn't say."""
+
+    name: str
+    dtype: str
+    short_dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    section: str | None
+    role: str | None
+    inferred: bool
+    requires_grad: bool | None
+
+
+def list_tensors(
+    ckpt: Checkpoint,
+    pattern: Patterns = (),
+    *,
+    regex: bool = False,
+    section: str = "model",
+    role: str | None = None,
+) -> list[TensorRow]:
+    """The tensors of a section that ``pattern`` matches (all without one), in the file's order.
+
+    The model's are named as ``load_state_dict`` would see them, all others by their full path.
+    ``role`` keeps parameters or buffers only.
+
+    Raises:
+        NoMatchError: a pattern, or the section, is nowhere.
+        UsageError: no such section.
+    """
+    if section not in SECTIONS:
+        raise UsageError(f"there is no section '{section}'", hint=f"one of {', '.join(SECTIONS)}")
+    if section == "model":
+        found: dict[str, tuple[TensorRef, str | None]] = {
+            name: (ref, "model") for name, ref in ckpt.state_dict().items()
+        }
+    else:
+        found = {
+            name: (ref, of)
+            for name, ref, of in _with_sections(ckpt)
+            if section == "all" or of == section
+        }
+        if not found and section != "all":
+            raise NoMatchError(
+                f"this file has no tensors in the section '{section}'", hint="--section all"
+            )
+    names = select(list(found), pattern, regex=regex) if pattern else list(found)
+    grads = trainability(ckpt)
+    prefix = _model_prefix(ckpt) if section == "all" else ""
+    rows = []
+    for name in names:
+        ref, of = found[name]
+        kind: str | None = None
+        inferred = False
+        grad = ref.requires_grad
+        if of == "model":
+            bare = name[len(prefix) :]
+            kind, inferred = role_of(bare, ref)
+            grad = grads.get(bare)
+        if role is not None and kind != role:
+            continue
+        rows.append(
+            TensorRow(
+                *(name, ref.dtype.name, ref.dtype.short, ref.shape, ref.nbytes, of),
+                *(kind, inferred, grad),
+            )
+        )
+    return rows
+
+
+def trainability(ckpt: Checkpoint) -> Mapping[str, bool | None]:
+    """Whether each of the model's tensors trains, as far as the file says.
+
+    A freeze record settles it for every parameter; else a parameter that was saved as such
+    knows; a plain state_dict doesn't record it: None. Buffers never train.
+    """
+    if not ckpt.sections.models:
+        return {}
+    record = mapping(read_record(ckpt, FREEZE))
+    frozen = set((record or {}).get("frozen", []))
+    out: dict[str, bool | None] = {}
+    for name, ref in ckpt.sections.models[0].tensors().items():
+        role, inferred = role_of(name, ref)
+        if role == "buffer":
+            out[name] = None if inferred else False
+        else:
+            out[name] = ref.requires_grad if record is None else name not in frozen
+    return out
+
+
+def _model_prefix(ckpt: Checkpoint) -> str:
+    models = ckpt.sections.models
+    return path_text(models[0].path) + "." if models and models[0].path else ""
+
+
+def section_of(ckpt: Checkpoint, path: Path) -> str | None:
+    """The section that a path lies in."""
+    sections = ckpt.sections
+    places: list[tuple[Path, str]] = [
+        *((model.path, "model") for model in sections.models[:1] if sections.certain),
+        *((copy.path, "ema") for copy in sections.ema),
+        *((at, "optimizer") for at, _ in sections.optimizers),
+        *((at, "scheduler") for at, _ in sections.schedulers),
+    ]
+    if sections.rng is not None:
+        places.append((sections.rng[0], "rng"))
+    return next((name for where, name in places if path[: len(where)] == where), None)
+
+
+def _with_sections(ckpt: Checkpoint) -> list[tuple[str, TensorRef, str | None]]:
+    found: dict[str, tuple[TensorRef, str | None]] = {}
+    for path, node in walk(ckpt.root):
+        if isinstance(node, TensorRef):
+            name = path_text(path)
+            while name in found:
+                name += "'"
+            found[name] = (node, section_of(ckpt, path))
+    return [(name, ref, of) for name, (ref, of) in found.items()]

@@ -1,0 +1,53 @@
+"""What an edit did to the model's tensors: the report of every editing command."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..core.checkpoint import Checkpoint
+from ..core.tree import mapping
+
+
+class Plan(NamedTuple):
+    """``kept`` tensors have their names, ``renamed`` are (old, new), ``removed`` are gone from
+    the model, ``dropped`` and ``added`` are top-level entries of the file."""
+
+    kept: int
+    renamed: list[tuple[str, str]]
+    removed: list[str]
+    dropped: list[str]
+    added: list[str]
+    notes: list[str]
+
+
+def plan(before: Checkpoint, after: Checkpoint) -> Plan:
+    """Compare a checkpoint with an edit of it: edits keep the references of what they keep."""
+    old = before.sections.models[0].tensors() if before.sections.models else {}
+    new = after.sections.models[0].tensors() if after.sections.models else {}
+    now: dict[int, list[str]] = {}
+    for name, ref in new.items():
+        now.setdefault(id(ref), []).append(name)
+    kept = 0
+    renamed, removed = [], []
+    for name, ref in old.items():
+        names = now.get(id(ref), [])
+        if name in names:
+            names.remove(name)
+            kept += 1
+        elif names:
+            renamed.append((name, names.pop(0)))
+        else:
+            removed.append(name)
+    tops = [mapping(ckpt.root) or {} for ckpt in (before, after)]
+    flat = any(
+        ckpt.sections.models and not ckpt.sections.models[0].path for ckpt in (before, after)
+    )
+    if flat:
+        nested = tops[0] if before.sections.models and before.sections.models[0].path else {}
+        skip = before.sections.models[0].path[:1] if nested else ()
+        dropped = [str(key) for key in nested if (key,) != skip]
+        added: list[str] = []
+    else:
+        dropped = [str(key) for key in tops[0] if key not in tops[1]]
+        added = [str(key) for key in tops[1] if key not in tops[0]]
+    return Plan(kept, renamed, removed, dropped, added, list(after.notes))

@@ -1,0 +1,171 @@
+"""The tree with its non-tensor values: the data behind ``modelctl show``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ..core.checkpoint import Checkpoint
+from ..core.names import nearest
+from ..core.sections import is_state_dict
+from ..core.tensors import StorageRef, TensorRef
+from ..core.tree import ABSENT, Global, Obj, Path, attributes, children, mapping, path_text
+from ..errors import NoMatchError
+
+_MOST_INLINE = 72
+
+
+class Line(NamedTuple):
+    """A node of the tree: how deep, its label, and what it is or holds, in a few words."""
+
+    depth: int
+    label: str
+    text: str
+    is_value: bool
+
+
+def find(ckpt: Checkpoint, path: str) -> Any:
+    """The node at a dotted path, as :func:`~modelctl.core.tree.path_text` writes it.
+
+    Raises:
+        NoMatchError: nothing is there.
+    """
+    found = _resolve(ckpt.root, path)
+    if found is ABSENT:
+        known = [path_text(where) for where, _ in _some(ckpt.root)]
+        near = nearest(path, known) or known[1:6]
+        raise NoMatchError(
+            f"there is nothing at '{path}'", hint=f"nearest: {', '.join(near)}" if near else None
+        )
+    return found
+
+
+def _resolve(node: Any, path: str) -> Any:
+    """Labels may hold dots themselves: try each that fits."""
+    if path in ("", "<root>"):
+        return node
+    if isinstance(node, TensorRef | StorageRef | str | bytes):
+        return ABSENT
+    for label, child in children(node):
+        text = str(label)
+        if path == text:
+            return child
+        if path.startswith(text + "."):
+            found = _resolve(child, path[len(text) + 1 :])
+            if found is not ABSENT:
+                return found
+    return ABSENT
+
+
+def _some(root: Any) -> Iterator[tuple[Path, Any]]:
+    level: list[tuple[Path, Any]] = [((), root)]
+    for _ in range(3):
+        yield from level
+        level = [
+            ((*path, label), child)
+            for path, node in level
+            if not isinstance(node, TensorRef) and not is_state_dict(node)
+            for label, child in children(node)
+        ]
+
+
+def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Line]:
+    """The tree under ``node``, a line a value; state_dicts and optimizer state in one line each."""
+    stack: list[tuple[int, str, Any, tuple[int, ...]]] = [(depth, label, node, ())]
+    while stack:
+        depth, label, node, above = stack.pop()
+        text, open_ = _describe(node)
+        if id(node) in above:
+            text, open_ = "(refers to itself)", False
+        yield Line(depth, label, text, not open_ and not isinstance(node, TensorRef))
+        if open_:
+            inner = [
+                (depth + 1, str(name), child, (*above, id(node))) for name, child in _shown(node)
+            ]
+            stack.extend(reversed(inner))
+
+
+def _shown(node: Any) -> Iterator[tuple[Any, Any]]:
+    entries = mapping(node)
+    if entries is not None and not (isinstance(node, Obj) and node.args):
+        yield from entries.items()
+    else:
+        yield from children(node)
+
+
+def _describe(node: Any) -> tuple[str, bool]:
+    """A node in a few words, and whether its children get lines of their own."""
+    if isinstance(node, TensorRef):
+        return f"tensor {node.dtype.short} {_shape(node.shape)}", False
+    if isinstance(node, StorageRef):
+        return f"storage of {node.storage.nbytes:,} bytes", False
+    entries = mapping(node)
+    if is_state_dict(node):
+        tensors = [ref for ref in (entries or {}).values() if isinstance(ref, TensorRef)]
+        count = math.fsum(ref.nbytes for ref in tensors)
+        return f"state_dict of {len(tensors)} tensors, {int(count):,} bytes", False
+    if entries is not None:
+        if entries and all(isinstance(key, int) for key in entries) and len(entries) > 4:
+            return f"{len(entries)} entries: {', '.join(map(str, list(entries)[:3]))}, …", False
+        return (f"{len(entries)} entries", True) if entries else ("{}", False)
+    inline = literal(node)
+    if inline is not None and len(inline) <= _MOST_INLINE:
+        return inline, False
+    if isinstance(node, list | tuple):
+        plain = all(isinstance(value, int | float | str | None) for value in node)
+        if plain:
+            return f"{type(node).__name__} of {len(node)}: {(inline or '')[:48]}…", False
+        return f"{type(node).__name__} of {len(node)}", True
+    if isinstance(node, Obj):
+        inner = bool(attributes(node) or node.args or node.items or node.entries)
+        return f"{node.func} object", inner
+    return (inline or repr(node))[:_MOST_INLINE] + "…", False
+
+
+def literal(node: Any) -> str | None:
+    """A plain value as Python would write it; None for what is no plain value."""
+    if isinstance(node, Global):
+        return str(node)
+    if node is None or isinstance(node, bool | int | float | str | bytes):
+        return repr(node)
+    if isinstance(node, list | tuple) and not isinstance(node, StorageRef) and len(node) <= 32:
+        parts = [literal(part) if not isinstance(part, list | tuple) else None for part in node]
+        if any(part is None for part in parts):
+            return None
+        inner = ", ".join(part for part in parts if part is not None)
+        if isinstance(node, list):
+            return f"[{inner}]"
+        return f"({inner},)" if len(parts) == 1 else f"({inner})"
+    return None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def as_json(node: Any) -> Any:
+    """A node as JSON: tensors as dtype and shape, inert objects by class and state, numbers that
+    JSON lacks (NaN, infinities) and bytes as text."""
+    if node is None or isinstance(node, bool | int | str):
+        return node
+    if isinstance(node, float):
+        return node if math.isfinite(node) else repr(node)
+    if isinstance(node, bytes):
+        return node.decode("latin-1")
+    if isinstance(node, TensorRef):
+        return {"tensor": {"dtype": node.dtype.name, "shape": list(node.shape)}}
+    if isinstance(node, StorageRef):
+        return {"storage": {"bytes": node.storage.nbytes}}
+    if isinstance(node, Global):
+        return {"global": str(node)}
+    entries = mapping(node)
+    if entries is not None:
+        return {str(key): as_json(value) for key, value in entries.items()}
+    if isinstance(node, list | tuple):
+        return [as_json(value) for value in node]
+    if isinstance(node, Obj):
+        out: dict[str, Any] = {"class": str(node.func)}
+        out.update((str(label), as_json(child)) for label, child in children(node))
+        return out
+    return str(node)
