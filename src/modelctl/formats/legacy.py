@@ -9,7 +9,8 @@ from ..core.checkpoint import Checkpoint, Finding, Origin
 from ..core.tensors import Storage, StorageRef
 from ..core.tree import mapping
 from ..errors import UnreadableError, UnsupportedError
-from ..pickles.interpreter import MAX_SIZE, CutOffError, Unpickled, unpickle
+from ..pickles.interpreter import MAX_SIZE, Unpickled, unpickle
+from ..pickles.machine import CutOffError
 from ..storage.source import FileSource, FileStorage
 from ..storage.staging import Sink
 from .torch_pickle import StorageId, storage_table

@@ -1,0 +1,192 @@
+"""The machine of the pickle interpreter: its stack, memo and findings, and what it may make.
+
+Rules and limits as in SAFETY ("Symbolic unpickler"). What a pickle would call becomes an
+:class:`~modelctl.core.tree.Obj`, unless it is one of torch's tensor rebuild functions or a plain
+container.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+from collections.abc import Callable
+from typing import Any
+
+from ..core.checkpoint import Finding
+from ..core.tree import Global, Obj
+from ..errors import UnreadableError
+from .policy import MAY_CALL, judge_call
+from .rebuild import REBUILDS
+
+MAX_MEMO = 4_000_000
+MAX_MARKS = 10_000
+_MAX_LINE = 1 << 16
+_MAX_FINDINGS = 1_000
+
+KINDS = {list: "a list", dict: "a dict", tuple: "a tuple", str: "a string", Global: "a global"}
+
+
+class CutOffError(UnreadableError):
+    """A pickle that goes on beyond the bytes given."""
+
+
+class Machine:
+    """What the opcodes work on. ``at`` is where the current opcode lies, ``pos`` what follows."""
+
+    def __init__(
+        self, data: bytes, start: int, persistent_load: Callable[[Any], Any] | None
+    ) -> None:
+        self.data, self.pos = data, start
+        self.persistent_load = persistent_load
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.globals: dict[tuple[str, str], Global] = {}
+        self.findings: list[Finding] = []
+        self.at = start
+
+    def error(self, message: str) -> UnreadableError:
+        return UnreadableError(message, offset=self.at)
+
+    def cut_off(self, wanted: int = 1) -> CutOffError:
+        left = max(len(self.data) - self.at - 1, 0)
+        return CutOffError(
+            f"the pickle is cut off: {wanted:,} more bytes are declared, {left:,} are left",
+            offset=self.at,
+        )
+
+    # ------------------------------------------------------------------ pieces
+
+    def take(self, size: int) -> bytes:
+        at = self.pos
+        end = at + size
+        if end > len(self.data):
+            raise self.cut_off(size)
+        self.pos = end
+        return self.data[at:end]
+
+    def line(self) -> str:
+        at = self.pos
+        end = self.data.find(b"\n", at, at + _MAX_LINE)
+        if end < 0:
+            if len(self.data) - at < _MAX_LINE:
+                raise self.cut_off()
+            raise self.error("a line without an end")
+        self.pos = end + 1
+        try:
+            return self.data[at:end].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.error("text that is not UTF-8") from None
+
+    def pop_mark(self) -> list[Any]:
+        if not self.below:
+            raise self.error("an opcode finds no mark on the stack")
+        items = self.stack
+        self.stack = self.below.pop()
+        return items
+
+    def text(self, raw: bytes) -> str:
+        try:
+            return raw.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise self.error("text that is not UTF-8") from None
+
+    def put(self, index: int) -> None:
+        memo = self.memo
+        memo[index] = self.stack[-1]
+        if len(memo) > MAX_MEMO:
+            raise self.error(f"more than {MAX_MEMO:,} memo slots")
+
+    def fetch(self, index: int) -> None:
+        try:
+            self.stack.append(self.memo[index])
+        except KeyError:
+            raise self.error(f"memo slot {index} was never filled") from None
+
+    def key(self, key: Any, depth: int = 0) -> Any:
+        """A dict key that can be hashed without harm."""
+        if isinstance(key, int):
+            # Beyond 64 bits equal hashes are made at will: a dict of them takes hours.
+            if key.bit_length() > 64:
+                raise self.error("an integer of over 64 bits as a key")
+        elif isinstance(key, tuple):
+            if depth > 8 or len(key) > 64:
+                raise self.error("a tuple that deep or long as a key")
+            for part in key:
+                self.key(part, depth + 1)
+        elif isinstance(key, list | dict):
+            raise self.error("a list or dict as a key")
+        return key
+
+    def find(self, finding: Finding | None) -> None:
+        if finding is not None and len(self.findings) < _MAX_FINDINGS:
+            self.findings.append(finding)
+
+    def danger(self, id: str, what: str, name: Any, opcode: str) -> None:
+        self.find(Finding("dangerous", id, what, str(name)[:200], opcode, self.at))
+
+    # ------------------------------------------------------------------ what makes objects
+
+    def name(self, module: Any, name: Any) -> None:
+        # Python 2's names, as pickle itself translates them
+        module, name = _compat_pickle.NAME_MAPPING.get(
+            (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+        )
+        found = self.globals.get((module, name))
+        if found is None:
+            found = self.globals[(module, name)] = Global(module, name)
+            if "." in name:
+                self.danger("dotted-name", f"names {found}", found, "STACK_GLOBAL")
+        self.stack.append(found)
+
+    def call(self, func: Any, args: Any, opcode: str) -> None:
+        """REDUCE: one of torch's rebuild functions, a container, or an inert recipe."""
+        if not isinstance(args, tuple):
+            raise self.error("a call whose arguments are not a tuple")
+        if isinstance(func, Global):
+            make = REBUILDS.get(func)
+            if make is not None:
+                try:
+                    made = make(args)
+                except UnreadableError as e:
+                    raise self.error(e.reason) from None
+                except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+                    raise self.error(f"{func} with arguments that it does not take") from None
+                if made is not None:
+                    self.stack.append(made)
+                    return
+        if func not in MAY_CALL if isinstance(func, Global) else True:
+            self.find(judge_call(func, opcode, self.at))
+        elif func.name == "_reconstructor" and args:
+            self.find(judge_call(args[0], "NEWOBJ", self.at))
+        self.stack.append(Obj(func, args))
+
+    def construct(self, cls: Any, args: Any, kwargs: Any, opcode: str) -> None:
+        if not isinstance(args, tuple):
+            raise self.error("a construction whose arguments are not a tuple")
+        self.find(judge_call(cls, opcode, self.at))
+        how = "newobj" if opcode == "NEWOBJ" else "newobj_ex"
+        self.stack.append(Obj(cls, args, how, kwargs=kwargs))
+
+    def extend(self, target: Any, values: list[Any]) -> None:
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, Obj):
+            target.items.extend(values)
+        else:
+            raise self.error(f"APPEND on {KINDS.get(type(target), 'a value')}")
+
+    def set_items(self, target: Any, values: list[Any]) -> None:
+        if isinstance(target, Obj):
+            entries = target.entries
+        elif isinstance(target, dict):
+            entries = target
+        elif isinstance(target, Global):
+            self.danger("setitem-on-global", f"changes {target}", target, "SETITEM")
+            return
+        else:
+            raise self.error(f"SETITEM on {KINDS.get(type(target), 'a value')}")
+        if len(values) % 2:
+            raise self.error("SETITEMS with a key but no value")
+        for i in range(0, len(values), 2):
+            key = values[i]
+            entries[key if type(key) is str else self.key(key)] = values[i + 1]

@@ -1,0 +1,420 @@
+"""The opcodes of pickle, one function each, on a :class:`~modelctl.pickles.machine.Machine`."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
+from ..errors import UnreadableError
+from .machine import KINDS, MAX_MARKS, Machine
+
+_MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
+
+
+class Stop(Exception):
+    """The pickle's end."""
+
+
+def op_proto(m: Machine) -> None:
+    version = m.take(1)[0]
+    if version > 5:
+        raise m.error(f"pickle protocol {version}")
+
+
+def op_frame(m: Machine) -> None:
+    size = int.from_bytes(m.take(8), "little")
+    if size > len(m.data) - m.pos:
+        raise m.cut_off(size)
+
+
+def op_stop(m: Machine) -> None:
+    if len(m.stack) < 1 or m.below:
+        raise m.error("STOP without a value")
+    raise Stop
+
+
+def op_mark(m: Machine) -> None:
+    m.below.append(m.stack)
+    m.stack = []
+    if len(m.below) > MAX_MARKS:
+        raise m.error(f"more than {MAX_MARKS:,} open marks")
+
+
+def op_pop(m: Machine) -> None:
+    if m.stack:
+        m.stack.pop()
+    else:
+        m.pop_mark()
+
+
+def op_pop_mark(m: Machine) -> None:
+    m.pop_mark()
+
+
+def op_dup(m: Machine) -> None:
+    m.stack.append(m.stack[-1])
+
+
+def op_none(m: Machine) -> None:
+    m.stack.append(None)
+
+
+def op_true(m: Machine) -> None:
+    m.stack.append(True)
+
+
+def op_false(m: Machine) -> None:
+    m.stack.append(False)
+
+
+def op_binint(m: Machine) -> None:
+    m.stack.append(int.from_bytes(m.take(4), "little", signed=True))
+
+
+def op_binint1(m: Machine) -> None:
+    m.stack.append(m.data[m.pos])
+    m.pos += 1
+
+
+def op_binint2(m: Machine) -> None:
+    at = m.pos
+    m.stack.append(m.data[at] | m.data[at + 1] << 8)
+    m.pos = at + 2
+
+
+def op_int(m: Machine) -> None:
+    line = m.line()
+    if line in ("00", "01"):
+        m.stack.append(line == "01")
+    else:
+        m.stack.append(decimal(m, line))
+
+
+def op_long(m: Machine) -> None:
+    m.stack.append(decimal(m, m.line().removesuffix("L")))
+
+
+def decimal(m: Machine, digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise m.error(f"an integer of {len(digits):,} digits")
+    try:
+        return int(digits)
+    except ValueError:
+        raise m.error("not an integer") from None
+
+
+def op_long1(m: Machine) -> None:
+    m.stack.append(int.from_bytes(m.take(m.take(1)[0]), "little", signed=True))
+
+
+def op_long4(m: Machine) -> None:
+    size = int.from_bytes(m.take(4), "little", signed=True)
+    if not 0 <= size <= _MAX_DIGITS:
+        raise m.error(f"an integer of {size:,} bytes")
+    m.stack.append(int.from_bytes(m.take(size), "little", signed=True))
+
+
+def op_float(m: Machine) -> None:
+    try:
+        m.stack.append(float(m.line()))
+    except ValueError:
+        raise m.error("not a number") from None
+
+
+def op_binfloat(m: Machine) -> None:
+    m.stack.append(struct.unpack(">d", m.take(8))[0])
+
+
+def op_string(m: Machine) -> None:
+    line = m.line()
+    if len(line) < 2 or line[0] != line[-1] or line[0] not in "'\"":
+        raise m.error("a string without quotes")
+    try:
+        raw = line[1:-1].encode("latin-1").decode("unicode_escape").encode("latin-1")
+    except (UnicodeDecodeError, UnicodeEncodeError):
+        raise m.error("a string with a broken escape") from None
+    m.stack.append(native(raw))
+
+
+def native(raw: bytes) -> str | bytes:
+    """A Python 2 string: text where it is ASCII (as torch reads it), else bytes."""
+    try:
+        return raw.decode("ascii")
+    except UnicodeDecodeError:
+        return raw
+
+
+def op_short_binstring(m: Machine) -> None:
+    m.stack.append(native(m.take(m.take(1)[0])))
+
+
+def op_binstring(m: Machine) -> None:
+    size = int.from_bytes(m.take(4), "little", signed=True)
+    if size < 0:
+        raise m.error("a string of negative length")
+    m.stack.append(native(m.take(size)))
+
+
+def op_unicode(m: Machine) -> None:
+    try:
+        m.stack.append(m.line().encode("latin-1").decode("raw_unicode_escape"))
+    except (UnicodeDecodeError, UnicodeEncodeError):
+        raise m.error("text with a broken escape") from None
+
+
+def op_binunicode(m: Machine) -> None:
+    at = m.pos
+    data = m.data
+    end = at + 4 + (data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24)
+    if end > len(data):
+        raise m.cut_off(end - at - 4)
+    m.pos = end
+    try:
+        m.stack.append(data[at + 4 : end].decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError:
+        raise m.error("text that is not UTF-8") from None
+
+
+def op_short_binunicode(m: Machine) -> None:
+    m.stack.append(m.text(m.take(m.take(1)[0])))
+
+
+def op_binunicode8(m: Machine) -> None:
+    m.stack.append(m.text(m.take(int.from_bytes(m.take(8), "little"))))
+
+
+def op_short_binbytes(m: Machine) -> None:
+    m.stack.append(m.take(m.take(1)[0]))
+
+
+def op_binbytes(m: Machine) -> None:
+    m.stack.append(m.take(int.from_bytes(m.take(4), "little")))
+
+
+def op_binbytes8(m: Machine) -> None:
+    m.stack.append(m.take(int.from_bytes(m.take(8), "little")))
+
+
+def op_bytearray8(m: Machine) -> None:
+    raw = m.take(int.from_bytes(m.take(8), "little"))
+    m.stack.append(Obj(Global("builtins", "bytearray"), (raw,)))
+
+
+def op_empty_list(m: Machine) -> None:
+    m.stack.append([])
+
+
+def op_empty_dict(m: Machine) -> None:
+    m.stack.append({})
+
+
+def op_empty_tuple(m: Machine) -> None:
+    m.stack.append(())
+
+
+def op_empty_set(m: Machine) -> None:
+    m.stack.append(Obj(Global("builtins", "set"), ([],)))
+
+
+def op_additems(m: Machine) -> None:
+    items = m.pop_mark()
+    target = m.stack[-1]
+    if not (isinstance(target, Obj) and target.args and isinstance(target.args[0], list)):
+        raise m.error("ADDITEMS on what is no set")
+    target.args[0].extend(items)
+
+
+def op_frozenset(m: Machine) -> None:
+    items = m.pop_mark()
+    m.stack.append(Obj(Global("builtins", "frozenset"), (items,)))
+
+
+def op_list(m: Machine) -> None:
+    items = m.pop_mark()
+    m.stack.append(items)
+
+
+def op_dict(m: Machine) -> None:
+    items = m.pop_mark()
+    made: dict[Any, Any] = {}
+    m.set_items(made, items)
+    m.stack.append(made)
+
+
+def op_tuple(m: Machine) -> None:
+    items = m.pop_mark()
+    m.stack.append(tuple(items))
+
+
+def op_tuple1(m: Machine) -> None:
+    stack = m.stack
+    stack[-1] = (stack[-1],)
+
+
+def op_tuple2(m: Machine) -> None:
+    stack = m.stack
+    stack[-2:] = [(stack[-2], stack[-1])]
+
+
+def op_tuple3(m: Machine) -> None:
+    stack = m.stack
+    stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
+
+
+def op_append(m: Machine) -> None:
+    value = m.stack.pop()
+    m.extend(m.stack[-1], [value])
+
+
+def op_appends(m: Machine) -> None:
+    values = m.pop_mark()
+    m.extend(m.stack[-1], values)
+
+
+def op_setitem(m: Machine) -> None:
+    value = m.stack.pop()
+    key = m.stack.pop()
+    m.set_items(m.stack[-1], [key, value])
+
+
+def op_setitems(m: Machine) -> None:
+    values = m.pop_mark()
+    m.set_items(m.stack[-1], values)
+
+
+def op_get(m: Machine) -> None:
+    m.fetch(decimal(m, m.line()))
+
+
+def op_binget(m: Machine) -> None:
+    at = m.pos
+    m.pos = at + 1
+    try:
+        m.stack.append(m.memo[m.data[at]])
+    except KeyError:
+        raise m.error(f"memo slot {m.data[at]} was never filled") from None
+
+
+def op_long_binget(m: Machine) -> None:
+    m.fetch(int.from_bytes(m.take(4), "little"))
+
+
+def op_put(m: Machine) -> None:
+    index = decimal(m, m.line())
+    if index < 0:
+        raise m.error("a negative memo slot")
+    m.put(index)
+
+
+def op_binput(m: Machine) -> None:
+    at = m.pos
+    m.pos = at + 1
+    m.memo[m.data[at]] = m.stack[-1]
+
+
+def op_long_binput(m: Machine) -> None:
+    m.put(int.from_bytes(m.take(4), "little"))
+
+
+def op_memoize(m: Machine) -> None:
+    m.put(len(m.memo))
+
+
+def op_global(m: Machine) -> None:
+    module = m.line()
+    m.name(module, m.line())
+
+
+def op_stack_global(m: Machine) -> None:
+    name = m.stack.pop()
+    module = m.stack.pop()
+    if type(name) is not str or type(module) is not str:
+        m.danger("computed-name", "names a computed value", name, "STACK_GLOBAL")
+        raise m.error("STACK_GLOBAL on what are no strings")
+    m.name(module, name)
+
+
+def op_ext(m: Machine) -> None:
+    size = {0x82: 1, 0x83: 2, 0x84: 4}[m.data[m.at]]
+    code = int.from_bytes(m.take(size), "little")
+    m.danger("extension", f"names extension {code} of the reader's registry", code, "EXT")
+    m.stack.append(Global("copyreg.extension", str(code)))
+
+
+def op_reduce(m: Machine) -> None:
+    args = m.stack.pop()
+    func = m.stack.pop()
+    if func == ORDERED_DICT and isinstance(args, tuple):
+        made = Obj(func)
+        if args and isinstance(args[0], list):  # Python 2 gives the pairs as an argument
+            for pair in args[0]:
+                if not isinstance(pair, list | tuple) or len(pair) != 2:
+                    raise m.error("an OrderedDict of what are no pairs")
+                made.entries[m.key(pair[0])] = pair[1]
+        m.stack.append(made)
+        return
+    m.call(func, args, "REDUCE")
+
+
+def op_inst(m: Machine) -> None:
+    module, name = m.line(), m.line()
+    args = tuple(m.pop_mark())
+    m.name(module, name)
+    m.call(m.stack.pop(), args, "INST")
+
+
+def op_obj(m: Machine) -> None:
+    args = m.pop_mark()
+    if not args:
+        raise m.error("OBJ without a class")
+    m.call(args[0], tuple(args[1:]), "OBJ")
+
+
+def op_newobj(m: Machine) -> None:
+    args = m.stack.pop()
+    m.construct(m.stack.pop(), args, ABSENT, "NEWOBJ")
+
+
+def op_newobj_ex(m: Machine) -> None:
+    kwargs = m.stack.pop()
+    args = m.stack.pop()
+    m.construct(m.stack.pop(), args, kwargs, "NEWOBJ_EX")
+
+
+def op_build(m: Machine) -> None:
+    state = m.stack.pop()
+    target = m.stack[-1]
+    if isinstance(target, Obj):
+        target.state = state
+        if isinstance(state, dict):
+            for name in state:
+                if type(name) is str and name.startswith("__") and name.endswith("__"):
+                    m.danger("dunder-state", f"sets {name} of an object", name, "BUILD")
+    elif isinstance(target, Global):
+        m.danger("build-on-global", f"changes {target}", target, "BUILD")
+    elif state:
+        raise m.error(f"BUILD on {KINDS.get(type(target), 'a value')}")
+
+
+def op_persid(m: Machine) -> None:
+    persistent(m, m.line())
+
+
+def op_binpersid(m: Machine) -> None:
+    persistent(m, m.stack.pop())
+
+
+def persistent(m: Machine, pid: Any) -> None:
+    if m.persistent_load is None:
+        raise m.error("a persistent id where none is expected")
+    try:
+        m.stack.append(m.persistent_load(pid))
+    except UnreadableError as e:
+        if e.offset is None and e.member is None:
+            raise m.error(e.reason) from None
+        raise
+
+
+def op_next_buffer(m: Machine) -> None:
+    raise m.error("an out-of-band buffer")
