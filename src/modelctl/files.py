@@ -85,6 +85,11 @@ def save(
     return Saved(Path(target), fmt.name, sink.position)
 
 
+def format_of(path: PathLike, to: str | None = None) -> str:
+    """The name of the format that :func:`save` would write. Raises UsageError."""
+    return for_writing(to, os.fspath(path)).name
+
+
 def check_losses(ckpt: Checkpoint, path: PathLike, to: str | None = None) -> None:
     """What :func:`save` would refuse, before anything is written.
 

@@ -12,9 +12,9 @@ from .. import files
 from ..core.checkpoint import Checkpoint
 from ..errors import ModelctlError, UsageError
 from ..inspection.plan import Plan, plan
-from ..surgery.freeze import BY_HAND
+from ..surgery.freeze import by_hand
 from ..surgery.recipe import OPERATIONS, history_line, parse_recipe
-from .output import Output, count, size
+from .output import Output, size
 
 _SUFFIX = {"torch": ".pt", "safetensors": ".safetensors"}
 _EXAMPLES = 3
@@ -105,7 +105,9 @@ class Job:
         shown = None if self.dry_run and self.output is None and not self.in_place else path
         _report(out, self.command, before, shown, found, written)
         if self.command == "freeze" and out.is_table:
-            out.note(f"plain torch ignores the record; by hand:\n{_indented(BY_HAND)}")
+            out.note("plain torch ignores the record; by hand it is applied so:")
+            for line in by_hand(after, path, safe=files.format_of(path, to) == "safetensors"):
+                out.note("    " + line)
 
 
 def read_recipe(path: str) -> list[tuple[str, dict[str, Any]]]:
@@ -160,7 +162,8 @@ def merge_files(
         merged = merge(**opened, **numbers, set=values)
         given = {name: os.path.basename(path) for name, path in parts.items() if path}
         given |= {name: number for name, number in numbers.items() if number is not None}
-        line = history_line("merge", {**given, "set": [f"{k}={v}" for k, v in values.items()]})
+        given |= {"set": [f"{key}={value}" for key, value in values.items()]}
+        line = history_line("merge", given)
         target = (job.output or parts["model"], job.to)
         job.finish(opened["model"], merged, target, [line])
 
@@ -198,20 +201,20 @@ def _report(
     if dangerous:
         names = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
         out.note(f"warning: unpickling {source} would run code: {names}. modelctl did not.")
-    out.line(f"{source} -> {path or '(nothing written)'}", "bold")
+    end = "dry run, nothing written" if written is None else f"{size(written)} written"
+    counts = f"{found.kept} kept, {len(found.renamed)} renamed, {len(found.removed)} removed"
+    out.line(f"{source} -> {path or '(nowhere)'}   {counts}; {end}", "bold")
     for note in found.notes:
         if not note.startswith("warning:"):
             out.line(f"  {note}")
-    if found.renamed:
-        out.line(f"  renamed {count(len(found.renamed), 'tensor')}: {_examples(found.renamed)}")
-    if found.removed:
-        out.line(f"  removed {count(len(found.removed), 'tensor')}: {_first(found.removed)}")
-    if found.dropped:
-        out.line(f"  left out: {_first(found.dropped)}")
-    if found.added:
-        out.line(f"  added: {_first(found.added)}")
-    end = "dry run, nothing written" if written is None else f"{size(written)} written"
-    out.line(f"  kept {count(found.kept, 'tensor')} as they were; {end}")
+    for what, names in (
+        ("renamed", _examples(found.renamed)),
+        ("removed", _first(found.removed)),
+        ("left out", _first(found.dropped)),
+        ("added", _first(found.added)),
+    ):
+        if names:
+            out.line(f"  {what}: {names}")
 
 
 def _examples(pairs: list[tuple[str, str]]) -> str:
@@ -222,7 +225,3 @@ def _examples(pairs: list[tuple[str, str]]) -> str:
 def _first(names: list[str]) -> str:
     most = 2 * _EXAMPLES
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def _indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.splitlines())

@@ -15,12 +15,6 @@ from .remap import check_choice
 
 VERSION = 1
 
-# What `freeze` prints for those who load the file with plain torch, which ignores the record.
-BY_HAND = """\
-record = torch.load(PATH, weights_only=True)._metadata[""]["modelctl.freeze"]
-for name, parameter in model.named_parameters():
-    parameter.requires_grad = name not in record["frozen"]"""
-
 
 def freeze(
     ckpt: Checkpoint,
@@ -104,3 +98,17 @@ def frozen_names(ckpt: Checkpoint) -> set[str]:
 
 def _as_given(pattern: Patterns, exclude: Patterns) -> list[str]:
     return [*as_list(pattern), *("!" + one for one in as_list(exclude))]
+
+
+def by_hand(ckpt: Checkpoint, path: str, safe: bool) -> list[str]:
+    """The three lines that apply the record of ``path`` without modelctl."""
+    where = "".join(f"[{label!r}]" for label in ckpt.sections.model().path)
+    if safe:
+        record = f"json.loads(safe_open({path!r}, 'pt').metadata()[{FREEZE!r}])"
+    else:
+        record = f"torch.load({path!r}, weights_only=True){where}._metadata[''][{FREEZE!r}]"
+    return [
+        f"frozen = {record}['frozen']",
+        "for name, parameter in model.named_parameters():",
+        "    parameter.requires_grad = name not in frozen",
+    ]

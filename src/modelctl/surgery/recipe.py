@@ -47,10 +47,13 @@ def parse_recipe(edits: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str
 
 
 def history_line(edit: str, options: Mapping[str, Any]) -> str:
-    """An edit in one short line, as it would be typed."""
+    """An edit in one short line, as it would be typed: options that are not the default."""
+    operation = OPERATIONS.get(edit)
+    known = inspect.signature(operation).parameters if operation else {}
     words = [edit]
     for name, value in options.items():
-        if value is None or value is False or value == ():
+        default = known[name].default if name in known else None
+        if value in (None, False, (), [], default):
             continue
         flag = "--" + name.replace("_", "-")
         if value is True:
