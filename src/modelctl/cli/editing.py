@@ -160,9 +160,9 @@ def merge_files(
             if path is not None
         }
         merged = merge(**opened, **numbers, set=values)
-        given = {name: os.path.basename(path) for name, path in parts.items() if path}
-        given |= {name: number for name, number in numbers.items() if number is not None}
-        given |= {"set": [f"{key}={value}" for key, value in values.items()]}
+        given: dict[str, Any] = {n: os.path.basename(path) for n, path in parts.items() if path}
+        given.update(numbers)
+        given["set"] = [f"{key}={value}" for key, value in values.items()]
         line = history_line("merge", given)
         target = (job.output or parts["model"], job.to)
         job.finish(opened["model"], merged, target, [line])
