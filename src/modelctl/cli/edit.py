@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import UsageError
 from . import options as o
-from .editing import Job
+
+if TYPE_CHECKING:
+    from .editing import Job
 
 
 def strip_prefix(
@@ -36,7 +38,7 @@ def strip_prefix(
 
     Example: modelctl strip-prefix ddp.pt -o clean.pt
     """
-    Job("strip-prefix", **_shared(locals())).run(src, {"prefix": prefix})
+    _job("strip-prefix", **_shared(locals())).run(src, {"prefix": prefix})
 
 
 def strip_head(
@@ -68,7 +70,7 @@ def strip_head(
     Example: modelctl strip-head resnet50.pt -o backbone.safetensors
     """
     values = {"head": head, "rename_head": rename_head, "optimizer": optimizer}
-    Job("strip-head", **_shared(locals())).run(src, values)
+    _job("strip-head", **_shared(locals())).run(src, values)
 
 
 def freeze(
@@ -107,7 +109,7 @@ def freeze(
         "bn_eval": bn_eval,
         "optimizer": optimizer,
     }
-    Job("freeze", **_shared(locals())).run(src, values)
+    _job("freeze", **_shared(locals())).run(src, values)
 
 
 def unfreeze(
@@ -131,7 +133,7 @@ def unfreeze(
     Example: modelctl unfreeze backbone.pt --pattern layer3 --in-place
     """
     values = {"pattern": pattern, "exclude": exclude, "regex": regex}
-    Job("unfreeze", **_shared(locals())).run(src, values)
+    _job("unfreeze", **_shared(locals())).run(src, values)
 
 
 def convert(
@@ -157,7 +159,7 @@ def convert(
 
     Example: modelctl convert old.th -o model.safetensors --weights-only
     """
-    Job("convert", **_shared(locals())).run(src, {"weights_only": weights_only})
+    _job("convert", **_shared(locals())).run(src, {"weights_only": weights_only})
 
 
 def apply(
@@ -183,7 +185,7 @@ def apply(
     """
     from .editing import read_recipe
 
-    Job("apply", **_shared(locals())).run(src, {"edits": read_recipe(recipe)})
+    _job("apply", **_shared(locals())).run(src, {"edits": read_recipe(recipe)})
 
 
 def merge(
@@ -237,7 +239,13 @@ def merge(
         "like": like,
     }
     numbers = {"epoch": epoch, "step": step, "lr": lr}
-    merge_files(Job("merge", **_shared(locals())), parts, numbers, values)
+    merge_files(_job("merge", **_shared(locals())), parts, numbers, values)
+
+
+def _job(command: str, **options: Any) -> Job:
+    from .editing import Job  # the library behind it is not needed to parse a command line
+
+    return Job(command, **options)
 
 
 def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
