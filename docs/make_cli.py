@@ -1,0 +1,63 @@
+"""Write docs/cli.md from the commands themselves: python docs/make_cli.py"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+HEAD = """\
+# Commands
+
+Made by `python docs/make_cli.py` from the commands' signatures and docstrings; a test keeps it true.
+
+Exit codes: 0 done, or nothing found; 1 a finding (`diff`: they differ); 2 an error, in one line
+`error: …`, with a line `hint: …` where there is a way out.
+
+Patterns are globs over dotted names: `*` crosses dots, `?` is one character, `[ab]` a set; a name
+without wildcards that is a module means all in it.
+"""
+
+
+def page() -> str:
+    """The reference of all commands, as Markdown."""
+    from modelctl.cli.app import app
+
+    return "\n".join(
+        [HEAD, *(_command(info.callback, info.name) for info in app.registered_commands)]
+    )
+
+
+def _command(function: Any, name: str | None) -> str:
+    hints = get_type_hints(function, include_extras=True)
+    arguments, rows = [], []
+    for parameter in inspect.signature(function).parameters.values():
+        kind, info = get_args(hints[parameter.name])[:2]
+        if type(info).__name__ == "ArgumentInfo":
+            arguments.append(info.metavar or parameter.name.upper())
+            continue
+        flags = info.param_decls or ("--" + parameter.name.replace("_", "-"),)
+        default = (
+            "" if parameter.default in (None, False, [], parameter.empty) else parameter.default
+        )
+        needed = " (needed)" if parameter.default is parameter.empty else ""
+        value = _choices(kind) or info.metavar or ""
+        flag = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
+        default = f" Default: `{default}`." if default not in ("", True) else ""
+        rows.append(f"| {flag}{needed} | {info.help}{default} |".replace("|*", "\\|*"))
+    text = inspect.cleandoc(function.__doc__ or "")
+    body, _, example = text.partition("Example: ")
+    parts = [f"## modelctl {name} {' '.join(arguments)}".rstrip(), "", body.strip(), ""]
+    if example:
+        parts += ["```sh", example.strip(), "```", ""]
+    return "\n".join([*parts, "| option | |", "| --- | --- |", *rows, ""])
+
+
+def _choices(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    return ""
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("cli.md").write_text(page(), "utf-8")
