@@ -36,15 +36,16 @@ def _command(function: Any, name: str | None) -> str:
         if type(info).__name__ == "ArgumentInfo":
             arguments.append(info.metavar or parameter.name.upper())
             continue
-        flags = info.param_decls or ("--" + parameter.name.replace("_", "-"),)
+        # typer takes a first flag for the default, and sorts that out when it builds the command
+        first = [info.default] if str(info.default).startswith("--") else []
+        flags = [*first, *(info.param_decls or ())] or ["--" + parameter.name.replace("_", "-")]
         default = (
             "" if parameter.default in (None, False, [], parameter.empty) else parameter.default
         )
         needed = " (needed)" if parameter.default is parameter.empty else ""
-        value = _choices(kind) or info.metavar or ""
+        value = (_choices(kind) or info.metavar or "").replace("|", " or ")
         flag = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
-        default = f" Default: `{default}`." if default not in ("", True) else ""
-        rows.append(f"| {flag}{needed} | {info.help}{default} |".replace("|*", "\\|*"))
+        rows.append(f"| {flag}{needed} | {info.help}{default} |")
     text = inspect.cleandoc(function.__doc__ or "")
     body, _, example = text.partition("Example: ")
     parts = [f"## modelctl {name} {' '.join(arguments)}".rstrip(), "", body.strip(), ""]

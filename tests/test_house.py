@@ -121,7 +121,9 @@ def violations(text: str, module: str, is_package: bool = False) -> list[str]:
         if inside:
             if room == "":
                 continue  # the public API: lazy, for type checkers only
-            may = {room, "errors", "__version__"} | ARROWS.get(room, set()) | WIDER.get(module, set())
+            may = (
+                {room, "errors", "__version__"} | ARROWS.get(room, set()) | WIDER.get(module, set())
+            )
             if room not in ARROWS:
                 bad(line, f"'{room}' is no room of the house")
             elif top not in may:
@@ -147,7 +149,11 @@ def _dynamic(tree: ast.Module, is_package: bool) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in ("eval", "exec", "compile", "__import__"):
             yield node.lineno, f"uses {node.id}"
-        if isinstance(node, ast.Attribute) and node.attr in ("__import__", "run_module", "run_path"):
+        if isinstance(node, ast.Attribute) and node.attr in (
+            "__import__",
+            "run_module",
+            "run_path",
+        ):
             yield node.lineno, f"uses {node.attr}"
         if isinstance(node, ast.Call):
             called = node.func

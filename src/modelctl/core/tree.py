@@ -297,6 +297,21 @@ def set_at(root: Any, path: Path, value: Any) -> Any:
     return rebuild(root, {id(parent): changed})
 
 
+def brief(node: Any) -> str:
+    """A node in a few words, for messages: bounded, whatever it holds."""
+    if node is None or isinstance(node, bool | int | float):
+        return repr(node)[:80]
+    if isinstance(node, str | bytes):
+        return repr(node[:80])
+    if isinstance(node, Global):
+        return repr(str(node)[:200])
+    if isinstance(node, TensorRef):
+        return "a tensor"
+    if isinstance(node, Obj):
+        return "an object"
+    return f"a {type(node).__name__}"
+
+
 def path_text(path: Path) -> str:
     """A path as users write it: labels joined with dots; the root is ``<root>``."""
     return ".".join(str(label) for label in path) or "<root>"

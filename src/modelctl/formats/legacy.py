@@ -77,7 +77,11 @@ class TorchLegacy:
         itemsizes: dict[str, int],
     ) -> int:
         """Where each storage lies: an int64 of its length, then its bytes, in the keys' order."""
-        if not isinstance(keys, list) or len(keys) != len({str(key) for key in keys}):
+        if (
+            not isinstance(keys, list)
+            or any(type(key) not in (str, int) for key in keys)
+            or len(keys) != len({str(key) for key in keys})
+        ):
             raise UnreadableError("a broken list of storage keys", path=source.name, offset=at)
         for key in map(str, keys):
             if key not in storages:

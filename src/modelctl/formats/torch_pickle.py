@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.dtypes import BY_STORAGE_CLASS, DType
 from ..core.tensors import Storage, StorageRef
-from ..core.tree import Global
+from ..core.tree import Global, brief
 from ..errors import UnreadableError
 
 _UNTYPED = {Global("torch.storage", "UntypedStorage"), Global("torch", "UntypedStorage")}
@@ -24,7 +24,7 @@ class StorageId:
 
     def __init__(self, pid: Any) -> None:
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise UnreadableError(f"a persistent id that is no storage: {pid!r:.100}")
+            raise UnreadableError(f"a persistent id that is no storage: {brief(pid)}")
         cls, key, location, numel = pid[1:5]
         self.dtype = storage_dtype(cls)
         if type(key) is int:
@@ -32,7 +32,7 @@ class StorageId:
         if type(key) is not str or type(location) is not str:
             raise UnreadableError("a storage whose key or location is not text")
         if type(numel) is not int or not 0 <= numel < 1 << 60:
-            raise UnreadableError(f"a storage of {numel!r:.40} elements")
+            raise UnreadableError(f"a storage of {brief(numel)} elements")
         self.key, self.location = key, location
         self.nbytes = numel * (self.dtype.itemsize if self.dtype else 1)
         self.view = pid[5] if len(pid) == 6 else None
@@ -49,7 +49,7 @@ def storage_dtype(cls: Any) -> DType | None:
             return None
         if cls.module in ("torch", "torch.cuda") and cls.name in BY_STORAGE_CLASS:
             return BY_STORAGE_CLASS[cls.name]
-    raise UnreadableError(f"a storage of the class {cls!s:.100}")
+    raise UnreadableError(f"a storage of the class {brief(cls)}")
 
 
 def storage_table(

@@ -32,16 +32,18 @@ def unpickle(
     data: bytes,
     start: int = 0,
     persistent_load: Callable[[Any], Any] | None = None,
+    findings: list[Finding] | None = None,
 ) -> Unpickled:
     """Read one pickle from ``data``, beginning at ``start``.
 
     ``persistent_load`` turns a persistent id (an inert value) into what stands in the tree for
-    it; without one, persistent ids are an error.
+    it; without one, persistent ids are an error. ``findings`` is the list to which they are
+    added, so that those made before an error are kept.
 
     Raises:
         UnreadableError: not a pickle, cut off, or over a limit. ``offset`` says where.
     """
-    return _run(Machine(data, start, persistent_load))
+    return _run(Machine(data, start, persistent_load, findings))
 
 
 def _run(machine: Machine) -> Unpickled:

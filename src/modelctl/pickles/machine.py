@@ -12,15 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.checkpoint import Finding
-from ..core.tree import Global, Obj
+from ..core.tensors import Rebuild, TensorRef
+from ..core.tree import Global, Obj, brief
 from ..errors import UnreadableError
-from .policy import MAY_CALL, judge_call
+from .policy import judge, judge_subclass, planted
 from .rebuild import REBUILDS
 
 MAX_MEMO = 4_000_000
 MAX_MARKS = 10_000
 _MAX_LINE = 1 << 16
 _MAX_FINDINGS = 1_000
+_MAX_EQUAL = 64
 
 KINDS = {list: "a list", dict: "a dict", tuple: "a tuple", str: "a string", Global: "a global"}
 
@@ -33,7 +35,11 @@ class Machine:
     """What the opcodes work on. ``at`` is where the current opcode lies, ``pos`` what follows."""
 
     def __init__(
-        self, data: bytes, start: int, persistent_load: Callable[[Any], Any] | None
+        self,
+        data: bytes,
+        start: int,
+        persistent_load: Callable[[Any], Any] | None,
+        findings: list[Finding] | None = None,
     ) -> None:
         self.data, self.pos = data, start
         self.persistent_load = persistent_load
@@ -41,7 +47,8 @@ class Machine:
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[tuple[str, str], Global] = {}
-        self.findings: list[Finding] = []
+        self.equal_hashes: dict[tuple[int, int], int] = {}
+        self.findings: list[Finding] = [] if findings is None else findings
         self.at = start
 
     def error(self, message: str) -> UnreadableError:
@@ -64,7 +71,7 @@ class Machine:
         self.pos = end
         return self.data[at:end]
 
-    def line(self) -> str:
+    def raw_line(self) -> bytes:
         at = self.pos
         end = self.data.find(b"\n", at, at + _MAX_LINE)
         if end < 0:
@@ -72,8 +79,11 @@ class Machine:
                 raise self.cut_off()
             raise self.error("a line without an end")
         self.pos = end + 1
+        return self.data[at:end]
+
+    def line(self) -> str:
         try:
-            return self.data[at:end].decode("utf-8")
+            return self.raw_line().decode("utf-8")
         except UnicodeDecodeError:
             raise self.error("text that is not UTF-8") from None
 
@@ -92,9 +102,9 @@ class Machine:
 
     def put(self, index: int) -> None:
         memo = self.memo
+        if index >= MAX_MEMO:
+            raise self.error(f"memo slot {index:,}, of at most {MAX_MEMO:,}")
         memo[index] = self.stack[-1]
-        if len(memo) > MAX_MEMO:
-            raise self.error(f"more than {MAX_MEMO:,} memo slots")
 
     def fetch(self, index: int) -> None:
         try:
@@ -117,12 +127,31 @@ class Machine:
             raise self.error("a list or dict as a key")
         return key
 
+    def enter(self, entries: dict[Any, Any], key: Any, value: Any) -> None:
+        """``entries[key] = value``, where that is done without harm."""
+        if type(key) is not str:
+            self.key(key)
+            if isinstance(key, tuple) and key not in entries:
+                # Hashes of tuples of integers are no secret: a dict of equal ones takes hours.
+                slot = (id(entries), hash(key))
+                self.equal_hashes[slot] = count = self.equal_hashes.get(slot, 0) + 1
+                if count > _MAX_EQUAL:
+                    raise self.error("keys that were made to have the same hash")
+        entries[key] = value
+
     def find(self, finding: Finding | None) -> None:
         if finding is not None and len(self.findings) < _MAX_FINDINGS:
             self.findings.append(finding)
 
     def danger(self, id: str, what: str, name: Any, opcode: str) -> None:
-        self.find(Finding("dangerous", id, what, str(name)[:200], opcode, self.at))
+        text = (
+            name
+            if isinstance(name, str)
+            else str(name)
+            if isinstance(name, Global)
+            else brief(name)
+        )
+        self.find(Finding("dangerous", id, what[:300], text[:200], opcode, self.at))
 
     # ------------------------------------------------------------------ what makes objects
 
@@ -152,18 +181,27 @@ class Machine:
                 except (TypeError, ValueError, IndexError, AttributeError, KeyError):
                     raise self.error(f"{func} with arguments that it does not take") from None
                 if made is not None:
+                    if isinstance(made, TensorRef) and made.rebuild is not None:
+                        self.judge_tensor(made.rebuild)
                     self.stack.append(made)
                     return
-        if func not in MAY_CALL if isinstance(func, Global) else True:
-            self.find(judge_call(func, opcode, self.at))
-        elif func.name == "_reconstructor" and args:
-            self.find(judge_call(args[0], "NEWOBJ", self.at))
+        self.find(judge(func, args, opcode, self.at))
         self.stack.append(Obj(func, args))
+
+    def judge_tensor(self, rebuild: Rebuild) -> None:
+        if rebuild.subclass is not None:
+            self.find(judge_subclass(rebuild.subclass, self.at))
+        self.judge_state(rebuild.state, "REDUCE")
+
+    def judge_state(self, state: Any, opcode: str) -> None:
+        name = planted(state)
+        if name is not None:
+            self.danger("dunder-state", f"sets {name[:100]} of an object", name, opcode)
 
     def construct(self, cls: Any, args: Any, kwargs: Any, opcode: str) -> None:
         if not isinstance(args, tuple):
             raise self.error("a construction whose arguments are not a tuple")
-        self.find(judge_call(cls, opcode, self.at))
+        self.find(judge(cls, args, opcode, self.at))
         how = "newobj" if opcode == "NEWOBJ" else "newobj_ex"
         self.stack.append(Obj(cls, args, how, kwargs=kwargs))
 
@@ -188,5 +226,4 @@ class Machine:
         if len(values) % 2:
             raise self.error("SETITEMS with a key but no value")
         for i in range(0, len(values), 2):
-            key = values[i]
-            entries[key if type(key) is str else self.key(key)] = values[i + 1]
+            self.enter(entries, values[i], values[i + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import struct
 from typing import Any
 
@@ -78,9 +79,8 @@ def op_binint1(m: Machine) -> None:
 
 
 def op_binint2(m: Machine) -> None:
-    at = m.pos
-    m.stack.append(m.data[at] | m.data[at + 1] << 8)
-    m.pos = at + 2
+    raw = m.take(2)
+    m.stack.append(raw[0] | raw[1] << 8)
 
 
 def op_int(m: Machine) -> None:
@@ -127,12 +127,12 @@ def op_binfloat(m: Machine) -> None:
 
 
 def op_string(m: Machine) -> None:
-    line = m.line()
-    if len(line) < 2 or line[0] != line[-1] or line[0] not in "'\"":
+    line = m.raw_line()
+    if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise m.error("a string without quotes")
     try:
-        raw = line[1:-1].encode("latin-1").decode("unicode_escape").encode("latin-1")
-    except (UnicodeDecodeError, UnicodeEncodeError):
+        raw = codecs.escape_decode(line[1:-1])[0]
+    except ValueError:
         raise m.error("a string with a broken escape") from None
     m.stack.append(native(raw))
 
@@ -158,16 +158,16 @@ def op_binstring(m: Machine) -> None:
 
 def op_unicode(m: Machine) -> None:
     try:
-        m.stack.append(m.line().encode("latin-1").decode("raw_unicode_escape"))
-    except (UnicodeDecodeError, UnicodeEncodeError):
+        m.stack.append(m.raw_line().decode("raw_unicode_escape"))
+    except UnicodeDecodeError:
         raise m.error("text with a broken escape") from None
 
 
 def op_binunicode(m: Machine) -> None:
     at = m.pos
     data = m.data
-    end = at + 4 + (data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24)
-    if end > len(data):
+    end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+    if end > len(data) or at + 4 > len(data):
         raise m.cut_off(end - at - 4)
     m.pos = end
     try:
@@ -351,7 +351,7 @@ def op_reduce(m: Machine) -> None:
             for pair in args[0]:
                 if not isinstance(pair, list | tuple) or len(pair) != 2:
                     raise m.error("an OrderedDict of what are no pairs")
-                made.entries[m.key(pair[0])] = pair[1]
+                m.enter(made.entries, pair[0], pair[1])
         m.stack.append(made)
         return
     m.call(func, args, "REDUCE")
@@ -387,10 +387,7 @@ def op_build(m: Machine) -> None:
     target = m.stack[-1]
     if isinstance(target, Obj):
         target.state = state
-        if isinstance(state, dict):
-            for name in state:
-                if type(name) is str and name.startswith("__") and name.endswith("__"):
-                    m.danger("dunder-state", f"sets {name} of an object", name, "BUILD")
+        m.judge_state(state, "BUILD")
     elif isinstance(target, Global):
         m.danger("build-on-global", f"changes {target}", target, "BUILD")
     elif state:
@@ -411,6 +408,9 @@ def persistent(m: Machine, pid: Any) -> None:
     try:
         m.stack.append(m.persistent_load(pid))
     except UnreadableError as e:
+        cls = pid[1] if type(pid) is tuple and len(pid) > 1 and pid[0] == "storage" else None
+        if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
+            m.danger("persistent-id", "hands a reader what is no storage", cls, "BINPERSID")
         if e.offset is None and e.member is None:
             raise m.error(e.reason) from None
         raise

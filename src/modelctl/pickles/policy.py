@@ -56,9 +56,26 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
     "numpy._core.multiarray": ("scalar", "_reconstruct"),
     "numpy.core.numeric": ("_frombuffer",),
     "numpy._core.numeric": ("_frombuffer",),
-    "numpy.random._pickle": (*("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"),),
+    "numpy.random._pickle": ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"),
+    "numpy.random._mt19937": ("MT19937",),
+    "numpy.random._pcg64": ("PCG64", "PCG64DXSM"),
+    "numpy.random._philox": ("Philox",),
+    "numpy.random._sfc64": ("SFC64",),
 }
 MAY_CALL = frozenset(Global(module, name) for module, names in _CALLABLE.items() for name in names)
+
+# Callables of the list above that call or construct some of their arguments: which, and how.
+_PASSED_ON: dict[tuple[str, str], tuple[tuple[int, str], ...]] = {
+    ("copyreg", "_reconstructor"): ((0, "NEWOBJ"), (1, "NEWOBJ")),
+    ("collections", "defaultdict"): ((0, "NEWOBJ"),),
+    ("numpy.random._pickle", "__randomstate_ctor"): ((0, "NEWOBJ"), (1, "REDUCE")),
+    ("numpy.random._pickle", "__generator_ctor"): ((0, "NEWOBJ"), (1, "REDUCE")),
+    ("numpy.random._pickle", "__bit_generator_ctor"): ((0, "NEWOBJ"),),
+}
+_FROM_TYPE = {
+    Global(module, "_rebuild_from_type_v2") for module in ("torch._tensor", "torch.tensor")
+}
+_MOST_NESTED = 4
 
 # Modules whose classes are built and given a state by every saved nn.Module and optimizer.
 _BUILT_BY_TORCH = ("torch.nn.", "torch.optim.", "torch.ao.nn.", "torch.nn", "torch.optim")
@@ -81,3 +98,39 @@ def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
     if builds and not known:
         return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
     return Finding("dangerous", "call", f"calls {name}", name, opcode, offset)
+
+
+def judge(func: Any, args: Any, opcode: str, offset: int) -> Finding | None:
+    """As :func:`judge_call`, with the arguments: some harmless callables call those."""
+    found = judge_call(func, opcode, offset)
+    for _ in range(_MOST_NESTED):
+        if found is not None or not isinstance(args, tuple):
+            return found
+        if func not in _FROM_TYPE:
+            break
+        if len(args) != 4:
+            return None
+        func, args = args[0], args[2]  # it calls its first argument with its third
+        found = judge_call(func, "REDUCE", offset)
+    else:
+        return Finding("dangerous", "call", f"calls {func} in itself", str(func), opcode, offset)
+    for index, how in _PASSED_ON.get((func.module, func.name), ()):
+        if index < len(args) and isinstance(args[index], Global):
+            found = found or judge_call(args[index], how, offset)
+    return found
+
+
+def judge_subclass(cls: Global, offset: int) -> Finding | None:
+    """What it means that a tensor becomes one of ``cls``, a subclass of torch.Tensor."""
+    if cls.module.partition(".")[0] == "torch":
+        return None
+    return judge_call(cls, "NEWOBJ", offset)
+
+
+def planted(state: Any) -> str | None:
+    """A ``__*__`` attribute that a state would set: it changes what an object is."""
+    for part in state if isinstance(state, tuple) else (state,):
+        for name in part if isinstance(part, dict) else ():
+            if isinstance(name, str) and name.startswith("__") and name.endswith("__"):
+                return name
+    return None

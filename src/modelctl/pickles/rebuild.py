@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
 from ..core.tensors import Rebuild, StorageRef, TensorRef
-from ..core.tree import Global, Obj
+from ..core.tree import Global, Obj, brief
 from ..errors import UnreadableError
 
 _MAX_DIMS = 64
@@ -45,12 +45,13 @@ def view(
     if len(size) > _MAX_DIMS:
         raise UnreadableError(f"a tensor of {len(size)} dimensions")
     if type(offset) is not int or offset < 0:
-        raise UnreadableError(f"a tensor at offset {offset!r}")
+        raise UnreadableError(f"a tensor at the offset {brief(offset)}")
     last = 0
     numel = 1
     for n, step in zip(size, stride, strict=True):
         if type(n) is not int or type(step) is not int or n < 0 or step < 0:
-            raise UnreadableError(f"a tensor of size {list(size)!r:.200}")
+            sizes = ", ".join(brief(n) for n in size)
+            raise UnreadableError(f"a tensor of size [{sizes:.200}] or of such strides")
         numel *= n
         last += (n - 1) * step
     # None is "the file doesn't say": a state_dict stores False for every tensor
@@ -66,7 +67,7 @@ def view(
     )
     if numel and ref.offset + (offset + last + 1) * dtype.itemsize > ref.storage.nbytes:
         raise UnreadableError(
-            f"a tensor of size {list(size)} that reaches outside its storage of "
+            f"a tensor of size {list(size)!r:.200} that reaches outside its storage of "
             f"{ref.storage.nbytes:,} bytes"
         )
     return tensor
@@ -84,7 +85,11 @@ def _tensor(args: tuple[Any, ...]) -> TensorRef:
 
 
 def _extras(hooks: Any, bits: Any) -> Rebuild | None:
-    found = {name: True for name, on in bits.items() if on} if isinstance(bits, dict) else None
+    found = {}
+    if isinstance(bits, dict):
+        if not all(name in ("conj", "neg") and type(on) is bool for name, on in bits.items()):
+            raise UnreadableError("a tensor with bits other than conj and neg")
+        found = {name: True for name, on in bits.items() if on}
     kept = hooks if isinstance(hooks, Obj) and hooks.entries else None
     return Rebuild(found or None, kept) if found or kept is not None else None
 

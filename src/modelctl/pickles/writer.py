@@ -16,7 +16,7 @@ from ..core.dtypes import STORAGE_CLASS, DType
 from ..core.tensors import Storage, StorageRef, TensorRef
 from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
 from ..errors import RefusedError, UnsupportedError
-from .policy import judge_call
+from .policy import judge, planted
 
 _BATCH = 1000
 _UNTYPED = Global("torch.storage", "UntypedStorage")
@@ -209,6 +209,7 @@ class _Writer:
         """A tensor with more to it than its view: a subclass, a state, hooks, lazy bits."""
         rebuild = ref.rebuild
         assert rebuild is not None
+        self.check_state(rebuild.state)
         version = "_rebuild_tensor_v2" if ref.dtype.name in STORAGE_CLASS else "_rebuild_tensor_v3"
         inner = Global("torch._utils", version)
         if rebuild.subclass is not None:
@@ -301,7 +302,7 @@ class _Writer:
 
     def save_object(self, value: Obj, stands_for: Any = None) -> _Saving:
         opcode = {"reduce": "REDUCE", "newobj": "NEWOBJ", "newobj_ex": "NEWOBJ_EX"}[value.how]
-        finding = judge_call(value.func, opcode, 0)
+        finding = judge(value.func, value.args, opcode, 0)
         if finding is not None and finding.level == "dangerous":
             raise _refused(finding.what)
         self.alive.append(value)
@@ -316,13 +317,15 @@ class _Writer:
         yield from self.appends(value.items)
         yield from self.entries(value.entries)
         if value.state is not ABSENT:
-            if isinstance(value.state, dict):
-                for key in value.state:
-                    if isinstance(key, str) and key.startswith("__") and key.endswith("__"):
-                        raise _refused(f"sets {key} of an object")
+            self.check_state(value.state)
             if not self.leaf(value.state):
                 yield value.state
             self.out += b"b"
+
+    def check_state(self, state: Any) -> None:
+        name = planted(state)
+        if name is not None:
+            raise _refused(f"sets {name:.100} of an object")
 
     def enter(self, value: Any) -> None:
         if id(value) in self.open:
