@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 HEAD = """\
 # Commands
 
-Made by `python docs/make_cli.py` from the commands' signatures and docstrings; a test keeps it true.
+Made by `python docs/make_cli.py` from the commands' signatures and docstrings; a test keeps it so.
 
 Exit codes: 0 done, or nothing found; 1 a finding (`diff`: they differ); 2 an error, in one line
 `error: …`, with a line `hint: …` where there is a way out.
@@ -39,9 +39,8 @@ def _command(function: Any, name: str | None) -> str:
         # typer takes a first flag for the default, and sorts that out when it builds the command
         first = [info.default] if str(info.default).startswith("--") else []
         flags = [*first, *(info.param_decls or ())] or ["--" + parameter.name.replace("_", "-")]
-        default = (
-            "" if parameter.default in (None, False, [], parameter.empty) else parameter.default
-        )
+        silent = (None, False, True, [], parameter.empty)
+        default = "" if parameter.default in silent else f" Default: `{parameter.default}`."
         needed = " (needed)" if parameter.default is parameter.empty else ""
         value = (_choices(kind) or info.metavar or "").replace("|", " or ")
         flag = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
