@@ -257,13 +257,7 @@ def print_tree(out: Output, ckpt: Checkpoint) -> None:
     if out.is_json:
         out.json("show", {"metadata": dict(ckpt.metadata), "value": v.as_json(ckpt.root)})
         return
-    lines = [line for line in v.outline(ckpt.root) if line.depth or line.is_value or line.text]
-    if len(lines) > 1:
-        lines = [line._replace(depth=line.depth - 1) for line in lines[1:]]
-    width = min(max((2 * line.depth + len(line.label) for line in lines), default=0), 40)
-    for line in lines:
-        label = f"{'  ' * line.depth}{line.label}".ljust(width)
-        out.line(f"{label}  {line.text}".rstrip() if line.label else line.text)
+    width = _outline(out, ckpt.root)
     for name, text in ckpt.metadata.items():
         out.line(f"{f'metadata {name}'.ljust(width)}  {text}")
 
@@ -284,9 +278,19 @@ def print_value(out: Output, ckpt: Checkpoint, path: str) -> None:
         if text is not None:
             out.line(text)
             return
-        lines = list(v.outline(node))
-        for line in lines[1:] if len(lines) > 1 else lines:
-            out.line(f"{'  ' * max(line.depth - 1, 0)}{line.label}  {line.text}".strip("\n"))
+        _outline(out, node)
+
+
+def _outline(out: Output, node: Any) -> int:
+    """The tree under a node, indented; its root only where it is all there is."""
+    lines = list(v.outline(node))
+    if len(lines) > 1:
+        lines = [line._replace(depth=line.depth - 1) for line in lines[1:]]
+    width = min(max(2 * line.depth + len(line.label) for line in lines), 40)
+    for line in lines:
+        label = f"{'  ' * line.depth}{line.label}".ljust(width)
+        out.line(f"{label}  {line.text}".rstrip() if line.label else line.text)
+    return width
 
 
 # ---------------------------------------------------------------------- diff

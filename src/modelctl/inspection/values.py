@@ -108,14 +108,15 @@ def _describe(node: Any) -> tuple[str, bool]:
     if entries is not None:
         if entries and all(isinstance(key, int) for key in entries) and len(entries) > 4:
             return f"{len(entries)} entries: {', '.join(map(str, list(entries)[:3]))}, …", False
-        return (f"{len(entries)} entries", True) if entries else ("{}", False)
+        return ("", True) if entries else ("{}", False)
     inline = literal(node)
     if inline is not None and len(inline) <= _MOST_INLINE:
         return inline, False
     if isinstance(node, list | tuple):
         plain = all(isinstance(value, int | float | str | None) for value in node)
         if plain:
-            return f"{type(node).__name__} of {len(node)}: {(inline or '')[:48]}…", False
+            first = ", ".join(repr(value)[:32] for value in node[:3])
+            return f"{type(node).__name__} of {len(node)}: {first}, …", False
         return f"{type(node).__name__} of {len(node)}", True
     if isinstance(node, Obj):
         inner = bool(attributes(node) or node.args or node.items or node.entries)
