@@ -342,12 +342,16 @@ def op_ext(m: Machine) -> None:
     m.stack.append(Global("copyreg.extension", str(code)))
 
 
+def _holds_pairs(args: Any) -> bool:
+    return type(args) is tuple and len(args) == 1 and isinstance(args[0], list | tuple)
+
+
 def op_reduce(m: Machine) -> None:
     args = m.stack.pop()
     func = m.stack.pop()
-    if func == ORDERED_DICT and isinstance(args, tuple):
+    if func == ORDERED_DICT and (args == () or _holds_pairs(args)):
         made = Obj(func)
-        if args and isinstance(args[0], list):  # Python 2 gives the pairs as an argument
+        if args:  # Python 2 gives the pairs as an argument
             for pair in args[0]:
                 if not isinstance(pair, list | tuple) or len(pair) != 2:
                     raise m.error("an OrderedDict of what are no pairs")

@@ -57,6 +57,7 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
     "numpy.core.numeric": ("_frombuffer",),
     "numpy._core.numeric": ("_frombuffer",),
     "numpy.random._pickle": ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"),
+    "numpy.random.bit_generator": ("__pyx_unpickle_SeedSequence", "SeedSequence"),
     "numpy.random._mt19937": ("MT19937",),
     "numpy.random._pcg64": ("PCG64", "PCG64DXSM"),
     "numpy.random._philox": ("Philox",),
@@ -71,6 +72,7 @@ _PASSED_ON: dict[tuple[str, str], tuple[tuple[int, str], ...]] = {
     ("numpy.random._pickle", "__randomstate_ctor"): ((0, "NEWOBJ"), (1, "REDUCE")),
     ("numpy.random._pickle", "__generator_ctor"): ((0, "NEWOBJ"), (1, "REDUCE")),
     ("numpy.random._pickle", "__bit_generator_ctor"): ((0, "NEWOBJ"),),
+    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): ((0, "NEWOBJ"),),
 }
 _FROM_TYPE = {
     Global(module, "_rebuild_from_type_v2") for module in ("torch._tensor", "torch.tensor")
@@ -116,7 +118,9 @@ def judge(func: Any, args: Any, opcode: str, offset: int) -> Finding | None:
         return Finding("dangerous", "call", f"calls {func} in itself", str(func), opcode, offset)
     for index, how in _PASSED_ON.get((func.module, func.name), ()):
         if index < len(args) and isinstance(args[index], Global):
-            found = found or judge_call(args[index], how, offset)
+            one = judge_call(args[index], how, offset)
+            if one is not None and (found is None or one.level == "dangerous"):
+                found = one
     return found
 
 
