@@ -45,6 +45,7 @@ def _usage(e: Exception) -> tuple[str, str]:
     context = getattr(e, "ctx", None)
     command = getattr(context, "command_path", "modelctl")
     text = e.format_message() if hasattr(e, "format_message") else str(e)
+    text = text or "which command?"  # its help was printed
     return text.rstrip("."), f"see '{command} --help'"
 
 

@@ -35,6 +35,12 @@ def _main(
     pass
 
 
+def _flowing(text: str) -> str:
+    """A docstring with each paragraph on one line: the terminal's width breaks it."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 for panel, commands in (("Look", look.COMMANDS), ("Edit", edit.COMMANDS)):
     for command in commands:
-        app.command(command.__name__.replace("_", "-"), rich_help_panel=panel)(command)
+        name = command.__name__.replace("_", "-")
+        app.command(name, help=_flowing(command.__doc__ or ""), rich_help_panel=panel)(command)

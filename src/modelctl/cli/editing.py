@@ -61,6 +61,14 @@ class Job:
                 f"{len(sources)} sources need a folder to go to, {self.output} is none",
                 hint=f"mkdir -p {self.output}",
             )
+        if len(sources) > 1 and self.output is not None:
+            names = [self.named(source) for source in sources]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise UsageError(
+                    f"{names.count(twice)} sources would go to {os.path.join(self.output, twice)}",
+                    hint="edit them one by one, each with its own -o",
+                )
 
     def target(self, source: str, of: int, ckpt: Checkpoint) -> tuple[str, str | None]:
         """The output for a source, and its format where the suffix does not say it."""
@@ -74,12 +82,16 @@ class Job:
                     hint=f"-o {os.path.join(self.output, os.path.basename(source))}",
                 )
             return self.output, self.to
+        return os.path.join(self.output, self.named(source)), self.to
+
+    def named(self, source: str) -> str:
+        """The name of a source's output in a folder."""
         name = Path(source).name
         if self.to is not None:
-            name = Path(name).stem + _SUFFIX.get(self.to, "")
-        elif not name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors")):
-            name += ".pt"
-        return os.path.join(self.output, name), self.to
+            return Path(name).stem + _SUFFIX.get(self.to, "")
+        if not name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors")):
+            return name + ".pt"
+        return name
 
     def finish(
         self,

@@ -15,11 +15,11 @@ from typing import Any
 from ..errors import AmbiguousError, NoMatchError
 from .names import nearest
 from .tensors import TensorRef
-from .tree import ABSENT, Obj, Path, attributes, children, get, mapping, path_text
+from .tree import ABSENT, Obj, Path, attributes, children, get, mapping, path_text, walk
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
-    *("weights", "params", "parameters", "generator", "encoder", "backbone"),
+    *("weights", "params", "parameters"),
 )
 _EMA_KEYS = (
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema", "ema_model", "ema_model_state_dict"),
@@ -72,7 +72,8 @@ class Sections:
     Attributes:
         models: the candidates for the model's state_dict, best first; ``certain`` says whether
             the first is clearly the one.
-        ema: averaged copies of the model.
+        ema: averaged copies of the model; ``nameless_ema`` are the paths of those that are no
+            state_dict (a list ``shadow_params``, a whole module).
         optimizers, schedulers: (path, node) of each.
         epoch, step, lr, rng: (path, value) of each, or None.
     """
@@ -81,6 +82,7 @@ class Sections:
     models: tuple[StateDict, ...] = ()
     certain: bool = True
     ema: tuple[StateDict, ...] = ()
+    nameless_ema: tuple[Path, ...] = ()
     optimizers: tuple[tuple[Path, Any], ...] = ()
     schedulers: tuple[tuple[Path, Any], ...] = ()
     epoch: tuple[Path, Any] | None = None
@@ -162,7 +164,10 @@ def is_optimizer(node: Any) -> bool:
 def is_scheduler(node: Any) -> bool:
     """True for what ``torch.optim.lr_scheduler.LRScheduler.state_dict`` gives."""
     entries = mapping(node)
-    return entries is not None and "last_epoch" in entries and not is_optimizer(node)
+    if entries is None or not {"last_epoch", "_schedulers"} & entries.keys():
+        return False
+    # a checkpoint may have a key last_epoch, too
+    return not any(is_optimizer(part) or is_state_dict(part) for part in (node, *entries.values()))
 
 
 def param_groups(optimizer: Any) -> list[dict[Any, Any]]:
@@ -174,11 +179,7 @@ def param_groups(optimizer: Any) -> list[dict[Any, Any]]:
 def find_sections(root: Any, key: Path | None = None) -> Sections:
     """Find the sections of a tree; ``key`` is the path of the model's state_dict where known."""
     top = mapping(root) or {}
-    ema = tuple(
-        StateDict((name,), top[name])
-        for name in _EMA_KEYS
-        if name in top and is_state_dict(top[name])
-    )
+    ema, nameless = _find_ema(top)
     models, certain = _find_models(root, top)
     if key is not None:
         models, certain = (StateDict(key, _chosen(root, key)),), True
@@ -188,6 +189,7 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         models=models,
         certain=certain,
         ema=ema,
+        nameless_ema=nameless,
         optimizers=tuple(_each(root, top, _OPTIMIZER_KEYS, is_optimizer)),
         schedulers=tuple(_each(root, top, _SCHEDULER_KEYS, is_scheduler)),
         epoch=_number(top, _EPOCH_KEYS, int),
@@ -225,6 +227,23 @@ def state_dicts(root: Any) -> list[Path]:
                 below += [((*path, label), child) for label, child in children(node)]
         level = below
     return found
+
+
+def _find_ema(top: dict[Any, Any]) -> tuple[tuple[StateDict, ...], tuple[Path, ...]]:
+    """EMA copies, also inside what the averaging keeps beside them (decay, number of updates);
+    and the paths of those that have no names."""
+    found: list[StateDict] = []
+    nameless: list[Path] = []
+    for name in _EMA_KEYS:
+        node = top.get(name)
+        if is_state_dict(node):
+            found.append(StateDict((name,), node))
+        elif node is not None:
+            inside = [(label, child) for label, child in children(node) if is_state_dict(child)]
+            found += [StateDict((name, label), child) for label, child in inside]
+            if not inside and any(isinstance(part, TensorRef) for _, part in walk(node)):
+                nameless.append((name,))
+    return tuple(found), tuple(nameless)
 
 
 def _find_models(root: Any, top: dict[Any, Any]) -> tuple[tuple[StateDict, ...], bool]:

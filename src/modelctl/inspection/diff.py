@@ -141,7 +141,7 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
         differ += n
         close &= all_close
         if most is not None:
-            largest = most if largest is None or not most <= largest else largest
+            largest = most if largest is None or most > largest or math.isnan(most) else largest
     if differ == 0 or ((rtol or atol) and close):
         return None
     return Change(name, "values", _shape(a), _shape(b), differ, a.numel, largest)
@@ -186,8 +186,9 @@ def _measure(
     with np.errstate(invalid="ignore", over="ignore"):
         both_nan = np.isnan(u) & np.isnan(v)
         equal = (u == v) | both_nan
-        gap = np.where(equal, 0, np.abs(u - v))
-        close = equal | (gap <= atol + rtol * np.abs(v))
+        gap = np.where(equal, 0, _gap(u, v))
+        size = np.abs(v.astype("f8") if v.dtype.kind in "iu" else v)
+        close = equal | (np.isfinite(gap) & (gap <= atol + rtol * size))
     differ = int((~equal).sum()) if (rtol or atol) else bits_differ
     most = float(gap.max()) if gap.size else 0.0
     if np.isnan(gap).any():
@@ -195,8 +196,18 @@ def _measure(
     return differ, most, bool(close.all())
 
 
+def _gap(u: Any, v: Any) -> Any:
+    """\\|u - v\\|, of integers without rounding or overflow before the end."""
+    import numpy as np
+
+    if u.dtype.kind not in "iu":
+        return np.abs(u - v)
+    wide = u.astype("u8") - v.astype("u8")  # modulo 2**64
+    return np.where(u >= v, wide, -wide).astype("f8")
+
+
 def _numbers(raw: bytes, dtype: str) -> Any:
-    """The values as float64 (complex128, exact for all but 64-bit integers), or None."""
+    """The values as float64 or complex128, integers as they are; None for other dtypes."""
     import numpy as np
 
     if dtype == "bfloat16":
@@ -210,4 +221,6 @@ def _numbers(raw: bytes, dtype: str) -> Any:
     if word not in kinds or not digits or dtype in ("complex32",):
         return None
     values = np.frombuffer(raw, f"<{kinds[word]}{int(digits) // 8}")
+    if word in ("int", "uint"):
+        return values
     return values.astype("c16" if word == "complex" else "f8")

@@ -139,6 +139,8 @@ def strip_head(
                 f"the head has {len(found.modules)} modules, --rename-head takes one",
                 hint=f"name one: --head '{found.modules[-1]}'",
             )
+        if not all(rename_head.split(".")):
+            raise UsageError(f"--rename-head takes the name of a module, not '{rename_head}'")
         old = unwrapped(found.modules[0])
 
         def plan(names: Sequence[str]) -> Renaming:

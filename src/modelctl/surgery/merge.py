@@ -7,8 +7,8 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.sections import Sections, StateDict, find_sections, is_optimizer, is_scheduler
-from ..core.tree import Path, mapping, rebuild, set_at, with_entries
-from ..errors import AmbiguousError, NoMatchError, UsageError
+from ..core.tree import Path, get, mapping, path_text, rebuild, set_at, with_entries
+from ..errors import AmbiguousError, CollisionError, NoMatchError, UsageError
 from .optimizer import assign_names, set_lr
 
 
@@ -54,12 +54,13 @@ def merge(
     if scheduler is not None:
         root = layout.put(root, "scheduler", _part(scheduler, "scheduler"))
     if ema is not None:
-        root = layout.put(root, "ema", ema.sections.model().node)
+        copies = ema.sections.ema
+        root = layout.put(root, "ema", (copies[0] if copies else ema.sections.model()).node)
     for name, value in (("epoch", epoch), ("step", step)):
         if value is not None:
             root = layout.put(root, name, value)
     for key, value in (set or {}).items():
-        root = set_at(root, tuple(key.split(".")), value)
+        root = _set(root, key, value)
     if lr is not None:
         root = _with_lr(root, layout, lr)
     notes = [note for part in parts for note in part.notes]
@@ -72,6 +73,24 @@ def merge(
         resources=tuple({id(r): r for part in parts for r in part.resources}.values()),
     )
     return _checked(out)
+
+
+def _set(root: Any, key: str, value: Any) -> Any:
+    """The tree with the value at a dotted path set; numbers are the places in a list."""
+    path: list[Any] = []
+    node = root
+    *above, last = key.split(".")
+    for label in above:
+        path.append(int(label) if isinstance(node, list) and label.isdecimal() else label)
+        try:
+            node = get(root, tuple(path))
+        except KeyError:
+            raise UsageError(f"--set {key}: there is no '{path_text(tuple(path))}'") from None
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        return set_at(root, (*path, int(last)), value)
+    if mapping(node) is None or not last:
+        raise UsageError(f"--set {key}: nothing can be set there")
+    return set_at(root, (*path, last), value)
 
 
 class _Layout:
@@ -129,7 +148,27 @@ def _base(model: Checkpoint, layout: _Layout) -> Any:
     root: Any = {}
     for depth in range(1, len(layout.paths["model"])):
         root = set_at(root, layout.paths["model"][:depth], {})
-    return set_at(root, layout.paths["model"], found.node)
+    root = set_at(root, layout.paths["model"], found.node)
+    return _moved(root, model, layout) if found.path else root
+
+
+def _moved(root: Any, model: Checkpoint, layout: _Layout) -> Any:
+    """With the other parts of the checkpoint that is updated, under their keys in the layout."""
+    sections = model.sections
+    for what, parts in (("optimizers", sections.optimizers), ("schedulers", sections.schedulers)):
+        if len(parts) > 1:
+            raise AmbiguousError(f"--like has one place for {len(parts)} {what}")
+    old = _paths(sections)
+    for key, value in (mapping(model.root) or {}).items():
+        if key in {path[0] for path in old.values()}:
+            continue
+        if key in (mapping(root) or {}):
+            raise CollisionError(f"'{key}' is a part in --like, and something else in --model")
+        root = set_at(root, (key,), value)
+    for part, path in old.items():
+        if part != "model":
+            root = layout.put(root, part, get(model.root, path))
+    return root
 
 
 def _part(ckpt: Checkpoint, what: str) -> Any:
@@ -150,13 +189,19 @@ def _part(ckpt: Checkpoint, what: str) -> Any:
 def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
     sections = find_sections(root, layout.paths["model"])
     changes = {id(node): set_lr(node, lr) for _, node in sections.optimizers}
-    for _, node in sections.schedulers:
-        entries = dict(mapping(node) or {})
-        for key in ("base_lrs", "_last_lr"):
-            if isinstance(entries.get(key), list):
-                entries[key] = [lr] * len(entries[key])
-        changes[id(node)] = with_entries(node, entries)
+    changes.update((id(node), _scheduler_lr(node, lr)) for _, node in sections.schedulers)
     return layout.put(rebuild(root, changes), "lr", lr)
+
+
+def _scheduler_lr(scheduler: Any, lr: float) -> Any:
+    """``base_lrs`` and ``_last_lr``, also of the schedulers that it chains."""
+    entries = dict(mapping(scheduler) or {})
+    for key in ("base_lrs", "_last_lr"):
+        if isinstance(entries.get(key), list):
+            entries[key] = [lr] * len(entries[key])
+    if isinstance(entries.get("_schedulers"), list):
+        entries["_schedulers"] = [_scheduler_lr(one, lr) for one in entries["_schedulers"]]
+    return with_entries(scheduler, entries)
 
 
 def _checked(ckpt: Checkpoint) -> Checkpoint:

@@ -53,7 +53,14 @@ def read_groups(optimizer: Any) -> Groups:
         and all(isinstance(name, str) for name in of_group)
         for of_group, group in zip(names, ids, strict=True)
     )
+    if not usable and _is_named(ids):
+        names, usable = [list(group) for group in ids], True
     return Groups(ids, shapes, names if usable and groups else None)
+
+
+def _is_named(ids: Sequence[Sequence[Any]]) -> bool:
+    """True where ids are names already (torch.distributed.checkpoint's flat state_dicts)."""
+    return any(ids) and all(isinstance(id_, str) for group in ids for id_ in group)
 
 
 def _state_shape(state: Mapping[Any, Any]) -> Shape | None:
@@ -76,7 +83,12 @@ def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[st
     """
     groups = read_groups(optimizer)
     if groups.names is not None:
-        return _by_names(groups.names, model)
+        try:
+            return _by_names(groups, model)
+        except RefusedError:
+            # recorded names may be relative and collide: the shapes may still prove which is which
+            if any(shape is None for group in groups.shapes for shape in group):
+                raise
     candidates = _candidates(model)
     total = sum(map(len, groups.ids))
     if total > len(candidates):
@@ -102,19 +114,25 @@ def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[st
     return [[names[i] for i in group] for group in found]
 
 
-def _by_names(recorded: Sequence[Sequence[str]], model: Mapping[str, TensorRef]) -> list[list[str]]:
+def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]:
     known: dict[str, str] = {}
     for name in model:
         known.setdefault(_bare(name), name)
     out = []
     seen: set[str] = set()
-    for group in recorded:
+    for recorded, shapes in zip(groups.names or (), groups.shapes, strict=True):
         names = []
-        for name in group:
+        for name, shape in zip(recorded, shapes, strict=True):
             found = known.get(_bare(name))
             if found is None or found in seen:
                 what = "is not in the model" if found is None else "is recorded twice"
                 raise RefusedError(f"the optimizer's parameter '{name}' {what}", hint=_DROP)
+            if shape not in (None, model[found].shape):
+                raise RefusedError(
+                    f"the optimizer's parameter '{name}' has the shape {list(shape or ())}, the "
+                    f"model's {list(model[found].shape)}",
+                    hint=_DROP,
+                )
             seen.add(found)
             names.append(found)
         out.append(names)
@@ -189,23 +207,28 @@ def drop_parameters(
     if not any(name in removed for name in parameters(dict(model))):
         return optimizer
     names = assign_names(optimizer, model)
-    gone = set(removed)
+    # a tied parameter goes when the last of its names goes
+    alive = {ref.identity: name for name, ref in model.items() if name not in removed}
+    named = _is_named([group["params"] for group in groups])
     new_groups, new_state = [], dict[Any, Any]()
     next_id = 0
     for group, of_group in zip(groups, names, strict=True):
-        kept = [
-            (id_, i)
-            for i, (id_, name) in enumerate(zip(group["params"], of_group, strict=True))
-            if name not in gone
-        ]
-        changed = {**group, "params": list(range(next_id, next_id + len(kept)))}
-        if isinstance(group.get("param_names"), list):
-            changed["param_names"] = [group["param_names"][i] for _, i in kept]
-        new_groups.append(changed)
-        for id_, _ in kept:
-            if id_ in state:
-                new_state[next_id] = state[id_]
+        ids: list[Any] = []
+        recorded = []
+        for i, (id_, name) in enumerate(zip(group["params"], of_group, strict=True)):
+            survivor = alive.get(model[name].identity)
+            if survivor is None:
+                continue
+            old = id_ if named else (group.get("param_names") or of_group)[i]
+            recorded.append(old if name not in removed else survivor)
+            ids.append(recorded[-1] if named else next_id)
             next_id += 1
+            if id_ in state:
+                new_state[ids[-1]] = state[id_]
+        changed = {**group, "params": ids}
+        if isinstance(group.get("param_names"), list):
+            changed["param_names"] = recorded
+        new_groups.append(changed)
     return with_entries(
         optimizer,
         {**top, "state": with_entries(top["state"], new_state), "param_groups": new_groups},
@@ -215,7 +238,8 @@ def drop_parameters(
 def rename_parameters(
     optimizer: Any, plan: Callable[[Sequence[str]], Mapping[str, str | None]]
 ) -> Any:
-    """The optimizer with its ``param_names`` renamed; ids and state don't change."""
+    """The optimizer with its ``param_names`` renamed, and its ids where they are names."""
+    optimizer = _rename_ids(optimizer, plan)
     groups = param_groups(optimizer)
     named = [name for group in groups for name in group.get("param_names") or []]
     if not named or not all(isinstance(name, str) for name in named):
@@ -228,6 +252,22 @@ def rename_parameters(
         for group in groups
     ]
     return with_entries(optimizer, {**(mapping(optimizer) or {}), "param_groups": changed})
+
+
+def _rename_ids(optimizer: Any, plan: Callable[[Sequence[str]], Mapping[str, str | None]]) -> Any:
+    top = mapping(optimizer) or {}
+    groups = param_groups(optimizer)
+    ids = [group.get("params", []) for group in groups]
+    renaming = plan([id_ for group in ids for id_ in group]) if _is_named(ids) else None
+    if not renaming:
+        return optimizer
+    state = {renaming.get(id_) or id_: one for id_, one in (mapping(top["state"]) or {}).items()}
+    changed = [
+        {**group, "params": [renaming.get(id_) or id_ for id_ in group["params"]]}
+        for group in groups
+    ]
+    top = {**top, "state": with_entries(top["state"], state), "param_groups": changed}
+    return with_entries(optimizer, top)
 
 
 def set_lr(optimizer: Any, lr: float) -> Any:

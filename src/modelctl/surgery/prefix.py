@@ -48,8 +48,10 @@ def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
                 f"{partly} of {len(names)} names start with 'module.': is it a wrapper's prefix?",
                 hint="--prefix module. strips it from those that have it",
             )
+    out = remap(ckpt, _unwrap)
+    if out.root is ckpt.root:
         return ckpt.noting("no name has a wrapper prefix: nothing to strip")
-    return remap(ckpt, _unwrap)
+    return out
 
 
 def _unwrap(names: Sequence[str]) -> Renaming:

@@ -12,7 +12,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.records import FREEZE, REMOVED, records, with_records
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import Obj, attributes, mapping, rebuild, set_at, with_entries
+from ..core.tree import Obj, attributes, mapping, path_text, rebuild, set_at, with_entries
 from ..errors import CollisionError, RefusedError, UsageError
 from .optimizer import drop_parameters, rename_parameters
 
@@ -42,11 +42,18 @@ def remap(
     model = sections.model()
     renaming = plan(list(model.entries))
     removed = {name for name, new in renaming.items() if new is None}
-    changes = {id(model.node): _rename_state_dict(model, renaming, record=True)}
+    if removed.issuperset(model.tensors()):
+        raise RefusedError("no tensor would be left in the model")
+    if removed and sections.nameless_ema:
+        where = path_text(sections.nameless_ema[0])
+        raise RefusedError(
+            f"the EMA copy at '{where}' has no names: which of its tensors to remove is unknown",
+            hint="save the EMA copy as a state_dict",
+        )
+    changes: dict[int, Any] = {}
     for copy in sections.ema:
-        if removed and not isinstance(copy.node, dict | Obj):
-            raise RefusedError(f"the EMA copy at {copy.path} is a list: its tensors have no names")
         changes[id(copy.node)] = _rename_state_dict(copy, plan(list(copy.entries)), record=False)
+    changes[id(model.node)] = _rename_state_dict(model, renaming, record=True)
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
@@ -59,7 +66,8 @@ def remap(
         if removed:
             changed = drop_parameters(changed, model.tensors(), removed)
         changes[id(node)] = rename_parameters(changed, plan)
-    return ckpt.replace(root=rebuild(root, changes))
+    changes = {key: node for key, node in changes.items() if id(node) != key}
+    return ckpt.replace(root=rebuild(root, changes)) if changes else ckpt
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
