@@ -149,7 +149,10 @@ def _module_renaming(names: Iterable[str], renaming: Renaming) -> dict[str, str 
         new_parts = new.split(".")[:-1]
         for end in range(len(parts), 0, -1):
             cut = len(parts) - end
-            if cut > len(new_parts) or parts[end:] != new_parts[len(new_parts) - cut :]:
+            if cut > len(new_parts):  # a wrapper around a wrapper: both become the root
+                modules.setdefault(".".join(parts[:end]), "")
+                continue
+            if parts[end:] != new_parts[len(new_parts) - cut :]:
                 break
             module = ".".join(parts[:end])
             if module not in kept:
