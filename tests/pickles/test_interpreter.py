@@ -486,7 +486,7 @@ ARGS = b"X\x04\x00\x00\x00true\x85"
         # harmless callables that call what they are given
         (b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\ncbuiltins\ndict\n" + ARGS + b"}tR.", "call", "REDUCE", "os.system", None),
         (b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\ncbuiltins\ndict\n(cos\nsystem\ncbuiltins\ndict\n" + ARGS + b"}t}tR.", "call", "REDUCE", "os.system", None),
-        (b"ctorch._tensor\n_rebuild_from_type_v2\n(ccopyreg\n_reconstructor\nN(ca\nB\ncsubprocess\nPopen\nNt}tR.", "custom-class", "NEWOBJ", "a.B", None),
+        (b"ctorch._tensor\n_rebuild_from_type_v2\n(ccopyreg\n_reconstructor\nN(ca\nB\ncsubprocess\nPopen\nNt}tR.", "call", "NEWOBJ", "subprocess.Popen", None),
         (b"cnumpy.random._pickle\n__generator_ctor\nX\x04\x00\x00\x00truecos\nsystem\n\x86R.", "call", "REDUCE", "os.system", None),
         (b"cnumpy.random._pickle\n__randomstate_ctor\nX\x04\x00\x00\x00truecos\nsystem\n\x86R.", "call", "REDUCE", "os.system", None),
         (b"cnumpy.random._pickle\n__bit_generator_ctor\ncsubprocess\nPopen\n\x85R.", "call", "NEWOBJ", "subprocess.Popen", None),

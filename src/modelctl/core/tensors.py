@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
-from ..errors import UnsupportedError
+from ..errors import UnreadableError, UnsupportedError
 from .dtypes import DType
 
 CHUNK = 1 << 20
 # A view that is not contiguous is gathered from at most this much of its storage read at once;
 # beyond it the storage is mapped.
 GATHER = 32 << 20
+# An expanded view (stride 0) of more bytes than this, and of so many times those that are stored,
+# is a bomb: four bytes can say four terabytes.
+_EXPANDED, _TIMES = 1 << 30, 1000
 
 Role = Literal["parameter", "buffer"]
 
@@ -255,12 +258,17 @@ class TensorRef:
         Raises:
             UnsupportedError: for a tensor with a lazy conj or neg bit, whose stored bytes are
                 not its values.
+            UnreadableError: for a view that is out of all proportion to what is stored.
         """
         if self.rebuild is not None and self.rebuild.bits:
             raise UnsupportedError(
                 f"a tensor with the lazy {'/'.join(sorted(self.rebuild.bits))} bit can't be read "
                 "as values yet",
                 hint="save it with .resolve_conj().resolve_neg()",
+            )
+        if self.nbytes > _EXPANDED and self.nbytes > _TIMES * self.storage.nbytes:
+            raise UnreadableError(
+                f"a view of {self.nbytes:,} bytes over {self.storage.nbytes:,} stored ones"
             )
         if self.is_contiguous:
             yield from self.storage.chunks(self.start, self.start + self.nbytes)
@@ -271,11 +279,13 @@ class TensorRef:
         import numpy as np
 
         item = self.dtype.itemsize
+        # numpy knows fewer dimensions than torch: those of one element don't matter
+        dims = [(n, step) for n, step in zip(self.shape, self.stride, strict=True) if n != 1]
         view: Any = np.ndarray(
-            self.shape,
+            [n for n, _ in dims],
             dtype=f"V{item}",
             buffer=self.storage.buffer(self.start, self.span),
-            strides=[step * item for step in self.stride],
+            strides=[step * item for _, step in dims],
         )
         todo = [view]
         while todo:

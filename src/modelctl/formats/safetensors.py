@@ -19,6 +19,7 @@ from ..storage.staging import Sink
 MAX_HEADER = 100_000_000
 _MAX_DEPTH = 8
 _MAX_DIGITS = 20
+_MAX_DIMS = 64
 _BRACKETS = re.compile(rb'\\.|["\[\]{}]')
 
 
@@ -85,7 +86,9 @@ class Safetensors:
             return [f"safetensors holds one flat state_dict, this is a {what} ({named})"]
         lost = []
         for name, value in (mapping(ckpt.root) or {}).items():
-            if not isinstance(value, TensorRef):
+            if name == "__metadata__" or not _is_utf8(name):
+                lost.append(f"{name!r:.200} can't be the name of a tensor there")
+            elif not isinstance(value, TensorRef):
                 lost.append(f"'{name}' is no tensor")
             elif value.dtype.tag is None:
                 lost.append(f"'{name}' is {value.dtype.name}, which safetensors does not know")
@@ -137,6 +140,14 @@ class Safetensors:
             else:
                 for piece in ref.chunks():
                     sink.write(piece)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _overlaps(ckpt: Checkpoint) -> list[str]:
@@ -259,7 +270,11 @@ def _tensor(name: str, info: Any, source: FileSource, start: int) -> tuple[Tenso
     if dtype is None:
         raise broken(f"the dtype {info['dtype']!r:.40}")
     shape, offsets = info["shape"], info["data_offsets"]
-    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMS
+        or any(type(n) is not int or n < 0 for n in shape)
+    ):
         raise broken(f"the shape {shape!r:.80}")
     if (
         not isinstance(offsets, list)

@@ -53,6 +53,13 @@ class TorchZip:
                     member=name,
                     offset=member.offset,
                 )
+            if member.size > found.nbytes and member.method == DEFLATED:
+                raise UnreadableError(
+                    f"{found.nbytes:,} bytes are declared, it inflates to {member.size:,}",
+                    path=source.name,
+                    member=name,
+                    offset=member.offset,
+                )
             if member.size > found.nbytes:
                 warnings.append(f"{name} is {member.size - found.nbytes:,} bytes too long")
             # a checksum is that of the whole member
@@ -111,7 +118,7 @@ class TorchZip:
             return order.setdefault(id(storage), (str(len(order)), storage))[0]
 
         data = pickle(ckpt.root, key)
-        records = _Records(sink, name.rsplit(".", 1)[0] if "." in name[1:] else name)
+        records = _Records(sink, _prefix(name))
         records.add("data.pkl", data)
         records.add(".format_version", b"1")
         records.add(".storage_alignment", str(_ALIGNMENT).encode())
@@ -169,6 +176,13 @@ def _is_big_endian(directory: ZipDirectory, root: str) -> bool:
     if order not in (b"little", b"big"):
         raise UnreadableError(f"the byte order {order!r}", path=directory.source.name, member=name)
     return order == b"big"
+
+
+def _prefix(name: str) -> str:
+    """The folder in the zip, as torch names it after the file."""
+    if not name.isascii():
+        return "archive"
+    return name.rsplit(".", 1)[0] if "." in name[1:] else name
 
 
 class _Records:

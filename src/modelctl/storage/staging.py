@@ -89,7 +89,10 @@ _NO_RANGES = frozenset(
 def resolve_target(path: str | os.PathLike[str]) -> Path:
     """Where an output for ``path`` really goes: through links, so that a link stays one."""
     target = Path(path)
-    return target.resolve() if target.is_symlink() else target.absolute()
+    try:
+        return target.resolve() if target.is_symlink() else target.absolute()
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL
+        raise WriteError(f"{path}: not a place to write to: {e}") from None
 
 
 @contextmanager
@@ -111,6 +114,8 @@ def staged(
         mode = stat.S_IMODE(target.stat().st_mode)
         if target.is_dir():
             raise WriteError(f"{path}: is a directory")
+        if not target.is_file():
+            raise WriteError(f"{path}: not a regular file, so it is not replaced")
         if not overwrite:
             raise WriteError(f"{path}: exists already", hint="--overwrite replaces it")
     except FileNotFoundError:
@@ -119,6 +124,8 @@ def staged(
         mode = 0o666 & ~umask
     except NotADirectoryError:
         raise WriteError(f"{path}: its parent is not a directory") from None
+    except (OSError, ValueError) as e:
+        raise WriteError(f"{path}: not a place to write to: {e}") from None
     if not folder.is_dir():
         raise WriteError(f"{path}: there is no directory {folder}", hint=f"mkdir -p {folder}")
     _remove_stale(folder)
@@ -129,7 +136,8 @@ def staged(
                 f"{path}: needs {expected:,} bytes, {free:,} are free there",
                 hint="choose another disk with -o",
             )
-    temp = folder / f".{target.name[:200]}.modelctl-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    stem = os.fsdecode(os.fsencode(target.name)[:180])
+    temp = folder / f".{stem}.modelctl-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
         fd = os.open(temp, flags | getattr(os, "O_BINARY", 0), 0o600)

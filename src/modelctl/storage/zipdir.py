@@ -118,7 +118,7 @@ class ZipDirectory:
             if at + _CENTRAL.size > length:
                 raise self._error("the directory is cut off", start + at)
             fields = _CENTRAL.unpack_from(data, at)
-            signature, made_by, _, flags, method, _, _, crc = fields[:8]
+            signature, _, _, flags, method, _, _, crc = fields[:8]
             packed, size, n_name, n_extra, n_comment = fields[8:13]
             attributes, header = fields[15], fields[16]
             if signature != b"PK\1\2":
@@ -142,7 +142,7 @@ class ZipDirectory:
                 raise self._error("stored, but of two sizes", start + at, name)
             if header + _LOCAL.size + n_name + packed > start:
                 raise self._error("lies outside the file", header, name)
-            if made_by >> 8 == 3 and (attributes >> 16) & 0o170000 == 0o120000:
+            if (attributes >> 16) & 0o170000 == 0o120000:
                 self.warnings.append(f"{name} is a symbolic link: its text is not followed")
             offset = self._payload(raw, name, header, flags, method, crc, packed, size)
             if offset + packed > start:
