@@ -1,0 +1,139 @@
+"""Values between a training script and a checkpoint that plain ``torch.load`` can read.
+
+Out: what ``torch.load(weights_only=True)`` takes, or a refusal that names the place. In: the
+inert tree of a file as Python and torch values, without running what it names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.dtypes import BY_NAME
+from ..core.tensors import TensorRef
+from ..core.tree import ORDERED_DICT, Global, Obj, walk
+from ..errors import RefusedError, UnsupportedError
+from .tensors import to_tensors
+
+_ATOMS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_DICTS: dict[Any, Callable[[], Any]] = {
+    ORDERED_DICT: OrderedDict,
+    Global("collections", "Counter"): Counter,
+    Global("collections", "defaultdict"): dict,
+}
+_SIZE = Global("torch", "Size")
+_DEVICE = Global("torch", "device")
+
+
+def storable(value: Any, where: str) -> Any:
+    """The value as ``torch.load(weights_only=True)`` will read it; ``where`` is its key.
+
+    numpy scalars become Python's, and a subclass of dict other than OrderedDict and Counter
+    becomes a dict.
+
+    Raises:
+        RefusedError: something that torch would refuse to load; names its key.
+    """
+    if isinstance(value, np.generic):
+        return storable(value.item(), where)
+    if type(value) in _ATOMS or isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        items = {
+            storable(key, f"{where} (a key)"): storable(inner, f"{where}.{key}")
+            for key, inner in value.items()
+        }
+        if type(value) is Counter:
+            return Counter(items)
+        if type(value) is not OrderedDict:
+            return items
+        made = OrderedDict(items)
+        made.__dict__.update(value.__dict__)  # a state_dict's _metadata
+        return made
+    if type(value) in (list, tuple):
+        return type(value)(storable(inner, f"{where}.{i}") for i, inner in enumerate(value))
+    raise RefusedError(
+        f"'{where}' is a {type(value).__module__}.{type(value).__qualname__}, which "
+        "torch.load(weights_only=True) refuses",
+        hint=_advice(value),
+    )
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "save torch.from_numpy(array)"
+    if isinstance(value, set | frozenset):
+        return "save sorted(the_set)"
+    if hasattr(value, "__fspath__"):
+        return "save str(path)"
+    if hasattr(value, "state_dict"):
+        return "save its state_dict()"
+    if hasattr(value, "__dict__"):
+        return "save vars(it), or its numbers, texts and tensors"
+    return "save it as numbers, texts, tensors, lists and dicts"
+
+
+def live(node: Any, where: str) -> Any:
+    """The tree of a file as values: tensors (on the CPU, tied ones one), containers, atoms.
+
+    Raises:
+        UnsupportedError: something else, which would have to be run or imported; names its key.
+    """
+    refs = {id(found): found for _, found in walk(node) if isinstance(found, TensorRef)}
+    tensors = to_tensors(refs)
+    # by identity: what is shared stays shared, and a few shared lists can't spell out billions
+    made: dict[int, Any] = {}
+
+    def fill(shell: Any, items: Mapping[Any, Any], where: str) -> Any:
+        shell.update((key, of(inner, f"{where}.{key}")) for key, inner in items.items())
+        return shell
+
+    def of(node: Any, where: str) -> Any:
+        if isinstance(node, bool | int | float | str | bytes | None):
+            return node
+        if isinstance(node, TensorRef):
+            return tensors[id(node)]
+        if id(node) not in made:
+            made[id(node)] = _named(node)
+            if made[id(node)] is None:
+                build(node, where)
+        return made[id(node)]
+
+    def build(node: Any, where: str) -> None:
+        if isinstance(node, dict):
+            made[id(node)] = shell = {}
+            fill(shell, node, where)
+        elif type(node) is list:
+            made[id(node)] = filled = []
+            filled += [of(inner, f"{where}.{i}") for i, inner in enumerate(node)]
+        elif type(node) is tuple:
+            made[id(node)] = tuple(of(inner, f"{where}.{i}") for i, inner in enumerate(node))
+        elif isinstance(node, Obj) and node.func in _DICTS:
+            made[id(node)] = _DICTS[node.func]()
+            counted = node.args[0] if node.args and isinstance(node.args[0], dict) else {}
+            fill(made[id(node)], {**counted, **node.entries}, where)
+        else:
+            what = node.func if isinstance(node, Obj) else node
+            raise UnsupportedError(
+                f"'{where}' is a {what}, which is not made from a file",
+                hint="save it as numbers, texts, tensors, lists and dicts",
+            )
+
+    return of(node, where)
+
+
+def _named(node: Any) -> Any:
+    """A dtype, a device or a size."""
+    if isinstance(node, Global) and node.module == "torch" and node.name in BY_NAME:
+        return getattr(torch, node.name, None)
+    if isinstance(node, Obj) and len(node.args) in (1, 2):
+        if node.func == _SIZE and isinstance(node.args[0], tuple | list):
+            return torch.Size(node.args[0])
+        if node.func == _DEVICE and isinstance(node.args[0], str):
+            return torch.device(*node.args)
+    return None
