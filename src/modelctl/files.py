@@ -11,6 +11,7 @@ from .core.checkpoint import Checkpoint
 from .core.records import METADATA, add_history, write_records
 from .errors import LossError
 from .formats import detect, for_writing
+from .formats.sharded import find_in_folder
 from .storage.source import FileSource
 from .storage.staging import staged
 
@@ -38,7 +39,7 @@ def open(path: PathLike, *, key: str | None = None) -> Checkpoint:
         UnsupportedError: sound, but of a kind that is not read yet.
         NoMatchError: ``key`` is not the path of a state_dict.
     """
-    source = FileSource(path)
+    source = FileSource(find_in_folder(path) if os.path.isdir(path) else path)
     try:
         ckpt = detect(source).read(source)
         if key is not None:
@@ -75,7 +76,7 @@ def save(
     fmt = for_writing(to, target)
     if history:
         ckpt = add_history(ckpt, history)
-    if fmt.name != "safetensors" and ckpt.sections.models:
+    if fmt.name != "safetensors" and ckpt.sections.models and not ckpt.sections.models[0].is_module:
         extra = {key: text for key, text in ckpt.metadata.items() if key != "format"}
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})

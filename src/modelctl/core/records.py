@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import RefusedError
 from .checkpoint import Checkpoint
 from .tree import Obj, attributes, mapping, ordered_dict, rebuild
 
@@ -61,15 +62,30 @@ def with_records(node: Any, changes: dict[str, Any]) -> Any:
 
 
 def write_records(ckpt: Checkpoint, changes: dict[str, Any]) -> Checkpoint:
-    """The checkpoint with these records of its model's state_dict set (None removes one)."""
+    """The checkpoint with these records of its model's state_dict set (None removes one).
+
+    Raises:
+        RefusedError: the model is a whole module, which has no place for them.
+    """
     model = ckpt.sections.model()
+    if model.is_module:
+        raise whole_module("carry records")
     root = rebuild(ckpt.root, {id(model.node): with_records(model.node, changes)})
     return ckpt.replace(root=root)
 
 
+def whole_module(what: str) -> RefusedError:
+    """The error for an edit that only a state_dict can take."""
+    return RefusedError(
+        f"this file holds a whole module, which can't {what} yet",
+        hint="'modelctl convert --weights-only' makes a state_dict of it, without its class",
+    )
+
+
 def add_history(ckpt: Checkpoint, lines: Sequence[str]) -> Checkpoint:
     """The checkpoint with more lines of history, where it has a state_dict to carry them."""
-    if not ckpt.sections.models or not ckpt.sections.certain:
+    sections = ckpt.sections
+    if not sections.models or not sections.certain or sections.models[0].is_module:
         return ckpt
     past = read_record(ckpt, HISTORY)
     return write_records(ckpt, {HISTORY: [*(past if isinstance(past, list) else []), *lines]})

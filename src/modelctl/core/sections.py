@@ -10,12 +10,14 @@ DeepSpeed (``module``), and torch's own tutorials (``model_state_dict``).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import AmbiguousError, NoMatchError
+from .modules import module_tensors
 from .names import nearest
 from .tensors import TensorRef
-from .tree import ABSENT, Obj, Path, attributes, children, get, mapping, path_text, walk
+from .tree import ABSENT, Obj, Path, attributes, children, get, is_module, mapping, path_text, walk
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
@@ -44,14 +46,22 @@ _RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_stat
 
 @dataclass(frozen=True)
 class StateDict:
-    """A state_dict in the tree: a mapping of names to tensors (and a few other values)."""
+    """A state_dict in the tree: a mapping of names to tensors (and a few other values), or a
+    whole module that would give one."""
 
     path: Path
     node: Any
 
-    @property
+    @cached_property
     def entries(self) -> dict[str, Any]:
+        if is_module(self.node):
+            return dict(module_tensors(self.node))
         return mapping(self.node) or {}
+
+    @property
+    def is_module(self) -> bool:
+        """True for a whole module: its entries are those of the state_dict that it would give."""
+        return is_module(self.node)
 
     def tensors(self) -> dict[str, TensorRef]:
         return {name: ref for name, ref in self.entries.items() if isinstance(ref, TensorRef)}
@@ -117,7 +127,7 @@ class Sections:
                 return "tensor"
             return "optimizer" if self.optimizers else "object"
         if self.models[0].path == ():
-            return "state_dict"
+            return "whole module" if self.models[0].is_module else "state_dict"
         extra = (self.optimizers, self.schedulers, self.epoch, self.step, self.ema)
         return "training checkpoint" if any(extra) else "checkpoint"
 
@@ -149,6 +159,11 @@ def is_state_dict(node: Any) -> bool:
         elif not (key.endswith("_extra_state") or isinstance(value, str | int | float | None)):
             return False
     return tensors > 0 and 2 * tensors >= len(entries)
+
+
+def is_model(node: Any) -> bool:
+    """True for what a model can be saved as: its state_dict, or all of it."""
+    return is_state_dict(node) or is_module(node)
 
 
 def is_optimizer(node: Any) -> bool:
@@ -204,7 +219,7 @@ def _chosen(root: Any, key: Path) -> Any:
         node = get(root, key)
     except KeyError:
         node = None
-    if node is None or not is_state_dict(node):
+    if node is None or not is_model(node):
         known = [path_text(path) for path in state_dicts(root)]
         near = nearest(path_text(key), known) or known[:3]
         raise NoMatchError(
@@ -215,13 +230,13 @@ def _chosen(root: Any, key: Path) -> Any:
 
 
 def state_dicts(root: Any) -> list[Path]:
-    """The paths of all state_dicts down to the third level, in order."""
+    """The paths of all state_dicts and whole modules down to the third level, in order."""
     found: list[Path] = []
     level: list[tuple[Path, Any]] = [((), root)]
     for _ in range(3):
         below = []
         for path, node in level:
-            if is_state_dict(node):
+            if is_model(node):
                 found.append(path)
             elif not isinstance(node, TensorRef):
                 below += [((*path, label), child) for label, child in children(node)]
@@ -236,10 +251,10 @@ def _find_ema(top: dict[Any, Any]) -> tuple[tuple[StateDict, ...], tuple[Path, .
     nameless: list[Path] = []
     for name in _EMA_KEYS:
         node = top.get(name)
-        if is_state_dict(node):
+        if is_model(node):
             found.append(StateDict((name,), node))
         elif node is not None:
-            inside = [(label, child) for label, child in children(node) if is_state_dict(child)]
+            inside = [(label, child) for label, child in children(node) if is_model(child)]
             found += [StateDict((name, label), child) for label, child in inside]
             if not inside and any(isinstance(part, TensorRef) for _, part in walk(node)):
                 nameless.append((name,))
@@ -247,12 +262,10 @@ def _find_ema(top: dict[Any, Any]) -> tuple[tuple[StateDict, ...], tuple[Path, .
 
 
 def _find_models(root: Any, top: dict[Any, Any]) -> tuple[tuple[StateDict, ...], bool]:
-    if is_state_dict(root):
+    if is_model(root):
         return (StateDict((), root),), True
     named = [
-        StateDict((name,), top[name])
-        for name in _MODEL_KEYS
-        if name in top and is_state_dict(top[name])
+        StateDict((name,), top[name]) for name in _MODEL_KEYS if name in top and is_model(top[name])
     ]
     if named:
         return tuple(named), True

@@ -127,8 +127,46 @@ def attributes(node: Obj) -> dict[Any, Any]:
     return {}
 
 
+def is_module(node: Any) -> bool:
+    """True for an object with the state of an ``nn.Module`` (FORMATS section 3)."""
+    if not isinstance(node, Obj) or not isinstance(node.func, Global):
+        return False
+    state = attributes(node)
+    return (
+        mapping(state.get("_parameters")) is not None and mapping(state.get("_modules")) is not None
+    )
+
+
+def _module_children(state: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """A module's tensors and submodules by their state_dict names, then its other attributes:
+    those that repeat tensors (an LSTM's ``_flat_weights``) are no children."""
+    transient = state.get("_non_persistent_buffers_set")
+    skipped = transient.args[0] if isinstance(transient, Obj) and transient.args else ()
+    yield from (mapping(state["_parameters"]) or {}).items()
+    for name, buffer in (mapping(state.get("_buffers")) or {}).items():
+        if not (isinstance(skipped, list) and name in skipped):
+            yield name, buffer
+    yield from (mapping(state["_modules"]) or {}).items()
+    for name, value in state.items():
+        if name not in ("_parameters", "_buffers", "_modules") and not _repeats_tensors(value):
+            yield name, value
+
+
+def _repeats_tensors(value: Any, depth: int = 3) -> bool:
+    """Whether an attribute is a tensor, or a list of them, however it is built."""
+    if isinstance(value, TensorRef):
+        return True
+    if depth and isinstance(value, Obj) and not is_module(value):
+        value = value.args
+    return depth > 0 and (
+        isinstance(value, list | tuple)
+        and any(_repeats_tensors(part, depth - 1) for part in value[:64])
+    )
+
+
 def children(node: Any) -> Iterator[tuple[Any, Any]]:
-    """(label, child) of a container: dict keys, list indices, attribute names."""
+    """(label, child) of a container: dict keys, list indices, attribute names; a whole module's
+    tensors and submodules are labelled as in its state_dict."""
     if isinstance(node, dict):
         yield from node.items()
     elif isinstance(node, list | tuple) and not isinstance(node, StorageRef):
@@ -140,7 +178,9 @@ def children(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(node.items)
         yield from node.entries.items()
         found = attributes(node)
-        if found:
+        if is_module(node):
+            yield from _module_children(found)
+        elif found:
             yield from found.items()
         elif node.state is not ABSENT and node.state is not None:
             yield "state", node.state

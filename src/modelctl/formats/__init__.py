@@ -9,9 +9,12 @@ from ..storage.source import FileSource
 from .base import HEAD, Format
 from .legacy import TorchLegacy
 from .safetensors import Safetensors
+from .sharded import Sharded
+from .torch_tar import TorchTar
 from .torch_zip import TorchZip
 
-REGISTRY: Sequence[Format] = (TorchZip(), TorchLegacy(), Safetensors())
+_SHARDS = (TorchZip(), TorchLegacy(), Safetensors())
+REGISTRY: Sequence[Format] = (*_SHARDS, Sharded(_SHARDS), TorchTar())
 
 # What is often found under a checkpoint's name, and what it says to its owner.
 _LOOKALIKES = (

@@ -11,10 +11,12 @@ from ..core.tree import walk
 from ..errors import UnreadableError, UnsupportedError
 from ..pickles.interpreter import MAX_SIZE, unpickle
 from ..pickles.writer import pickle
-from ..storage.source import FileSource, FileStorage, InflatedStorage
+from ..storage.source import FileSource, FileStorage, InflatedStorage, Window
 from ..storage.staging import Sink
-from ..storage.zipdir import DEFLATED, ZipDirectory
+from ..storage.zipdir import DEFLATED, STORED, Member, ZipDirectory
+from .torch_export import is_export, read_export
 from .torch_pickle import StorageId, storage_table
+from .torchscript import as_modules
 
 _ALIGNMENT = 64
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
@@ -34,6 +36,37 @@ class TorchZip:
 
     def read(self, source: FileSource) -> Checkpoint:
         directory = ZipDirectory(source)
+        if is_export(directory):
+            return read_export(source, directory, lambda member: self._inner(source, member))
+        inner = _checkpoints_inside(directory)
+        if inner:
+            return self._archive(source, directory, inner)
+        return self._saved(source, directory)
+
+    def _inner(self, source: FileSource, member: Member) -> Checkpoint:
+        """A whole ``torch.save`` file that is a member of another zip."""
+        if member.method != STORED:
+            raise UnsupportedError(
+                f"{source.name}, {member.name}: compressed, so it can't be read in place",
+                hint=f"unpack it: unzip '{source.name}' '{member.name}'",
+            )
+        window = Window(source, member.offset, member.size, member.name)
+        return self._saved(window, ZipDirectory(window))
+
+    def _archive(
+        self, source: FileSource, directory: ZipDirectory, inner: list[Member]
+    ) -> Checkpoint:
+        """A zip of checkpoints (stable-baselines3): a tree with an entry for each."""
+        parts = {member.name: self._inner(source, member) for member in inner}
+        return Checkpoint(
+            {name: part.root for name, part in parts.items()},
+            Origin(source.name, "archive", f"zip of {len(parts)} checkpoints", source.size),
+            warnings=(*directory.warnings, *(w for part in parts.values() for w in part.warnings)),
+            findings=tuple(found for part in parts.values() for found in part.findings),
+            resources=(source,),
+        )
+
+    def _saved(self, source: FileSource, directory: ZipDirectory) -> Checkpoint:
         root = _root(directory)
         members = directory.members
         warnings = list(directory.warnings)
@@ -86,9 +119,14 @@ class TorchZip:
             raise e.located(source.name, name) from None
         if end != len(data):
             warnings.append(f"{len(data) - end:,} bytes after the pickle in {name}")
+        name, label = self.name, self.label
+        if f"{root}/constants.pkl" in members:
+            value = as_modules(value, directory, root)
+            findings = [found for found in findings if not found.name.startswith("__torch__")]
+            name, label = "torchscript", "TorchScript"
         return Checkpoint(
             value,
-            Origin(source.name, self.name, self.label, source.size),
+            Origin(source.name, name, label, source.size),
             warnings=tuple(warnings),
             findings=tuple(findings),
             resources=(source,),
@@ -130,30 +168,23 @@ class TorchZip:
         records.finish()
 
 
+def _checkpoints_inside(directory: ZipDirectory) -> list[Member]:
+    """The members that are checkpoints themselves, where the zip is none."""
+    members = directory.members
+    if any(name.rpartition("/")[2] == "data.pkl" for name in members):
+        return []
+    return [member for name, member in members.items() if name.endswith((".pt", ".pth", ".th"))]
+
+
 def _root(directory: ZipDirectory) -> str:
     """The one folder of a ``torch.save`` zip that holds its ``data.pkl``."""
     names = directory.members
     source = directory.source.name
     folders = {name.partition("/")[0] for name in names if "/" in name}
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
-    if any(name.endswith("archive_format") for name in names) or any(
-        name in names for name in ("serialized_exported_program.json", "models/model.json")
-    ):
-        raise UnsupportedError(f"{source}: a torch.export program: not read yet")
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise UnsupportedError(
-            f"{source}: a TorchScript archive: not read yet",
-            hint="torch.save(torch.jit.load(path).state_dict(), 'weights.pt') gives its weights",
-        )
     if any(name.endswith(".data/extern_modules") for name in names):
         raise UnsupportedError(f"{source}: a torch.package archive: not read yet")
     if not pickles:
-        inner = [name for name in names if name.endswith((".pt", ".pth"))]
-        if inner:
-            raise UnsupportedError(
-                f"{source}: a zip that holds {len(inner)} checkpoints: {', '.join(inner[:6])}",
-                hint=f"unpack one: unzip '{source}' {inner[0]}",
-            )
         raise UnreadableError(
             "a zip without data.pkl: no checkpoint, or one whose save failed halfway",
             path=source,

@@ -35,6 +35,10 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
     "torch.tensor": ("_rebuild_from_type_v2",),
     "torch": ("Size", "device"),
     "torch.serialization": ("_get_layout",),
+    "torch.jit._pickle": (
+        *("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"),
+        *("build_tensor_from_id", "restore_type_tag"),
+    ),
     "torch.nn.parameter": ("Parameter", "Buffer"),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": (

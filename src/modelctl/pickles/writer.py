@@ -197,11 +197,12 @@ class _Writer:
         if bits:
             self.out += b"}"
             self.put()
-            self.out += b"("
+            if len(bits) > 1:
+                self.out += b"("
             for bit in bits:
                 self.text(bit)
                 self.out += b"\x88"
-            self.out += b"u"
+            self.out += b"u" if len(bits) > 1 else b"s"
         self.out += b"t"
         self.put()
 

@@ -16,10 +16,16 @@ from ..errors import ModelctlError, UnreadableError
 class FileSource:
     """A regular file, opened for reading at offsets. Counts what is read from it."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, follow: bool = True) -> None:
+        """Open ``path``; with ``follow=False`` a link only where it stays inside one cache of the
+        Hugging Face hub."""
         self.path = Path(path)
         self.name = str(path)
         self.bytes_read = 0
+        if not follow and self.path.is_symlink() and not _in_one_cache(self.path):
+            raise ModelctlError(
+                f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
+            )
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
             # O_NONBLOCK: opening a FIFO must not hang
@@ -95,6 +101,42 @@ class FileSource:
             self._fd = -1
 
 
+def _in_one_cache(link: Path) -> bool:
+    """``models--*/snapshots/…/name`` that points to a blob of the same ``models--*`` folder."""
+    here = link.parent.resolve()
+    trees = [above for above in here.parents if above.name.startswith(("models--", "datasets--"))]
+    return bool(trees) and link.resolve().parent == trees[0] / "blobs"
+
+
+class Window(FileSource):
+    """A range of a file, read as if it were a file of its own: an archive inside an archive."""
+
+    def __init__(self, parent: FileSource, offset: int, size: int, member: str) -> None:
+        self.parent, self.base, self.size = parent, offset, size
+        self.path, self.name = parent.path, f"{parent.name}, {member}"
+        self.mode = parent.mode
+        self.bytes_read = 0
+
+    def fileno(self) -> int:
+        return self.parent.fileno()
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        # read() has checked the range against this window's own size
+        return self.parent.read(self.base + offset, min(size, self.size - offset))
+
+    def map(self, offset: int, size: int) -> memoryview:
+        return self.parent.map(self.base + offset, size)
+
+    def outermost(self, offset: int) -> tuple[FileSource, int]:
+        """The file that this window is in, and where ``offset`` lies there."""
+        if isinstance(self.parent, Window):
+            return self.parent.outermost(self.base + offset)
+        return self.parent, self.base + offset
+
+    def close(self) -> None:
+        """The file is its opener's to close."""
+
+
 class FileStorage(Storage):
     """A storage that is a range of a file."""
 
@@ -109,6 +151,8 @@ class FileStorage(Storage):
         crc32: int | None = None,
     ) -> None:
         super().__init__(nbytes, location, crc32)
+        if isinstance(source, Window):  # the kernel copies from the file itself
+            source, offset = source.outermost(offset)
         self.source, self.offset = source, offset
 
     def read(self, start: int, size: int) -> bytes:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
+from ..core.records import FREEZE, with_records
+from ..core.roles import parameters
+from ..core.sections import StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import with_entries
+from ..core.tree import ordered_dict, with_entries
 
 
 def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
@@ -20,6 +23,8 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     if not weights_only:
         return ckpt
     model = ckpt.sections.model()
+    if model.is_module:
+        return _state_dict(ckpt, model)
     others = [name for name, value in model.entries.items() if not isinstance(value, TensorRef)]
     node = model.node
     if others:
@@ -28,3 +33,16 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     if others:
         out = out.noting(f"left out, no tensors: {', '.join(others[:6])}")
     return out
+
+
+def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
+    """The state_dict that a whole module would give; which parameters train goes on as a record."""
+    tensors = model.tensors()
+    plain = {name: ref.replace(role=None, requires_grad=None) for name, ref in tensors.items()}
+    node = ordered_dict(plain)
+    known = parameters(tensors)
+    frozen = [name for name, ref in known.items() if ref.requires_grad is False]
+    if frozen:
+        record = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
+        node = with_records(node, {FREEZE: record})
+    return ckpt.replace(root=node, key=None)

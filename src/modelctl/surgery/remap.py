@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..core.checkpoint import Checkpoint
-from ..core.records import FREEZE, REMOVED, records, with_records
+from ..core.records import FREEZE, REMOVED, records, whole_module, with_records
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
 from ..core.tree import Obj, attributes, mapping, path_text, rebuild, set_at, with_entries
@@ -40,6 +40,8 @@ def remap(
     check_choice("optimizer", optimizer, ("keep", "drop"))
     sections = ckpt.sections
     model = sections.model()
+    if any(part.is_module for part in (model, *sections.ema)):
+        raise whole_module("be renamed or cut")
     renaming = plan(list(model.entries))
     removed = {name for name, new in renaming.items() if new is None}
     if removed.issuperset(model.tensors()):
