@@ -143,7 +143,7 @@ def _paths(sections: Sections) -> dict[str, Path]:
 def _base(model: Checkpoint, layout: _Layout) -> Any:
     """The tree to put parts into: the checkpoint itself, or a new one around a state_dict."""
     found: StateDict = model.sections.model()
-    if found.path == layout.paths["model"]:
+    if all(layout.paths[part] == path for part, path in _paths(model.sections).items()):
         return model.root
     root: Any = {}
     for depth in range(1, len(layout.paths["model"])):

@@ -53,7 +53,7 @@ def history_line(edit: str, options: Mapping[str, Any]) -> str:
     words = [edit]
     for name, value in options.items():
         default = known[name].default if name in known else None
-        if value in (None, False, (), [], default):
+        if value is None or value is False or value == default or value in ((), []):
             continue
         flag = "--" + name.replace("_", "-")
         if value is True:

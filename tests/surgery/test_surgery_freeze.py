@@ -1,0 +1,163 @@
+"""freeze and unfreeze: the record, what it follows, and that plain torch doesn't mind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from surgery_nets import Net, load, opened, same_tensors, train
+from torch import nn
+
+import modelctl as mc
+from modelctl.core.records import FREEZE, read_record
+from modelctl.errors import NoMatchError, UsageError
+from modelctl.surgery.freeze import by_hand
+
+TRUNK = [
+    "conv1.weight",
+    "bn1.weight",
+    "bn1.bias",
+    *(f"layer1.{i}.{w}" for i in (0, 1) for w in ("weight", "bias")),
+]
+
+
+def test_the_record(tmp_path: Path) -> None:
+    with opened(tmp_path / "in.pt", Net().state_dict()) as ckpt:
+        frozen = mc.freeze(ckpt, "*", exclude="fc", bn_eval=True)
+        loaded = load(frozen, tmp_path / "out.pt")
+    assert loaded._metadata[""]["modelctl.freeze"] == {
+        "version": 1,
+        "frozen": TRUNK,  # parameters: no running statistics
+        "bn_eval": True,
+        "patterns": ["*", "!fc"],
+    }
+    assert loaded._metadata[""]["version"] == 1
+    Net().load_state_dict(loaded)
+    nn.DataParallel(Net()).module.load_state_dict(loaded)
+
+
+def test_it_adds_up_and_unfreeze_takes_away(tmp_path: Path) -> None:
+    with opened(tmp_path / "in.pt", Net().state_dict()) as ckpt:
+        one = mc.freeze(ckpt, "layer1")
+        two = mc.freeze(one, ["conv1", "bn?.weight"])
+        record = read_record(two, FREEZE)
+        assert record["frozen"] == ["conv1.weight", "bn1.weight", *TRUNK[3:]]
+        assert record["patterns"] == ["layer1", "conv1", "bn?.weight"]
+        less = mc.unfreeze(two, r"layer1\.1", exclude="weight$", regex=True)
+        assert "layer1.1.bias" not in read_record(less, FREEZE)["frozen"]
+        assert "layer1.1.weight" in read_record(less, FREEZE)["frozen"]
+        assert read_record(mc.unfreeze(less, "*"), FREEZE) is None
+        with pytest.raises(NoMatchError, match="none of the 2 parameters is frozen"):
+            mc.unfreeze(two, "fc")
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with opened(tmp_path / "in.pt", Net().state_dict()) as ckpt:
+        with pytest.raises(NoMatchError) as e:
+            mc.freeze(ckpt, "layr1")
+        assert "layer1" in (e.value.hint or "")
+        with pytest.raises(NoMatchError, match="no parameter matches"):
+            mc.freeze(ckpt, "*.running_mean")  # a buffer is no parameter
+        with pytest.raises(NoMatchError):
+            mc.freeze(ckpt, "*", exclude="nothing")
+        with pytest.raises(NoMatchError, match="nothing is left"):
+            mc.freeze(ckpt, "fc", exclude="fc")
+        with pytest.raises(UsageError):
+            mc.freeze(ckpt, "(", regex=True)
+        with pytest.raises(UsageError):
+            mc.freeze(ckpt, "fc", optimizer="x")  # type: ignore[arg-type]
+        assert "warning: every parameter is frozen" in mc.freeze(ckpt, "*").notes[-1]
+        assert not any("warning" in note for note in mc.freeze(ckpt, "*", exclude="fc").notes)
+
+
+def test_it_follows_renames_removals_and_formats(tmp_path: Path) -> None:
+    net = Net()
+    with opened(tmp_path / "in.pt", nn.DataParallel(net).state_dict()) as ckpt:
+        frozen = mc.freeze(ckpt, ["module.fc", "module.conv1", "module.bn1.bias"])
+        mc.save(frozen, tmp_path / "1.pt")
+    with mc.open(tmp_path / "1.pt") as ckpt:
+        mc.save(mc.strip_prefix(ckpt), tmp_path / "2.safetensors")
+    with safe_open(tmp_path / "2.safetensors", "pt") as f:
+        record = json.loads(f.metadata()["modelctl.freeze"])
+        assert f.metadata()["format"] == "pt"
+    assert record["frozen"] == ["conv1.weight", "bn1.bias", "fc.weight", "fc.bias"]
+    assert record["version"] == 1
+    found = load_file(tmp_path / "2.safetensors")
+    assert set(found) == set(net.state_dict())
+    with mc.open(tmp_path / "2.safetensors") as ckpt:
+        mc.save(mc.strip_head(ckpt, rename_head="old"), tmp_path / "3.pt")
+        mc.save(mc.strip_head(ckpt), tmp_path / "4.pt")
+    three = torch.load(tmp_path / "3.pt", weights_only=True)
+    expected = ["conv1.weight", "bn1.bias", "old.weight", "old.bias"]
+    assert three._metadata[""]["modelctl.freeze"]["frozen"] == expected
+    four = torch.load(tmp_path / "4.pt", weights_only=True)
+    assert four._metadata[""]["modelctl.freeze"]["frozen"] == expected[:2]
+    with mc.open(tmp_path / "4.pt") as ckpt:
+        mc.save(ckpt, tmp_path / "5.safetensors")
+    with safe_open(tmp_path / "5.safetensors", "pt") as f:
+        assert json.loads(f.metadata()["modelctl.freeze"])["frozen"] == expected[:2]
+        assert [one["name"] for one in json.loads(f.metadata()["modelctl.removed"])] == [
+            "fc.weight",
+            "fc.bias",
+        ]
+
+
+def test_weights_only_keeps_the_record(tmp_path: Path) -> None:
+    with opened(tmp_path / "in.pt", {"model": Net().state_dict(), "epoch": 1}) as ckpt:
+        flat = mc.convert(mc.freeze(ckpt, "fc"), weights_only=True)
+        mc.save(flat, tmp_path / "out.safetensors")
+    with mc.open(tmp_path / "out.safetensors") as ckpt:
+        assert read_record(ckpt, FREEZE)["frozen"] == ["fc.weight", "fc.bias"]
+
+
+def test_a_record_does_not_touch_tensors_or_the_rest(tmp_path: Path) -> None:
+    net = Net()
+    saved = {"model": dict(net.state_dict()), "epoch": 3, "args": {"a": [1, 2.5, None]}}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        loaded = load(mc.freeze(ckpt, "conv1"), tmp_path / "out.pt")
+    same_tensors(loaded["model"], net.state_dict())
+    assert loaded["epoch"] == 3
+    assert loaded["args"] == saved["args"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_optimizer_drop(tmp_path: Path, named: bool) -> None:
+    net = Net()
+    optimizer = torch.optim.AdamW(net.named_parameters() if named else net.parameters())
+    train(net, optimizer, range(2))
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        kept = load(mc.freeze(ckpt, "conv1"), tmp_path / "out.pt")
+        assert len(kept["optimizer"]["state"]) == 9
+        out = load(mc.freeze(ckpt, ["conv1", "bn1"], optimizer="drop"), tmp_path / "out.pt")
+    left = [name for name, _ in net.named_parameters() if not name.startswith(("conv1", "bn1"))]
+    assert out["optimizer"]["param_groups"][0]["params"] == list(range(6))
+    live = dict(net.named_parameters())
+    for i, name in enumerate(left):
+        before = optimizer.state[live[name]]["exp_avg"]
+        assert torch.equal(out["optimizer"]["state"][i]["exp_avg"], before)
+    again = torch.optim.AdamW([live[name] for name in left])
+    again.load_state_dict(out["optimizer"])
+    assert "conv1.weight" in out["model"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("safe", [False, True])
+def test_the_lines_to_apply_it_by_hand_work(tmp_path: Path, nested: bool, safe: bool) -> None:
+    net = Net()
+    saved = {"state_dict": net.state_dict(), "epoch": 1} if nested else net.state_dict()
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        frozen = mc.freeze(ckpt, "*", exclude="fc")
+        if safe:
+            frozen = mc.convert(frozen, weights_only=True)
+        path = str(tmp_path / ("it's.safetensors" if safe else "it's.pt"))
+        mc.save(frozen, path)
+        lines = by_hand(frozen, path, safe=safe)
+    assert len(lines) == 3
+    exec("\n".join(lines), {"torch": torch, "json": json, "safe_open": safe_open, "model": net})
+    trains = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    assert trains == ["fc.weight", "fc.bias"]

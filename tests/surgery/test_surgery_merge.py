@@ -1,0 +1,290 @@
+"""merge: separately saved parts become one checkpoint that really resumes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from surgery_nets import Net, load, opened, same_tensors, train
+from torch import nn
+
+import modelctl as mc
+from modelctl.errors import (
+    AmbiguousError,
+    CollisionError,
+    ModelctlError,
+    NoMatchError,
+    RefusedError,
+    UsageError,
+)
+
+
+class Trained:
+    def __init__(self, groups: int = 1) -> None:
+        torch.manual_seed(1)
+        self.net = Net()
+        pairs = list(self.net.parameters())
+        split = [pairs] if groups == 1 else [pairs[:4], pairs[4:]]
+        self.optimizer = torch.optim.AdamW([{"params": part} for part in split], lr=0.1)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
+        train(self.net, self.optimizer, range(2))
+        self.scheduler.step()
+
+    def parts(self) -> dict[str, Any]:
+        return {
+            "model": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+
+@pytest.fixture
+def trained() -> Trained:
+    return Trained()
+
+
+def merged(tmp_path: Path, files: dict[str, Any], **numbers: Any) -> Any:
+    with ExitStack() as stack:
+        parts = {
+            name: stack.enter_context(opened(tmp_path / f"{name}.pt", obj))
+            for name, obj in files.items()
+        }
+        return load(mc.merge(**parts, **numbers), tmp_path / "out.pt")
+
+
+def test_it_resumes(tmp_path: Path, trained: Trained) -> None:
+    out = merged(tmp_path, trained.parts(), epoch=3, step=40)
+    assert list(out) == ["model", "optimizer", "scheduler", "epoch", "step"]
+    assert (out["epoch"], out["step"]) == (3, 40)
+    again = Trained()
+    again.net.load_state_dict(out["model"])
+    again.optimizer.load_state_dict(out["optimizer"])
+    again.scheduler.load_state_dict(out["scheduler"])
+    train(trained.net, trained.optimizer, range(5, 8))
+    train(again.net, again.optimizer, range(5, 8))
+    same_tensors(again.net.state_dict(), trained.net.state_dict())
+    assert again.scheduler.last_epoch == 1
+
+
+def test_only_a_model(tmp_path: Path, trained: Trained) -> None:
+    out = merged(tmp_path, {"model": trained.net.state_dict()}, epoch=0)
+    assert list(out) == ["model", "epoch"]
+    assert out["model"]._metadata["bn1"] == {"version": 2}
+
+
+def test_parts_are_found_in_whole_checkpoints(tmp_path: Path, trained: Trained) -> None:
+    ema = {key: value + 1 for key, value in trained.net.state_dict().items()}
+    whole = {"state_dict": trained.net.state_dict(), "state_dict_ema": ema, **trained.parts()}
+    del whole["model"]
+    files = {
+        "model": trained.net.state_dict(),
+        "optimizer": whole,
+        "scheduler": whole,
+        "ema": whole,
+    }
+    out = merged(tmp_path, files)
+    assert list(out) == ["model", "optimizer", "scheduler", "ema"]
+    same_tensors(out["ema"], ema)
+    files["ema"] = ema
+    same_tensors(merged(tmp_path, files)["ema"], ema)
+
+
+EXAMPLE = {"epoch": 1, "arch": "net", "state_dict": None, "best_acc1": 0.5, "optimizer": None}
+LIGHTNING = {
+    "epoch": 1,
+    "global_step": 9,
+    "pytorch-lightning_version": "2.4",
+    "state_dict": None,
+    "optimizer_states": [None],
+    "lr_schedulers": [None],
+}
+
+
+def filled(layout: dict[str, Any], trained: Trained) -> dict[str, Any]:
+    parts = trained.parts()
+    found = dict(layout)
+    for key, part in (
+        *(("state_dict", "model"), ("model_state_dict", "model"), ("optimizer", "optimizer")),
+        *(("scheduler", "scheduler"), ("optimizer_state_dict", "optimizer")),
+    ):
+        if key in found:
+            found[key] = parts[part]
+    for key, part in (("optimizer_states", "optimizer"), ("lr_schedulers", "scheduler")):
+        if key in found:
+            found[key] = [parts[part]]
+    return found
+
+
+@pytest.mark.parametrize("layout", [EXAMPLE, LIGHTNING], ids=["example", "lightning"])
+def test_like(tmp_path: Path, trained: Trained, layout: dict[str, Any]) -> None:
+    like = filled(layout, trained)
+    out = merged(tmp_path, {**trained.parts(), "like": like}, epoch=7, step=70)
+    same_tensors(out["state_dict"], trained.net.state_dict())
+    assert out["epoch"] == 7
+    if layout is LIGHTNING:
+        assert out["global_step"] == 70
+        optimizer, scheduler = out["optimizer_states"][0], out["lr_schedulers"][0]
+        assert "optimizer" not in out
+    else:
+        optimizer, scheduler = out["optimizer"], out["scheduler"]
+    again = Trained()
+    again.optimizer.load_state_dict(optimizer)
+    assert scheduler["last_epoch"] == 1
+    assert not {"model", "arch", "pytorch-lightning_version"} & set(out)
+
+
+def test_updating_a_checkpoint_keeps_its_layout_and_all_else(
+    tmp_path: Path, trained: Trained
+) -> None:
+    saved = {**filled(EXAMPLE, trained), "args": {"lr": 5}}
+    out = merged(tmp_path, {"model": saved}, epoch=12, set={"best_acc1": 0.75, "note": "x"})
+    assert list(out) == [*saved, "note"]
+    assert (out["epoch"], out["best_acc1"], out["arch"], out["args"]) == (
+        12,
+        0.75,
+        "net",
+        {"lr": 5},
+    )
+    assert len(out["optimizer"]["state"]) == 9
+
+
+def test_updating_a_checkpoint_into_another_layout_loses_nothing(
+    tmp_path: Path, trained: Trained
+) -> None:
+    saved = {**filled(EXAMPLE, trained), "args": {"lr": 5}}
+    out = merged(tmp_path, {"model": saved, "like": filled(LIGHTNING, trained)}, step=5)
+    assert len(out["optimizer_states"][0]["state"]) == 9
+    assert (out["epoch"], out["global_step"], out["best_acc1"]) == (1, 5, 0.5)
+    assert out["args"] == {"lr": 5}
+    assert not {"optimizer", "model"} & set(out)
+    clash = {"model": trained.net.state_dict(), "epoch": 1, "state_dict": "why not"}
+    with pytest.raises(CollisionError, match="'state_dict'"):
+        merged(tmp_path, {"model": clash, "like": filled(EXAMPLE, trained)})
+    two = {"model": trained.net.state_dict(), "optimizers": [trained.optimizer.state_dict()] * 2}
+    with pytest.raises(AmbiguousError):
+        merged(tmp_path, {"model": two, "like": filled(EXAMPLE, trained)})
+
+
+def test_lr_goes_everywhere(tmp_path: Path) -> None:
+    trained = Trained(groups=2)
+    out = merged(tmp_path, trained.parts(), lr=0.025)
+    assert out["lr"] == 0.025
+    assert [group["lr"] for group in out["optimizer"]["param_groups"]] == [0.025, 0.025]
+    assert [group["initial_lr"] for group in out["optimizer"]["param_groups"]] == [0.025, 0.025]
+    assert out["scheduler"]["base_lrs"] == [0.025, 0.025]
+    assert out["scheduler"]["_last_lr"] == [0.025, 0.025]
+    again = Trained(groups=2)
+    again.optimizer.load_state_dict(out["optimizer"])
+    again.scheduler.load_state_dict(out["scheduler"])
+    again.scheduler.step()  # epoch 2 of StepLR(2): a tenth of the new lr
+    assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_lr_goes_into_chained_schedulers(tmp_path: Path, trained: Trained, chained: bool) -> None:
+    kinds = torch.optim.lr_scheduler
+    optimizer = torch.optim.SGD(trained.net.parameters(), lr=0.1, momentum=0.9)
+    inner: list[Any] = [kinds.LinearLR(optimizer), kinds.CosineAnnealingLR(optimizer, 9)]
+    made = kinds.ChainedScheduler(inner) if chained else kinds.SequentialLR(optimizer, inner, [3])
+    parts = {
+        "model": trained.net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": made.state_dict(),
+    }
+    out = merged(tmp_path, parts, lr=0.5)
+    assert out["scheduler"]["_last_lr"] == [0.5]
+    for state in out["scheduler"]["_schedulers"]:
+        assert (state["base_lrs"], state["_last_lr"]) == ([0.5], [0.5])
+    made.load_state_dict(out["scheduler"])
+
+
+def test_last_epoch_in_a_checkpoint_makes_it_no_scheduler(tmp_path: Path, trained: Trained) -> None:
+    saved = {
+        "model": trained.net.state_dict(),
+        "optimizer": trained.optimizer.state_dict(),
+        "last_epoch": 4,
+    }
+    out = merged(tmp_path, {"model": saved}, lr=0.5, epoch=5)
+    assert out["optimizer"]["param_groups"][0]["lr"] == 0.5
+    assert out["last_epoch"] == 5
+    assert "epoch" not in out
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        assert ckpt.sections.schedulers == ()
+
+
+def test_set(tmp_path: Path, trained: Trained) -> None:
+    saved = {"model": trained.net.state_dict(), "hparams": {"wd": 1, "betas": [0.9, 0.99]}, "n": 1}
+    values = {
+        "hparams.wd": 2,
+        "hparams.betas.1": 0.95,
+        "hparams.new": None,
+        "seed": [1, {"a": "b"}],
+    }
+    out = merged(tmp_path, {"model": saved}, set=values)
+    assert out["hparams"] == {"wd": 2, "betas": [0.9, 0.95], "new": None}
+    assert out["seed"] == [{"a": "b"}]
+    for wrong in ("nothing.x", "n.x", "hparams.betas.2", "hparams.", "", "hparams.betas.x.y"):
+        with pytest.raises(UsageError, match="--set"):
+            merged(tmp_path, {"model": saved}, set={wrong: 1})
+    with pytest.raises(ModelctlError):  # what is set must leave the model where it was
+        merged(tmp_path, {"model": saved}, set={"model": 1})
+
+
+def test_what_does_not_belong_together(tmp_path: Path, trained: Trained) -> None:
+    def refused(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        train(net, optimizer, range(1))
+        files = {"model": trained.net.state_dict(), "optimizer": optimizer.state_dict()}
+        with pytest.raises(RefusedError):
+            merged(tmp_path, files)
+
+    other = Net(classes=3)
+    refused(other, torch.optim.AdamW(other.parameters()))
+    refused(other, torch.optim.AdamW(other.named_parameters()))
+    backwards = list(trained.net.parameters())[::-1]
+    refused(trained.net, torch.optim.AdamW(backwards))
+    bigger = nn.Sequential(Net(), nn.Linear(5, 5))
+    refused(bigger, torch.optim.AdamW(bigger.parameters()))
+
+
+def test_doubts_are_said(tmp_path: Path) -> None:
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    optimizer = torch.optim.AdamW(net[1].parameters())
+    train(net[1], optimizer, range(1))
+    scheduler = torch.optim.lr_scheduler.StepLR(
+        torch.optim.SGD([{"params": [p]} for p in net[0].parameters()], lr=1), 1
+    )
+    with (
+        opened(tmp_path / "m.pt", net.state_dict()) as model,
+        opened(tmp_path / "o.pt", optimizer.state_dict()) as opt,
+        opened(tmp_path / "s.pt", scheduler.state_dict()) as sched,
+    ):
+        notes = mc.merge(model=model, optimizer=opt, scheduler=sched).notes
+    assert any("ways" in note and note.startswith("warning:") for note in notes)
+    assert any("2 base_lrs, the optimizer 1 param_groups" in note for note in notes)
+
+
+def test_mistakes(tmp_path: Path, trained: Trained) -> None:
+    parts = trained.parts()
+    with pytest.raises(UsageError, match="no model"):
+        mc.merge()
+    for numbers in (
+        {"epoch": -1},
+        {"step": -1},
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+    ):
+        with pytest.raises(UsageError):
+            merged(tmp_path, {"model": parts["model"]}, **numbers)
+    with pytest.raises(NoMatchError, match="no optimizer is found"):
+        merged(tmp_path, {"model": parts["model"], "optimizer": parts["model"]})
+    with pytest.raises(NoMatchError, match="no scheduler is found"):
+        merged(tmp_path, {"model": parts["model"], "scheduler": parts["optimizer"]})
+    with pytest.raises(NoMatchError):
+        merged(tmp_path, {"model": parts["optimizer"]})
+    two = {"optimizers": [parts["optimizer"], parts["optimizer"]]}
+    with pytest.raises(AmbiguousError, match="2 optimizers"):
+        merged(tmp_path, {"model": parts["model"], "optimizer": two})
