@@ -97,12 +97,12 @@ class _Writer:
             return self.got(id(value))
         return True
 
-    def text(self, value: str, known: bool = True) -> None:
-        if known and self.got(id(value)):
+    def text(self, value: str) -> None:
+        if self.got(id(value)):
             return
         raw = value.encode("utf-8", "surrogatepass")
         self.out += b"X" + struct.pack("<I", len(raw)) + raw
-        self.put(id(value) if known else None)
+        self.put(id(value))
 
     def integer(self, value: int) -> None:
         if 0 <= value <= 0xFF:
@@ -152,7 +152,7 @@ class _Writer:
         self.out += b"("
         self.text("storage")
         self.name(Global("torch", typed) if typed else _UNTYPED)
-        self.text(self.storage_key(storage), known=False)
+        self.text(self.storage_key(storage))
         self.text(storage.location)
         self.integer(storage.nbytes // itemsize)
         self.out += b"t"
