@@ -104,7 +104,10 @@ def _parts(ckpt: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, str]]:
     at = models[0].path if models and ckpt.sections.certain else None
     tensors: dict[str, TensorRef] = {}
     values: dict[str, str] = {}
+    whole: set[Any] = set()  # paths of lists that are one value: betas, a generator's state
     for path, node in walk(ckpt.root):
+        if path and path[:-1] in whole:
+            continue
         inside = at is not None and path[: len(at)] == at and len(path) > len(at)
         name = path_text(path[len(at or ()) :] if inside else path)
         if isinstance(node, TensorRef):
@@ -113,9 +116,16 @@ def _parts(ckpt: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, str]]:
             continue
         elif inside and "_metadata" in path:
             continue  # versions of torch's own layers, which not every format holds
-        elif isinstance(node, StorageRef) or not isinstance(node, dict | list | tuple | Obj):
+        elif _is_one_value(node):
+            whole.add(path)
             values[name] = _text(node)
     return tensors, values
+
+
+def _is_one_value(node: Any) -> bool:
+    if isinstance(node, list | tuple) and not isinstance(node, StorageRef):
+        return all(part is None or isinstance(part, str | int | float) for part in node)
+    return not isinstance(node, dict | Obj)
 
 
 def _text(node: Any) -> str:
