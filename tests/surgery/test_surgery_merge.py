@@ -225,7 +225,7 @@ def test_set(tmp_path: Path, trained: Trained) -> None:
     }
     out = merged(tmp_path, {"model": saved}, set=values)
     assert out["hparams"] == {"wd": 2, "betas": [0.9, 0.95], "new": None}
-    assert out["seed"] == [{"a": "b"}]
+    assert out["seed"] == [1, {"a": "b"}]
     for wrong in ("nothing.x", "n.x", "hparams.betas.2", "hparams.", "", "hparams.betas.x.y"):
         with pytest.raises(UsageError, match="--set"):
             merged(tmp_path, {"model": saved}, set={wrong: 1})
