@@ -99,10 +99,12 @@ def _summary_foot(out: Output, found: s.Summary) -> None:
             " trainable ?  a state_dict does not record it     ~ inferred from names and shapes"
         )
     else:
-        out.line(
-            f" trainable {totals.trainable:,} · frozen {totals.frozen:,}     "
-            "~ inferred from names and shapes"
+        guess = (
+            "     ~ inferred from names and shapes" if any(r.inferred for r in found.rows) else ""
         )
+        out.line(f" trainable {totals.trainable:,} · frozen {totals.frozen:,}{guess}")
+    if found.module:
+        out.line(f" whole module: {found.module}; its class was not needed")
     for names in found.tied[:4]:
         out.line(f" tied: {' = '.join(names)}")
     if found.removed:

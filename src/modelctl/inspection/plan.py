@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.tree import mapping
@@ -21,16 +21,16 @@ class Plan(NamedTuple):
 
 
 def plan(before: Checkpoint, after: Checkpoint) -> Plan:
-    """Compare a checkpoint with an edit of it: edits keep the references of what they keep."""
+    """Compare a checkpoint with an edit of it: edits keep the storages of what they keep."""
     old = before.sections.models[0].tensors() if before.sections.models else {}
     new = after.sections.models[0].tensors() if after.sections.models else {}
-    now: dict[int, list[str]] = {}
+    now: dict[Any, list[str]] = {}
     for name, ref in new.items():
-        now.setdefault(id(ref), []).append(name)
+        now.setdefault(ref.identity, []).append(name)
     kept = 0
     renamed, removed = [], []
     for name, ref in old.items():
-        names = now.get(id(ref), [])
+        names = now.get(ref.identity, [])
         if name in names:
             names.remove(name)
             kept += 1

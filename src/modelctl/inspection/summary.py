@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
+from ..core.modules import class_name, hyperparameters, is_training, submodules
 from ..core.names import WRAPPERS, common_prefix
 from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import STATISTICS, role_of
 from ..core.sections import param_groups
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import mapping, walk
+from ..core.tree import Obj, attributes, mapping, walk
 from .listing import trainability
 
 # A view this much smaller than the storage that it keeps alive is worth a word.
@@ -69,13 +70,14 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """All of it."""
+    """All of it. ``module`` is a whole module's class and mode."""
 
     kind: str
     rows: list[Row]
     totals: Totals
     tied: list[list[str]]
     training: Training | None
+    module: str | None = None
     warnings: list[tuple[str, str | None]] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
@@ -106,7 +108,8 @@ def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None)
         if kept != name:
             shared.setdefault(kept, [kept]).append(name)
     once = set(first.values())
-    rows = _rows(tensors, once, grads, depth)
+    module = sections.models[0].node if sections.models and sections.models[0].is_module else None
+    rows = _rows(tensors, once, grads, depth, module)
     if fold or (fold is None and len(rows) > 40):
         rows = _folded(rows, tensors)
     training = _training(ckpt)
@@ -119,6 +122,7 @@ def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None)
         totals,
         list(shared.values()),
         training,
+        None if module is None else f"{module.func}, {_mode(module)}",
         list(_warnings(ckpt, tensors, totals)),
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
@@ -133,14 +137,53 @@ def _rows(
     once: set[str],
     grads: Any,
     depth: int | None,
+    module: Obj | None,
 ) -> list[Row]:
-    """The modules down to ``depth``, each tensor in exactly one of them."""
+    """The modules down to ``depth``, each tensor in exactly one of them; of a whole module those
+    without tensors, too."""
     groups: dict[str, list[str]] = {}
+    classes = dict(submodules(module)) if module is not None else {}
+    for path, node in classes.items():
+        parts = path.split(".") if path else []
+        level = len(parts) - _wrapped(parts)
+        has_inner = bool(mapping(attributes(node).get("_modules")))
+        if path and (level == depth or (not has_inner and (depth is None or level < depth))):
+            groups[path] = []
     for name in tensors:
         parts = name.split(".")[:-1]
         cut = parts if depth is None else parts[: depth + _wrapped(parts)]
         groups.setdefault(".".join(cut), []).append(name)
-    return [_row(path, names, tensors, once, grads) for path, names in groups.items()]
+    rows = [_row(path, names, tensors, once, grads) for path, names in groups.items()]
+    return [_with_class(row, classes[row.path]) if row.path in classes else row for row in rows]
+
+
+def _with_class(row: Row, module: Obj) -> Row:
+    """A row of a whole module: its class is known, nothing about it is a guess."""
+    name = class_name(module)
+    values = hyperparameters(module)
+    words = [name]
+    kernel, stride = values.get("kernel_size"), values.get("stride")
+    if kernel is not None:
+        words.append(_dims(kernel))
+        if stride not in (None, 1) and set(_ints(stride)) != {1} and stride != kernel:
+            words.append("/" + _dims(stride))
+    return row._replace(type=name, kind=" ".join(words), inferred=False)
+
+
+def _ints(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _dims(value: Any) -> str:
+    return "x".join(map(str, _ints(value)))
+
+
+def _mode(module: Obj) -> str:
+    """Train or eval, and how many modules are otherwise."""
+    modes = [is_training(node) for _, node in submodules(module)]
+    name = {True: "train", False: "eval", None: "unknown"}[modes[0]]
+    others = sum(mode != modes[0] for mode in modes)
+    return f"in {name} mode" + (f" ({others} of {len(modes)} modules otherwise)" if others else "")
 
 
 def _wrapped(parts: list[str]) -> int:

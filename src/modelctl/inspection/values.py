@@ -7,10 +7,21 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
+from ..core.modules import hyperparameters, is_training
 from ..core.names import nearest
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import ABSENT, Global, Obj, Path, attributes, children, mapping, path_text
+from ..core.tree import (
+    ABSENT,
+    Global,
+    Obj,
+    Path,
+    attributes,
+    children,
+    is_module,
+    mapping,
+    path_text,
+)
 from ..errors import NoMatchError
 
 _MOST_INLINE = 72
@@ -88,7 +99,11 @@ def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Line]:
 
 def _shown(node: Any) -> Iterator[tuple[Any, Any]]:
     entries = mapping(node)
-    if entries is not None and not (isinstance(node, Obj) and node.args):
+    if is_module(node):
+        yield from ((name, child) for name, child in children(node) if isinstance(child, TensorRef))
+        yield from hyperparameters(node).items()
+        yield from ((name, child) for name, child in children(node) if is_module(child))
+    elif entries is not None and not (isinstance(node, Obj) and node.args):
         yield from entries.items()
     else:
         yield from children(node)
@@ -118,6 +133,9 @@ def _describe(node: Any) -> tuple[str, bool]:
             first = ", ".join(repr(value)[:32] for value in node[:3])
             return f"{type(node).__name__} of {len(node)}: {first}, …", False
         return f"{type(node).__name__} of {len(node)}", True
+    if is_module(node):
+        mode = {True: ", train", False: ", eval", None: ""}[is_training(node)]
+        return f"{node.func}{mode}", True
     if isinstance(node, Obj):
         inner = bool(attributes(node) or node.args or node.items or node.entries)
         return f"{node.func} object", inner

@@ -15,7 +15,7 @@ from ..core.checkpoint import Finding
 from ..core.tensors import Rebuild, TensorRef
 from ..core.tree import Global, Obj, brief
 from ..errors import UnreadableError
-from .policy import judge, judge_subclass, planted
+from .policy import judge, judge_state, judge_subclass
 from .rebuild import REBUILDS
 
 MAX_MEMO = 4_000_000
@@ -191,12 +191,7 @@ class Machine:
     def judge_tensor(self, rebuild: Rebuild) -> None:
         if rebuild.subclass is not None:
             self.find(judge_subclass(rebuild.subclass, self.at))
-        self.judge_state(rebuild.state, "REDUCE")
-
-    def judge_state(self, state: Any, opcode: str) -> None:
-        name = planted(state)
-        if name is not None:
-            self.danger("dunder-state", f"sets {name[:100]} of an object", name, opcode)
+        self.find(judge_state(None, rebuild.state, "REDUCE", self.at))
 
     def construct(self, cls: Any, args: Any, kwargs: Any, opcode: str) -> None:
         if not isinstance(args, tuple):

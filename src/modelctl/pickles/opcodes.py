@@ -9,6 +9,7 @@ from typing import Any
 from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
 from ..errors import UnreadableError
 from .machine import KINDS, MAX_MARKS, Machine
+from .policy import judge_state
 
 _MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
 
@@ -391,7 +392,7 @@ def op_build(m: Machine) -> None:
     target = m.stack[-1]
     if isinstance(target, Obj):
         target.state = state
-        m.judge_state(state, "BUILD")
+        m.find(judge_state(target.func, state, "BUILD", m.at))
     elif isinstance(target, Global):
         m.danger("build-on-global", f"changes {target}", target, "BUILD")
     elif state:

@@ -40,6 +40,7 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
         *("build_tensor_from_id", "restore_type_tag"),
     ),
     "torch.nn.parameter": ("Parameter", "Buffer"),
+    "functools": ("partial",),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": (
         *("set", "frozenset", "complex", "slice", "range", "bytearray", "bytes", "dict", "list"),
@@ -73,6 +74,7 @@ MAY_CALL = frozenset(Global(module, name) for module, names in _CALLABLE.items()
 _PASSED_ON: dict[tuple[str, str], tuple[tuple[int, str], ...]] = {
     ("copyreg", "_reconstructor"): ((0, "NEWOBJ"), (1, "NEWOBJ")),
     ("collections", "defaultdict"): ((0, "NEWOBJ"),),
+    ("functools", "partial"): ((0, "NEWOBJ"),),
     ("numpy.random._pickle", "__randomstate_ctor"): ((0, "NEWOBJ"), (1, "REDUCE")),
     ("numpy.random._pickle", "__generator_ctor"): ((0, "NEWOBJ"), (1, "REDUCE")),
     ("numpy.random._pickle", "__bit_generator_ctor"): ((0, "NEWOBJ"),),
@@ -133,6 +135,17 @@ def judge_subclass(cls: Global, offset: int) -> Finding | None:
     if cls.module.partition(".")[0] == "torch":
         return None
     return judge_call(cls, "NEWOBJ", offset)
+
+
+def judge_state(func: Any, state: Any, opcode: str, offset: int) -> Finding | None:
+    """What setting ``state`` on what ``func`` made would mean."""
+    name = planted(state)
+    if name is not None:
+        what = f"sets {name[:100]} of an object"
+        return Finding("dangerous", "dunder-state", what, name[:200], opcode, offset)
+    if func == Global("functools", "partial") and isinstance(state, tuple) and state:
+        return judge_call(state[0], "NEWOBJ", offset)  # a partial's state says what it calls
+    return None
 
 
 def planted(state: Any) -> str | None:

@@ -16,7 +16,7 @@ from ..core.dtypes import STORAGE_CLASS, DType
 from ..core.tensors import Storage, StorageRef, TensorRef
 from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
 from ..errors import RefusedError, UnsupportedError
-from .policy import judge, planted
+from .policy import judge, judge_state
 
 _BATCH = 1000
 _UNTYPED = Global("torch.storage", "UntypedStorage")
@@ -210,7 +210,7 @@ class _Writer:
         """A tensor with more to it than its view: a subclass, a state, hooks, lazy bits."""
         rebuild = ref.rebuild
         assert rebuild is not None
-        self.check_state(rebuild.state)
+        self.check_state(None, rebuild.state)
         version = "_rebuild_tensor_v2" if ref.dtype.name in STORAGE_CLASS else "_rebuild_tensor_v3"
         inner = Global("torch._utils", version)
         if rebuild.subclass is not None:
@@ -318,15 +318,15 @@ class _Writer:
         yield from self.appends(value.items)
         yield from self.entries(value.entries)
         if value.state is not ABSENT:
-            self.check_state(value.state)
+            self.check_state(value.func, value.state)
             if not self.leaf(value.state):
                 yield value.state
             self.out += b"b"
 
-    def check_state(self, state: Any) -> None:
-        name = planted(state)
-        if name is not None:
-            raise _refused(f"sets {name:.100} of an object")
+    def check_state(self, func: Any, state: Any) -> None:
+        finding = judge_state(func, state, "BUILD", 0)
+        if finding is not None and finding.level == "dangerous":
+            raise _refused(finding.what)
 
     def enter(self, value: Any) -> None:
         if id(value) in self.open:
