@@ -354,4 +354,4 @@ def brief(node: Any) -> str:
 
 def path_text(path: Path) -> str:
     """A path as users write it: labels joined with dots; the root is ``<root>``."""
-    return ".".join(str(label) for label in path) or "<root>"
+    return ".".join(str(label) for label in path) if path else "<root>"

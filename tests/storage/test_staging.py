@@ -1,0 +1,359 @@
+"""Outputs appear whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelctl.errors import DurabilityError, ModelctlError, UnreadableError, WriteError
+from modelctl.storage import staging
+from modelctl.storage.source import FileSource, FileStorage
+from modelctl.storage.staging import staged
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
+OLD = b"the old file" * 1000
+NEW = b"the new one!" * 300_000
+
+
+def temps(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if ".modelctl-" in name]
+
+
+def write(path: Path, data: bytes = NEW, **options: Any) -> None:
+    with staged(path, **options) as sink:
+        sink.write(data)
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+def test_a_new_file(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write(tmp_path / "f")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "f").read_bytes() == NEW
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+    assert temps(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o664])
+def test_the_mode_is_kept(mode: int, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(OLD)
+    (tmp_path / "f").chmod(mode)
+    write(tmp_path / "f", overwrite=True)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("target", ["real/f", "real/none"])
+def test_a_link_stays_a_link(target: str, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "f").write_bytes(OLD)
+    (tmp_path / "link").symlink_to(target)
+    write(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / target).read_bytes() == NEW
+    assert temps(tmp_path) == temps(tmp_path / "real") == []
+
+
+def test_overwrite_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(OLD)
+    with pytest.raises(WriteError, match="exists"):
+        write(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == OLD
+
+
+def odd_targets(folder: Path) -> dict[str, Path]:
+    (folder / "file").write_bytes(b"")
+    (folder / "dir").mkdir()
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "fifo")
+    return {
+        "directory": folder / "dir",
+        "no folder": folder / "none" / "f",
+        "file as folder": folder / "file" / "f",
+        "loop": folder / "loop",
+        "loop as folder": folder / "loop" / "f",
+        "fifo": folder / "fifo",
+        "device": Path("/dev/null"),
+        "NUL": folder / "a\0b",
+        "too long": folder / ("n" * 300),
+    }
+
+
+@pytest.mark.parametrize("which", ["directory", "no folder", "file as folder", "loop", "loop as folder", "fifo", "device", "NUL", "too long"])  # fmt: skip # noqa: E501
+def test_odd_targets_are_refused(which: str, tmp_path: Path) -> None:
+    with pytest.raises(WriteError):
+        write(odd_targets(tmp_path)[which], overwrite=True)
+    assert temps(tmp_path) == []
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 120, "模" * 80])
+def test_long_names(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_too_big_for_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="are free there"):
+        write(tmp_path / "f", expected=1 << 60)
+    assert os.listdir(tmp_path) == []
+
+
+def test_stale_temps_of_ours_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stale = f".f.modelctl-{dead.pid}-0123abcd.tmp"
+    kept = [f".f.modelctl-{os.getpid()}-0123abcd.tmp", ".f.other-1-0123abcd.tmp", "f.tmp"]
+    for name in (stale, *kept):
+        (tmp_path / name).write_bytes(b"x")
+    write(tmp_path / "f")
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "f"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, UnreadableError])
+def test_an_error_in_the_block(error: Any, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(OLD)
+
+    def failing() -> None:
+        with staged(tmp_path / "f", overwrite=True) as sink:
+            sink.write(NEW)
+            raise error("x")
+
+    with pytest.raises(error):
+        failing()
+    assert (tmp_path / "f").read_bytes() == OLD
+    assert temps(tmp_path) == []
+
+
+# ------------------------------------------------------------------ a disk that fails
+
+
+def source(tmp_path: Path, size: int = 3 << 20) -> FileStorage:
+    path = tmp_path / "source"
+    path.write_bytes(random.Random(0).randbytes(size))
+    return FileStorage(FileSource(path), 0, size)
+
+
+def whole(sink: staging.Sink, storage: FileStorage) -> None:
+    sink.write(b"head")
+    sink.copy(storage)
+    sink.write(b"tail")
+
+
+CALLS = ["write", "copy_file_range", "fsync", "fchmod", "close", "replace"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_failing_call(
+    call: str, nth: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(os, call):
+        pytest.skip(f"no os.{call} here")
+    storage = source(tmp_path)
+    target = tmp_path / "out" / "f"
+    target.parent.mkdir()
+    target.write_bytes(OLD)
+    real, count = getattr(os, call), 0
+
+    def failing(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == nth:
+            raise OSError(code, os.strerror(code))
+        return real(*args, **options)
+
+    replaced = False
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        try:
+            with staged(target, overwrite=True) as sink:
+                whole(sink, storage)
+            replaced = True
+        except DurabilityError:
+            replaced = True
+        except WriteError:
+            assert target.read_bytes() == OLD
+    if count < nth:
+        assert replaced
+    elif nth == 1:
+        assert not replaced
+    assert temps(target.parent) == []
+    expected = b"head" + storage.read(0, storage.nbytes) + b"tail" if replaced else OLD
+    assert target.read_bytes() == expected
+
+
+def test_an_unsynced_folder_is_another_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def failing(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, "I/O error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(DurabilityError, match="written whole"):
+        write(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == NEW
+
+
+def test_data_then_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(fd: int) -> None:
+        told.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        real_sync(fd)
+
+    def replace(*args: Any) -> None:
+        told.append("replace")
+        real_replace(*args)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write(tmp_path / "f")
+    assert told == ["file", "replace", "folder"]
+
+
+def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:70_001])))
+    write(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == NEW
+
+
+def test_a_write_that_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").write_bytes(OLD)
+    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    with pytest.raises(WriteError):
+        write(tmp_path / "f", overwrite=True)
+    assert (tmp_path / "f").read_bytes() == OLD
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="no copy_file_range")
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_kernel_that_copies_no_ranges(
+    code: int, nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, real, count = source(tmp_path), os.copy_file_range, 0
+
+    def failing(src: int, dst: int, size: int, offset: int) -> int:
+        nonlocal count
+        count += 1
+        if count == nth:
+            raise OSError(code, "no")
+        return real(src, dst, min(size, 100_003), offset)
+
+    monkeypatch.setattr(os, "copy_file_range", failing)
+    with staged(tmp_path / "f") as sink:
+        whole(sink, storage)
+        assert sink.position == storage.nbytes + 8
+    assert (tmp_path / "f").read_bytes() == b"head" + storage.read(0, storage.nbytes) + b"tail"
+
+
+@pytest.mark.parametrize("size", [0, 5, 2 << 20])
+def test_a_source_that_became_shorter(size: int, tmp_path: Path) -> None:
+    storage = source(tmp_path)
+    os.truncate(tmp_path / "source", size)
+    with pytest.raises(ModelctlError), staged(tmp_path / "f") as sink:
+        sink.copy(storage)
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+# ------------------------------------------------------------------ killed
+
+_WRITER = """
+import os, signal, sys
+from modelctl.storage.source import FileSource, FileStorage
+from modelctl.storage import staging
+target, source, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
+count = 0
+def counted(real):
+    def call(*args, **options):
+        global count
+        count += 1
+        if count == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+    return call
+src = FileSource(source)
+calls = "open write copy_file_range fsync fchmod close replace unlink fstat"
+for name in calls.split():
+    if hasattr(os, name):
+        setattr(os, name, counted(getattr(os, name)))
+if nth == 0:
+    print("ready", flush=True)
+while True:
+    with staging.staged(target, overwrite=True) as sink:
+        sink.write(b"head")
+        sink.copy(FileStorage(src, 0, src.size))
+        sink.write(b"tail")
+    if nth:
+        break
+"""
+
+
+def run_writer(target: Path, storage: FileStorage, nth: int) -> subprocess.Popen[bytes]:
+    args = [sys.executable, "-c", _WRITER, str(target), storage.source.name, str(nth)]
+    return subprocess.Popen(args, stdout=subprocess.PIPE)
+
+
+def check_target(target: Path, storage: FileStorage) -> bool:
+    """The old file or the new one, whole; and the next run tidies up."""
+    data = target.read_bytes()
+    new = b"head" + storage.read(0, storage.nbytes) + b"tail"
+    assert data in (OLD, new)
+    write(target.parent / "other", b"x", overwrite=True)
+    assert temps(target.parent) == []
+    return data == new
+
+
+def test_killed_before_each_call(tmp_path: Path) -> None:
+    storage = source(tmp_path)
+    seen = set()
+    for nth in range(1, 40):
+        target = tmp_path / "out" / f"f{nth}"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(OLD)
+        code = run_writer(target, storage, nth).wait()
+        new = check_target(target, storage)
+        seen.add((code, new))
+        if code == 0:
+            break
+    assert seen == {(-signal.SIGKILL, False), (-signal.SIGKILL, True), (0, True)}
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    storage = source(tmp_path, 1 << 20)
+    target = tmp_path / "out" / "f"
+    target.parent.mkdir()
+    target.write_bytes(OLD)
+    rng = random.Random(0)
+    for _ in range(8):
+        process = run_writer(target, storage, 0)
+        assert process.stdout is not None
+        process.stdout.readline()
+        until = time.monotonic() + rng.random() * 0.05
+        while time.monotonic() < until:
+            pass
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        check_target(target, storage)
