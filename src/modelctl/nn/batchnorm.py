@@ -7,12 +7,14 @@ away without a trace. Pickling a module names the function below instead of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .naming import Parameters, places
 
 
 class _KeepsEval:
@@ -69,3 +71,58 @@ def release(module: nn.Module, training: bool) -> None:
     if keeps_eval(module):
         module.__class__ = cast(Any, _plain(type(module)))
         module.train(training)
+
+
+# ------------------------------------------------------------------ those of a model
+
+
+def _batchnorms(model: nn.Module) -> dict[str, nn.Module]:
+    return {p.name: p.module for p in places(model) if is_batchnorm(p.module)}
+
+
+def bare_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
+    """BatchNorms without parameters: they have only their own name to be called by."""
+    return {
+        name: module
+        for name, module in _batchnorms(model).items()
+        if name and next(module.parameters(recurse=False), None) is None
+    }
+
+
+def all_frozen(model: nn.Module, params: Parameters, touched: Iterable[str]) -> list[str]:
+    """The BatchNorms with parameters that are all frozen, one of them in ``touched``."""
+    ids = {id(params.by_name[name]) for name in touched}
+    found = []
+    for name, module in _batchnorms(model).items():
+        own = list(module.parameters())
+        if any(id(p) in ids for p in own) and not any(p.requires_grad for p in own):
+            found.append(name)
+    return found
+
+
+def keep_all_eval(model: nn.Module, names: Iterable[str]) -> list[str]:
+    known = _batchnorms(model)
+    fresh = [name for name in names if not keeps_eval(known[name])]
+    for name in fresh:
+        keep_eval(known[name])
+    return fresh
+
+
+def held_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorms that are kept in eval, by name."""
+    return {n: m for n, m in _batchnorms(model).items() if keeps_eval(m)}
+
+
+def release_batchnorms(model: nn.Module, named: Iterable[str] = ()) -> list[str]:
+    """Let the BatchNorms train that have a trainable parameter, or that are ``named``.
+
+    Each takes the mode of the module it stands in.
+    """
+    released, wanted = [], set(named)
+    for name, _, module, parent in list(places(model)):
+        if keeps_eval(module) and (
+            name in wanted or any(p.requires_grad for p in module.parameters())
+        ):
+            release(module, parent.training if parent is not None else True)
+            released.append(name)
+    return released

@@ -15,8 +15,14 @@ from ..core.records import FREEZE, read_record
 from ..core.tree import mapping
 from ..errors import NoMatchError, UsageError
 from ..files import open as open_checkpoint
-from . import batchnorm
-from .naming import Parameters, is_lazy, match_names, numel, places, unwrap
+from .batchnorm import (
+    all_frozen,
+    bare_batchnorms,
+    held_batchnorms,
+    keep_all_eval,
+    release_batchnorms,
+)
+from .naming import Parameters, is_lazy, match_names, numel, unwrap
 from .text import some, table
 
 # On the bare model: the patterns that froze it, for the record. That it is there says that the
@@ -85,12 +91,12 @@ def freeze(
         UsageError: not a regular expression.
     """
     params = Parameters(model)
-    batchnorms = _bare_batchnorms(model) if bn_eval else {}
+    batchnorms = bare_batchnorms(model) if bn_eval else {}
     names, bare = select_with(params, batchnorms, patterns, exclude, regex)
     before = count_trainable(params)
     changed = set_grad(params, names, False)
-    kept = [*bare, *(_all_frozen(model, params, names) if bn_eval else ())]
-    pinned = _keep_eval(model, kept)
+    kept = [*bare, *(all_frozen(model, params, names) if bn_eval else ())]
+    pinned = keep_all_eval(model, kept)
     remember(model, as_list(patterns))
     return _finish(params, names, changed, before, pinned)
 
@@ -122,10 +128,11 @@ def set_grad(params: Parameters, names: Iterable[str], requires_grad: bool) -> l
     changed = []
     for name in names:
         parameter = params.by_name[name]
-        if requires_grad and not (parameter.is_floating_point() or parameter.is_complex()):
+        kind = parameter.dtype
+        if requires_grad and not (kind.is_floating_point or kind.is_complex):
             continue
         if parameter.requires_grad != requires_grad:
-            parameter.requires_grad_(requires_grad)
+            parameter.requires_grad = requires_grad  # the method refuses lazy ones
             changed.append(name)
         if not requires_grad:
             parameter.grad = None
@@ -145,61 +152,6 @@ def select_with(
     both.called = {**params.called, **{name: [name] for name in modules}}
     found = both.select(patterns, exclude=exclude, regex=regex)
     return [n for n in found if n in params.by_name], [n for n in found if n in modules]
-
-
-# ------------------------------------------------------------------ BatchNorm
-
-
-def _batchnorms(model: nn.Module) -> dict[str, nn.Module]:
-    return {p.name: p.module for p in places(model) if batchnorm.is_batchnorm(p.module)}
-
-
-def _bare_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
-    """BatchNorms without parameters: they have only their own name to be called by."""
-    return {
-        name: module
-        for name, module in _batchnorms(model).items()
-        if name and next(module.parameters(recurse=False), None) is None
-    }
-
-
-def _all_frozen(model: nn.Module, params: Parameters, touched: Iterable[str]) -> list[str]:
-    """The BatchNorms with parameters that are all frozen, one of them in ``touched``."""
-    ids = {id(params.by_name[name]) for name in touched}
-    found = []
-    for name, module in _batchnorms(model).items():
-        own = list(module.parameters())
-        if any(id(p) in ids for p in own) and not any(p.requires_grad for p in own):
-            found.append(name)
-    return found
-
-
-def _keep_eval(model: nn.Module, names: Iterable[str]) -> list[str]:
-    known = _batchnorms(model)
-    fresh = [name for name in names if not batchnorm.keeps_eval(known[name])]
-    for name in fresh:
-        batchnorm.keep_eval(known[name])
-    return fresh
-
-
-def held_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
-    """The BatchNorms that are kept in eval, by name."""
-    return {n: m for n, m in _batchnorms(model).items() if batchnorm.keeps_eval(m)}
-
-
-def release_batchnorms(model: nn.Module, named: Iterable[str] = ()) -> list[str]:
-    """Let the BatchNorms train that have a trainable parameter, or that are ``named``.
-
-    Each takes the mode of the module it stands in.
-    """
-    released, wanted = [], set(named)
-    for name, _, module, parent in list(places(model)):
-        if batchnorm.keeps_eval(module) and (
-            name in wanted or any(p.requires_grad for p in module.parameters())
-        ):
-            batchnorm.release(module, parent.training if parent is not None else True)
-            released.append(name)
-    return released
 
 
 # ------------------------------------------------------------------ the record
@@ -237,7 +189,7 @@ def freeze_record(model: nn.Module) -> dict[str, Any]:
     params = Parameters(model)
     frozen = [name for name, p in params.by_name.items() if not p.requires_grad]
     held = held_batchnorms(model)
-    loose = [name for name in _all_frozen(model, params, frozen) if name not in held]
+    loose = [name for name in all_frozen(model, params, frozen) if name not in held]
     if held and loose:
         warnings.warn(
             f"some frozen BatchNorms stay in eval, others ({some(loose, 3)}) don't: "
@@ -322,10 +274,10 @@ def apply_record(
         bare = []
         for pattern in patterns:
             try:
-                bare += select_with(params, _bare_batchnorms(model), pattern, (), False)[1]
+                bare += select_with(params, bare_batchnorms(model), pattern, (), False)[1]
             except NoMatchError:
                 continue
-        batchnorms += _keep_eval(model, [*bare, *_all_frozen(model, params, names)])
+        batchnorms += keep_all_eval(model, [*bare, *all_frozen(model, params, names)])
     remember(model, patterns)
     return _finish(params, names, changed, before, batchnorms)
 

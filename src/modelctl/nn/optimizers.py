@@ -56,18 +56,19 @@ class OptimizerPlan:
     def run(self, optimizer: Optimizer, scheduler: schedules.Schedulers) -> None:
         """Add the missing groups to the optimizer and its schedulers, then load the state."""
         groups: list[Group] = self.saved["param_groups"]
-        for i, named in self.added:
-            add_group(optimizer, named, _settings(groups[i], (*_NOT_SETTINGS, *_HOW)), scheduler)
+        for origin, named in self.added:
+            settings = _settings(groups[origin], (*_NOT_SETTINGS, *_HOW))
+            add_group(optimizer, named, settings, scheduler)
         state: dict[int, Any] = {}
+        count = 0
         loaded: list[Group] = []
         for group, i in zip(optimizer.param_groups, self.source, strict=True):
             merged = _settings(group, ("params",))
             if i is not None:
                 merged.update(_settings(groups[i], (*_NOT_SETTINGS, *_HOW)))
-            merged["params"] = []
-            for parameter in group["params"]:
-                index = sum(len(done["params"]) for done in loaded) + len(merged["params"])
-                merged["params"].append(index)
+            merged["params"] = list(range(count, count + len(group["params"])))
+            count += len(group["params"])
+            for index, parameter in zip(merged["params"], group["params"], strict=True):
                 kept = self._state_of(parameter, optimizer)
                 if kept is not None:
                     state[index] = kept
@@ -138,7 +139,8 @@ def plan_optimizer(optimizer: Optimizer, saved: Any, params: Parameters) -> Opti
 def _lrs(live: Group, saved: Group) -> tuple[float, float]:
     """The constructor's lr and the saved one that corresponds to it."""
     key = "initial_lr" if "initial_lr" in live and "initial_lr" in saved else "lr"
-    return float(live[key]), float(saved.get(key, live[key]))
+    own: Any = live[key]
+    return float(own), float(saved.get(key, own))
 
 
 def _checked(saved: Any) -> list[Group]:
@@ -157,35 +159,29 @@ def _checked(saved: Any) -> list[Group]:
     return groups
 
 
+# Settings that tell torch's optimizers apart.
+_KIND = frozenset(
+    (
+        *("alpha", "amsgrad", "betas", "centered", "dampening", "etas", "lambd", "lr_decay"),
+        *("momentum", "momentum_decay", "nesterov", "ns_steps", "rho", "step_sizes", "t0"),
+    )
+)
+
+
 def _same_kind(optimizer: Optimizer, groups: list[Group]) -> None:
     """Raises RefusedError where the saved settings are those of another kind of optimizer."""
     own = {key for key in optimizer.defaults if key not in (*_HOW, *_RECENT)}
+    decoupled = optimizer.defaults.get("decoupled_weight_decay")
     for group in groups:
-        lacking = sorted(own - {*group})
-        decoupled = group.get("decoupled_weight_decay")
-        live = optimizer.defaults.get("decoupled_weight_decay")
-        if lacking or (decoupled is not None and live is not None and decoupled != live):
-            theirs = sorted(_settings(group, (*_NOT_SETTINGS, *_HOW, "initial_lr", "lr")))
-            what = f"it has no {some(lacking)}" if lacking else "Adam and AdamW differ"
+        differ = sorted((own - {*group}) | (_KIND & {*group}) - own)
+        if group.get("decoupled_weight_decay", decoupled) not in (decoupled, None):
+            differ.append("decoupled_weight_decay")  # Adam and AdamW
+        if differ:
             raise RefusedError(
-                f"the checkpoint's optimizer is no {type(optimizer).__name__}: {what} "
-                f"(its settings: {some(theirs, 9)})",
+                f"the checkpoint's optimizer is no {type(optimizer).__name__}: they differ in "
+                f"{some(differ)}",
                 hint="build the optimizer that was saved, or resume without optimizer=",
             )
-    extra = {key for group in groups for key in group if key in _KIND} - own
-    if groups and extra:
-        raise RefusedError(
-            f"the checkpoint's optimizer is no {type(optimizer).__name__}: it has "
-            f"{some(sorted(extra))}",
-            hint="build the optimizer that was saved, or resume without optimizer=",
-        )
-
-
-# Settings that tell torch's optimizers apart.
-_KIND = frozenset(
-    ("betas", "amsgrad", "nesterov", "dampening", "momentum", "alpha", "centered", "rho")
-    + ("lambd", "t0", "lr_decay", "momentum_decay", "etas", "step_sizes", "d", "ns_steps")
-) - {"momentum"}
 
 
 def _check_shapes(state: Mapping[str, Any] | None, parameter: Tensor, name: str) -> None:

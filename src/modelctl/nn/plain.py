@@ -53,7 +53,8 @@ def storable(value: Any, where: str) -> Any:
         if type(value) is not OrderedDict:
             return items
         made = OrderedDict(items)
-        made.__dict__.update(value.__dict__)  # a state_dict's _metadata
+        if "_metadata" in value.__dict__:  # a state_dict's
+            made.__dict__["_metadata"] = storable(value.__dict__["_metadata"], f"{where}._metadata")
         return made
     if type(value) in (list, tuple):
         return type(value)(storable(inner, f"{where}.{i}") for i, inner in enumerate(value))
@@ -106,8 +107,8 @@ def live(node: Any, where: str) -> Any:
 
     def build(node: Any, where: str) -> None:
         if isinstance(node, dict):
-            made[id(node)] = shell = {}
-            fill(shell, node, where)
+            made[id(node)] = {}
+            fill(made[id(node)], node, where)
         elif type(node) is list:
             made[id(node)] = filled = []
             filled += [of(inner, f"{where}.{i}") for i, inner in enumerate(node)]

@@ -129,6 +129,11 @@ class _Plan:
         sections, top = ckpt.sections, mapping(ckpt.root) or {}
         self.model = plan_load(model, sections.model())
         self.model.check(path, strict=True)
+        if optimizer is not None and any(p.is_meta for p in model.parameters()):
+            raise RefusedError(
+                "the model is on meta, so the optimizer holds parameters that loading replaces",
+                hint="load_into(model, path) first, then build the optimizer and resume",
+            )
         self.record = read_record(ckpt, FREEZE)
         self.params = Parameters(model)
         self.missing: list[str] = []
@@ -213,7 +218,6 @@ class _Plan:
             if self.record is None:
                 set_grad(self.params, joined, True)
             self._warn_of_lrs(self.optimizing)
-            # meta tensors were made anew: the plan is by identity, so they must not be in it
             self.optimizing.run(self.optimizer, self.scheduler)
             restored.append("optimizer")
         if self.scheduling:
@@ -226,8 +230,9 @@ class _Plan:
         if self.ema is not None:
             self.ema.run()
             restored.append("ema")
-        if self.missing and self.missing != ["rng"]:
-            warnings.warn(f"not in the checkpoint: {', '.join(self.missing)}", stacklevel=4)
+        lacking = [name for name in self.missing if name != "rng"]
+        if lacking:
+            warnings.warn(f"not in the checkpoint: {', '.join(lacking)}", stacklevel=4)
         lr = self.lr
         if self.optimizer is not None:
             lr = float(self.optimizer.param_groups[0]["lr"])

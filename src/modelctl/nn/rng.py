@@ -19,7 +19,7 @@ def rng_state() -> dict[str, Any]:
     numpy's is left out, with a warning, where it is not the MT19937 that it is by default.
     """
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     mps = getattr(torch.backends, "mps", None)
     if mps is not None and mps.is_available():

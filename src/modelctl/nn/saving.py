@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.records import FREEZE
 from ..errors import RefusedError
@@ -89,7 +90,7 @@ def save_checkpoint(
     found = schedules.each(scheduler)
     if found:
         states = [one.state_dict() for one in found]
-        content["scheduler"] = states[0] if isinstance(scheduler, type(found[0])) else states
+        content["scheduler"] = states[0] if isinstance(scheduler, LRScheduler) else states
     if ema is not None:
         content["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
     given = {"epoch": epoch, "step": step, "extra": extra}
@@ -102,7 +103,7 @@ def save_checkpoint(
         plain["rng"] = rng_state()
     with staged(path, overwrite=overwrite) as sink:
         stream = _Stream(sink)
-        torch.save(plain, stream)
+        torch.save(plain, cast(Any, stream))
         if stream.failed is not None:
             raise stream.failed
 

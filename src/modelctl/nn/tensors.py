@@ -91,7 +91,8 @@ def _memory(tensor: Tensor) -> memoryview:
     raw = torch.empty(0, dtype=torch.uint8).set_(
         tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,)
     )
-    return memoryview(raw.numpy())
+    array: Any = raw.numpy()
+    return memoryview(array)
 
 
 def _fill(ref: TensorRef, out: memoryview) -> None:

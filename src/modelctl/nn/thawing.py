@@ -12,11 +12,10 @@ from torch.optim import Optimizer
 from ..core.names import Patterns
 from ..errors import RefusedError, UsageError
 from . import schedules
+from .batchnorm import held_batchnorms, release_batchnorms
 from .freezing import (
     Frozen,
     count_trainable,
-    held_batchnorms,
-    release_batchnorms,
     remember,
     select_with,
     set_grad,
