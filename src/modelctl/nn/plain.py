@@ -90,9 +90,9 @@ def live(node: Any, where: str) -> Any:
     # by identity: what is shared stays shared, and a few shared lists can't spell out billions
     made: dict[int, Any] = {}
 
-    def fill(shell: Any, items: Mapping[Any, Any], where: str) -> Any:
-        shell.update((key, of(inner, f"{where}.{key}")) for key, inner in items.items())
-        return shell
+    def fill(shell: Any, items: Mapping[Any, Any], where: str) -> None:
+        for key, inner in items.items():  # update() of a Counter would count
+            shell[key] = of(inner, f"{where}.{key}")
 
     def of(node: Any, where: str) -> Any:
         if isinstance(node, bool | int | float | str | bytes | None):
