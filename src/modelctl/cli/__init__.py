@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -33,12 +34,22 @@ def run(argv: list[str]) -> int:
         return 130
     except BrokenPipeError:
         # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
+    except OSError as e:
+        _discard_stdout()
+        where = f"{e.filename}: " if e.filename else ""
+        return _failed(f"{where}{e.strerror or e}", None, e)
     except Exception as e:
         hint = "this is a bug in modelctl; MODELCTL_DEBUG=1 shows where"
         return _failed(f"{type(e).__name__}: {e}", hint, e)
     return code if isinstance(code, int) else 0
+
+
+def _discard_stdout() -> None:
+    """What is left in the buffer must not fail a second time when Python exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(e: Exception) -> tuple[str, str]:

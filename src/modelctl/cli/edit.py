@@ -263,6 +263,8 @@ def _pair(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set takes KEY=VALUE, not '{text}'")
     try:
         return key, json.loads(value)
+    except RecursionError:
+        raise UsageError(f"--set {key}: its value is nested too deep") from None
     except ValueError:
         return key, value
 

@@ -226,6 +226,7 @@ def print_tensors(out: Output, ckpt: Checkpoint, rows: list[ls.TensorRow], long:
                         "section": row.section,
                         "role": row.role,
                         "requires_grad": row.requires_grad,
+                        "layout": row.layout,
                     }
                     for row in rows
                 ]
@@ -240,10 +241,11 @@ def print_tensors(out: Output, ckpt: Checkpoint, rows: list[ls.TensorRow], long:
         columns += [Column("bytes", True), Column("role"), Column("grad")]
     cells = []
     for row in rows:
-        line = [row.name, row.short_dtype, shape(row.shape)]
+        dtype = f"{row.short_dtype} {row.layout}" if row.layout else row.short_dtype
+        line = [row.name, dtype, shape(row.shape)]
         if long:
             grad = {True: "yes", False: "no", None: "?"}[row.requires_grad]
-            if row.role == "buffer" and row.requires_grad is None:
+            if row.role != "parameter" and row.requires_grad is None:
                 grad = "-"
             line += [f"{row.nbytes:,}", (row.role or "") + "~" * row.inferred, grad]
         cells.append(line)

@@ -17,7 +17,19 @@ from ..errors import AmbiguousError, NoMatchError
 from .modules import module_tensors
 from .names import nearest
 from .tensors import TensorRef
-from .tree import ABSENT, Obj, Path, attributes, children, get, is_module, mapping, path_text, walk
+from .tree import (
+    ABSENT,
+    Composite,
+    Obj,
+    Path,
+    attributes,
+    children,
+    get,
+    is_module,
+    mapping,
+    path_text,
+    walk,
+)
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
@@ -65,6 +77,10 @@ class StateDict:
 
     def tensors(self) -> dict[str, TensorRef]:
         return {name: ref for name, ref in self.entries.items() if isinstance(ref, TensorRef)}
+
+    def composites(self) -> dict[str, Composite]:
+        """The entries that are tensors of another kind: sparse, quantized, wrapped."""
+        return {name: node for name, node in self.entries.items() if isinstance(node, Composite)}
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -154,7 +170,7 @@ def is_state_dict(node: Any) -> bool:
     for key, value in entries.items():
         if not isinstance(key, str):
             return False
-        if isinstance(value, TensorRef):
+        if isinstance(value, TensorRef | Composite):
             tensors += 1
         elif not (key.endswith("_extra_state") or isinstance(value, str | int | float | None)):
             return False

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Final
 
 from ..errors import UnreadableError
+from .dtypes import DType
 from .tensors import StorageRef, TensorRef
 
 Path = tuple[Any, ...]
@@ -85,6 +86,46 @@ class Obj:
 
     def __repr__(self) -> str:
         return f"<{self.func} object>"
+
+
+class Composite(Obj):
+    """A tensor that is no strided view of one storage: sparse, quantized, nested, wrapped, meta.
+
+    It stays the recipe that it is, and is written back so; ``layout`` says what kind it is
+    (``sparse_coo``, ``per_tensor_affine``, ``DTensor``), ``parts`` are the plain tensors in it.
+    """
+
+    __slots__ = ("dtype", "layout", "parts", "shape")
+
+    def __init__(
+        self,
+        func: Any,
+        args: tuple[Any, ...] = (),
+        how: str = "reduce",
+        *,
+        dtype: DType,
+        shape: tuple[int, ...],
+        layout: str,
+        parts: dict[str, TensorRef] | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(func, args, how, **fields)
+        self.dtype, self.shape, self.layout = dtype, shape, layout
+        self.parts: dict[str, TensorRef] = parts or {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its parts, or of the storage that it views."""
+        own = [part.storage.nbytes for part in self.args if isinstance(part, StorageRef)]
+        return sum(own) + sum(part.nbytes for part in self.parts.values())
+
+    def replace(self, **changes: Any) -> Composite:
+        names = (*Obj.__slots__, *Composite.__slots__)
+        fields = {name: getattr(self, name) for name in names} | changes
+        return Composite(fields.pop("func"), fields.pop("args"), fields.pop("how"), **fields)
+
+    def __repr__(self) -> str:
+        return f"Composite({self.layout}, {self.dtype.short}, {list(self.shape)})"
 
 
 ORDERED_DICT = Global("collections", "OrderedDict")
@@ -171,6 +212,8 @@ def children(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from node.items()
     elif isinstance(node, list | tuple) and not isinstance(node, StorageRef):
         yield from enumerate(node)
+    elif isinstance(node, Composite):
+        yield from node.parts.items()
     elif isinstance(node, Obj):
         yield from enumerate(node.args)
         if isinstance(node.kwargs, dict):
@@ -278,7 +321,7 @@ def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
         elif isinstance(node, list):
             new[id(node)] = []
         elif isinstance(node, Obj):
-            new[id(node)] = Obj(node.func)
+            new[id(node)] = node.replace()
 
     def of(node: Any) -> Any:
         return new.get(id(node), node)

@@ -11,7 +11,7 @@ from ..core.dtypes import BY_TAG
 from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
 from ..core.tensors import Storage, TensorRef
-from ..core.tree import ABSENT, mapping, ordered_dict
+from ..core.tree import ABSENT, Composite, mapping, ordered_dict
 from ..errors import UnreadableError
 from ..storage.source import FileSource, FileStorage
 from ..storage.staging import Sink
@@ -88,6 +88,8 @@ class Safetensors:
         for name, value in (mapping(ckpt.root) or {}).items():
             if name == "__metadata__" or not _is_utf8(name):
                 lost.append(f"{name!r:.200} can't be the name of a tensor there")
+            elif isinstance(value, Composite):
+                lost.append(f"'{name}' is a {value.layout} tensor")
             elif not isinstance(value, TensorRef):
                 lost.append(f"'{name}' is no tensor")
             elif value.dtype.tag is None:

@@ -10,7 +10,7 @@ from ..core.names import Patterns, select
 from ..core.records import FREEZE, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
-from ..core.tree import Path, mapping, path_text, walk
+from ..core.tree import Composite, Path, mapping, path_text, walk
 from ..errors import NoMatchError, UsageError
 
 SECTIONS = ("model", "optimizer", "ema", "all")
@@ -18,7 +18,8 @@ SECTIONS = ("model", "optimizer", "ema", "all")
 
 class TensorRow(NamedTuple):
     """One tensor. ``inferred``: its role is a guess from name and dtype; ``requires_grad`` is
-    None where the file doesn't say."""
+    None where the file doesn't say; ``layout`` is what a tensor is that is no plain one
+    (sparse_coo, per_tensor_affine, DTensor)."""
 
     name: str
     dtype: str
@@ -29,6 +30,7 @@ class TensorRow(NamedTuple):
     role: str | None
     inferred: bool
     requires_grad: bool | None
+    layout: str | None = None
 
 
 def list_tensors(
@@ -51,8 +53,10 @@ def list_tensors(
     if section not in SECTIONS:
         raise UsageError(f"there is no section '{section}'", hint=f"one of {', '.join(SECTIONS)}")
     if section == "model":
-        found: dict[str, tuple[TensorRef, str | None]] = {
-            name: (ref, "model") for name, ref in ckpt.state_dict().items()
+        found: dict[str, tuple[TensorRef | Composite, str | None]] = {
+            name: (node, "model")
+            for name, node in ckpt.sections.model().entries.items()
+            if isinstance(node, TensorRef | Composite)
         }
     else:
         found = {
@@ -70,6 +74,10 @@ def list_tensors(
     rows = []
     for name in names:
         ref, of = found[name]
+        if isinstance(ref, Composite):
+            if role is None:
+                rows.append(_composite(name, ref, of))
+            continue
         kind: str | None = None
         inferred = False
         grad = ref.requires_grad
@@ -86,6 +94,14 @@ def list_tensors(
             )
         )
     return rows
+
+
+def _composite(name: str, node: Composite, section: str | None) -> TensorRow:
+    dtype = node.dtype
+    return TensorRow(
+        *(name, dtype.name, dtype.short, node.shape, node.nbytes, section, None, False, None),
+        layout=node.layout,
+    )
 
 
 def trainability(ckpt: Checkpoint) -> Mapping[str, bool | None]:
@@ -127,10 +143,10 @@ def section_of(ckpt: Checkpoint, path: Path) -> str | None:
     return next((name for where, name in places if path[: len(where)] == where), None)
 
 
-def _with_sections(ckpt: Checkpoint) -> list[tuple[str, TensorRef, str | None]]:
-    found: dict[str, tuple[TensorRef, str | None]] = {}
+def _with_sections(ckpt: Checkpoint) -> list[tuple[str, TensorRef | Composite, str | None]]:
+    found: dict[str, tuple[TensorRef | Composite, str | None]] = {}
     for path, node in walk(ckpt.root):
-        if isinstance(node, TensorRef):
+        if isinstance(node, TensorRef | Composite):
             name = path_text(path)
             while name in found:
                 name += "'"

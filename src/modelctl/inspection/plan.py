@@ -42,12 +42,17 @@ def plan(before: Checkpoint, after: Checkpoint) -> Plan:
     flat = any(
         ckpt.sections.models and not ckpt.sections.models[0].path for ckpt in (before, after)
     )
-    if flat:
-        nested = tops[0] if before.sections.models and before.sections.models[0].path else {}
-        skip = before.sections.models[0].path[:1] if nested else ()
-        dropped = [str(key) for key in nested if (key,) != skip]
-        added: list[str] = []
+    if flat:  # beside a model that was, or now is, the whole file
+        dropped, added = _beside(before), _beside(after)
     else:
         dropped = [str(key) for key in tops[0] if key not in tops[1]]
         added = [str(key) for key in tops[1] if key not in tops[0]]
     return Plan(kept, renamed, removed, dropped, added, list(after.notes))
+
+
+def _beside(ckpt: Checkpoint) -> list[str]:
+    """The top-level entries beside the model's, where the model is one of them."""
+    models = ckpt.sections.models
+    if not models or not models[0].path:
+        return []
+    return [str(key) for key in mapping(ckpt.root) or {} if key != models[0].path[0]]

@@ -162,6 +162,10 @@ def _warnings(
         )
     for warning in ckpt.warnings:
         yield warning, None
+    composites = ckpt.sections.models[0].composites() if ckpt.sections.models else {}
+    if composites:
+        kinds = ", ".join(sorted({node.layout for node in composites.values()}))
+        yield f"{len(composites)} tensors ({kinds}) are not in the totals: no plain tensors", None
     names = list(tensors)
     prefix = common_prefix(names)
     first = prefix.partition(".")[0]

@@ -13,6 +13,7 @@ from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
 from ..core.tree import (
     ABSENT,
+    Composite,
     Global,
     Obj,
     Path,
@@ -113,6 +114,8 @@ def _describe(node: Any) -> tuple[str, bool]:
     """A node in a few words, and whether its children get lines of their own."""
     if isinstance(node, TensorRef):
         return f"tensor {node.dtype.short} {_shape(node.shape)}", False
+    if isinstance(node, Composite):
+        return f"{node.layout} tensor {node.dtype.short} {_shape(node.shape)}", False
     if isinstance(node, StorageRef):
         return f"storage of {node.storage.nbytes:,} bytes", False
     entries = mapping(node)
@@ -174,6 +177,9 @@ def as_json(node: Any) -> Any:
         return node.decode("latin-1")
     if isinstance(node, TensorRef):
         return {"tensor": {"dtype": node.dtype.name, "shape": list(node.shape)}}
+    if isinstance(node, Composite):
+        shape = list(node.shape)
+        return {"tensor": {"dtype": node.dtype.name, "shape": shape, "layout": node.layout}}
     if isinstance(node, StorageRef):
         return {"storage": {"bytes": node.storage.nbytes}}
     if isinstance(node, Global):

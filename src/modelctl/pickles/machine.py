@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import _compat_pickle
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..core.checkpoint import Finding
 from ..core.tensors import Rebuild, TensorRef
 from ..core.tree import Global, Obj, brief
 from ..errors import UnreadableError
+from .composite import composite
 from .policy import judge, judge_state, judge_subclass
 from .rebuild import REBUILDS
 
@@ -186,7 +188,11 @@ class Machine:
                     self.stack.append(made)
                     return
         self.find(judge(func, args, opcode, self.at))
-        self.stack.append(Obj(func, args))
+        made = None
+        if isinstance(func, Global):
+            with suppress(TypeError, ValueError, IndexError, AttributeError, KeyError):
+                made = composite(func, args)
+        self.stack.append(Obj(func, args) if made is None else made)
 
     def judge_tensor(self, rebuild: Rebuild) -> None:
         if rebuild.subclass is not None:

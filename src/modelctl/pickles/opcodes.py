@@ -168,7 +168,7 @@ def op_binunicode(m: Machine) -> None:
     at = m.pos
     data = m.data
     end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-    if end > len(data) or at + 4 > len(data):
+    if end > len(data):
         raise m.cut_off(end - at - 4)
     m.pos = end
     try:

@@ -274,7 +274,7 @@ class _Writer:
             yield from self.save_tuple(value)
         elif kind is bytes:
             yield from self.save_bytes(value)
-        elif kind is Obj:
+        elif isinstance(value, Obj):
             yield from self.save_object(value)
         elif kind is TensorRef:
             yield from self.special_tensor(value)
