@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """safetensors both ways, against the official library."""
 
 from __future__ import annotations
