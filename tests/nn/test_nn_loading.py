@@ -12,7 +12,7 @@ from torch import nn
 
 import modelctl as mc
 import modelctl.nn as mnn
-from modelctl.errors import CollisionError, RefusedError, UsageError
+from modelctl.errors import CollisionError, RefusedError, UnsupportedError, UsageError
 from modelctl.nn import tensors
 
 
@@ -325,6 +325,25 @@ def test_extra_state_and_scalars_of_before_0_4(tmp_path):
     assert model["inner"].w.item() == 2.5
     assert report.loaded == ("inner.w", "inner._extra_state")
     assert report.missing == ()
+
+
+def test_a_whole_module_is_loaded_without_its_class(net, other, tmp_path):
+    torch.save(other, tmp_path / "a.pt")
+    assert same(mnn.load(tmp_path / "a.pt"), other.state_dict())
+    mnn.load_into(net, tmp_path / "a.pt")
+    assert same(net.state_dict(), other.state_dict())
+
+
+def test_a_sparse_tensor_is_refused(net, tmp_path):
+    state = net.state_dict()
+    state["more"] = torch.eye(3).to_sparse()
+    path = write(state, tmp_path / "a", "zip")
+    with pytest.raises(UnsupportedError, match=r"'more' is a sparse_coo tensor"):
+        mnn.load(path)
+    assert mnn.load_into(net, path, on_mismatch="skip").unexpected == ("more",)
+    state["fc.weight"] = state["fc.weight"].to_sparse()
+    with pytest.raises(UnsupportedError, match=r"'fc\.weight' is a sparse_coo"):
+        mnn.load_into(net, write(state, tmp_path / "a", "zip"), on_mismatch="skip")
 
 
 def test_no_more_memory_than_the_largest_tensor(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from ..core.records import FREEZE, REMOVED, read_record
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
 from ..core.tree import mapping
-from ..errors import RefusedError, UsageError
+from ..errors import RefusedError, UnsupportedError, UsageError
 from ..files import open as open_checkpoint
 from .freezing import Frozen, apply_record
 from .naming import Slot, canonical, is_lazy, match_names, places, slots
@@ -92,12 +93,25 @@ def load(path: Path, *, device: Device = "cpu", key: str | None = None) -> dict[
     dotted path of the state_dict, where the one that is found isn't meant.
 
     Raises:
-        UnreadableError, UnsupportedError: the file, or a dtype that this torch lacks.
+        UnreadableError: the file.
+        UnsupportedError: a dtype that this torch lacks; a sparse, quantized or wrapped tensor.
         NoMatchError, AmbiguousError: no state_dict, or which one is not clear.
     """
     where = resolve_device(device)
     with open_checkpoint(path, key=key) as ckpt:
-        return to_tensors(ckpt.state_dict(), where)
+        section = ckpt.sections.model()
+        _only_plain(section, section.composites())
+        return to_tensors(section.tensors(), where)
+
+
+def _only_plain(section: StateDict, names: Iterable[str]) -> None:
+    """Raises UnsupportedError where one of these is a sparse, quantized or wrapped tensor."""
+    odd = {name: node.layout for name, node in section.composites().items() if name in {*names}}
+    for name, layout in odd.items():
+        raise UnsupportedError(
+            f"'{name}' is a {layout} tensor ({len(odd)} such): only strided ones are loaded",
+            hint="save it dense, or drop it from the file with modelctl",
+        )
 
 
 # ------------------------------------------------------------------ load_into
@@ -135,6 +149,7 @@ def load_into(
             would stay on ``meta``; nothing was changed.
         UsageError: not a device, or not a way to treat mismatches.
         CollisionError: two of the file's names mean the same tensor.
+        UnsupportedError: a tensor that is needed is sparse, quantized or wrapped.
         UnreadableError: the file; where its structure is sound but its data can't be read, the
             model may have been loaded in part.
     """
@@ -238,6 +253,7 @@ def plan_load(
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
+        UnsupportedError: one that the model has is sparse, quantized or wrapped in the file.
     """
     refs = section.tensors()
     own: dict[str, Slot] = {slot.name: slot for slot in slots(model) if slot.persistent}
@@ -245,6 +261,7 @@ def plan_load(
     found = match_names(
         [name for name in section.entries if isinstance(name, str)], {**own, **states}
     )
+    _only_plain(section, found)
     tied: dict[int, list[Slot]] = {}
     for slot in own.values():
         tied.setdefault(id(slot.tensor), []).append(slot)
