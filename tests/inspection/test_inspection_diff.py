@@ -261,8 +261,16 @@ def test_a_nan_stays_seen_in_a_long_tensor() -> None:
     (change,) = compare(a, b).changed
     assert change.elements == 2
     assert math.isnan(change.max_abs)
-    b[0] = 2.0
+    b[0], b[-1] = 3.0, math.nan
+    assert math.isnan(compare(a, b).changed[0].max_abs)
+    b[0], b[-1] = 2.0, 3.0
     assert compare(a, b).changed[0].max_abs == 3.0
+
+
+def test_two_nans_are_the_same_beside_what_is_close() -> None:
+    a, b = torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0 + 1e-6])
+    assert not compare(a, b, atol=1e-3).differs
+    assert compare(a, b).changed[0].max_abs == pytest.approx(1e-6, rel=0.1)
 
 
 def test_empty_and_scalar() -> None:

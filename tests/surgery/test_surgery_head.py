@@ -63,10 +63,13 @@ def test_torchvision_classifiers(name: str) -> None:
     assert [key for key in names(ckpt) if key not in gone] == names(stripped)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v3_small", "densenet121"])
-def test_a_hidden_width_equal_to_the_number_of_classes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("resnet18", 512), ("vgg11", 4096), ("mobilenet_v3_small", 1024), ("densenet121", 1024)],
+)
+def test_a_hidden_width_equal_to_the_number_of_classes(name: str, width: int) -> None:
     with torch.device("meta"):
-        model = torchvision.models.get_model(name, weights=None, num_classes=512)
+        model = torchvision.models.get_model(name, weights=None, num_classes=width)
     assert mc.find_head(in_memory(model.state_dict())).modules == HEADS[name]
 
 

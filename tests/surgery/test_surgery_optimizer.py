@@ -179,6 +179,16 @@ def test_state_that_shows_nothing_in_two_groups_refuses(tmp_path: Path) -> None:
         mc.strip_head(ckpt)
 
 
+def test_factored_state_shows_the_shape_of_its_parameter(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False), nn.Linear(4, 2))
+    optimizer = torch.optim.Adafactor([net[1].weight, *net[2].parameters()])
+    train(net[1:], optimizer, range(1))
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        names = assign_names(ckpt.sections.optimizers[0][1], ckpt.state_dict())
+    assert names == [["1.weight", "2.weight", "2.bias"]]
+
+
 def test_lbfgs_refuses_a_removal_but_not_a_renaming(tmp_path: Path) -> None:
     net = Net()
     optimizer = torch.optim.LBFGS(net.parameters(), max_iter=2)
