@@ -117,6 +117,16 @@ def test_load_into_equals_load_state_dict(net, other, tmp_path, how, prefix, wra
     assert all(p.requires_grad for p in parameters)
 
 
+def test_a_compiled_part_on_either_side(net, other, tmp_path):
+    other.layer1 = torch.compile(other.layer1)
+    assert "layer1._orig_mod.0.weight" in other.state_dict()
+    path = write(other.state_dict(), tmp_path / "a", "zip")
+    mnn.load_into(net, path)
+    assert torch.equal(net.layer1[0].weight, other.layer1._orig_mod[0].weight)
+    net.layer2 = torch.compile(net.layer2)
+    mnn.load_into(net, path)
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_load_into_meta_materialises(other, tmp_path, how):
     path = write(other.state_dict(), tmp_path / "a", how)
