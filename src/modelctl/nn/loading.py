@@ -192,7 +192,7 @@ class Plan:
         if not self.pairs or (strict and problems):
             raise RefusedError(
                 f"{path} does not fit the model: {'; '.join(problems) or 'no tensors'}",
-                hint="on_mismatch='skip' loads what fits"
+                hint="load_into(model, path, on_mismatch='skip') loads what fits"
                 if self.pairs
                 else "'modelctl match' finds the rename that mends it",
             )
