@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import modelctl as mc
-from conftest import Cli, net, training, write
+
+from .cli_files import Cli, net, training, write
 
 
 def tree(folder: Path) -> dict[str, bytes]:
