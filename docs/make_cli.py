@@ -21,14 +21,12 @@ without wildcards that is a module means all in it.
 
 def page() -> str:
     """The reference of all commands, as Markdown."""
-    from modelctl.cli.app import app
+    from modelctl.cli.app import COMMANDS
 
-    return "\n".join(
-        [HEAD, *(_command(info.callback, info.name) for info in app.registered_commands)]
-    )
+    return "\n".join([HEAD, *(_command(command, name) for name, (command, _) in COMMANDS.items())])
 
 
-def _command(function: Any, name: str | None) -> str:
+def _command(function: Any, name: str) -> str:
     hints = get_type_hints(function, include_extras=True)
     arguments, rows = [], []
     for parameter in inspect.signature(function).parameters.values():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +43,8 @@ def open(path: PathLike, *, key: str | None = None) -> Checkpoint:
     """
     source = FileSource(find_in_folder(path) if os.path.isdir(path) else path)
     try:
-        ckpt = detect(source).read(source)
+        with _no_collector():
+            ckpt = detect(source).read(source)
         if key is not None:
             ckpt = ckpt.replace(key=tuple(key.split(".")))
             _ = ckpt.sections
@@ -49,6 +52,19 @@ def open(path: PathLike, *, key: str | None = None) -> Checkpoint:
     except BaseException:
         source.close()
         raise
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without the cycle collector: while a tree is built it finds nothing, in quadratic time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def save(

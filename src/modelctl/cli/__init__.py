@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from typing import NoReturn
@@ -12,6 +13,7 @@ from ..errors import ModelctlError
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a finding, 2 an error (CLI: "Exit codes")."""
+    gc.disable()  # a command is over before there is anything to collect
     sys.exit(run(sys.argv[1:]))
 
 
@@ -19,11 +21,13 @@ def run(argv: list[str]) -> int:
     """Run one command; the exit code. Errors are printed to stderr, in one or two lines."""
     import typer
 
-    from .app import app
+    from .app import make_app
 
+    # a completion is asked of the whole program
+    only = argv[0] if argv and "_MODELCTL_COMPLETE" not in os.environ else None
     try:
         # without standalone mode, typer gives the code of typer.Exit back
-        code = app(argv, prog_name="modelctl", standalone_mode=False)
+        code = make_app(only)(argv, prog_name="modelctl", standalone_mode=False)
         sys.stdout.flush()
     except ModelctlError as e:
         return _failed(e.message, e.hint, e)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -258,6 +257,8 @@ def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pair(text: str) -> tuple[str, Any]:
+    import json
+
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set takes KEY=VALUE, not '{text}'")

@@ -75,13 +75,17 @@ def ls(
     if params and buffers:
         raise UsageError("--params and --buffers take each other away: leave both out")
     from .. import files
-    from ..inspection.listing import list_tensors
+    from ..inspection.listing import list_names, list_tensors
     from .render import print_tensors
 
     role = "parameter" if params else "buffer" if buffers else None
+    out = Output(format, color, quiet)
     with files.open(src, key=key) as ckpt:
+        if out.is_table and not (out.fancy or long or role):
+            out.lines(list_names(ckpt, pattern or (), regex=regex, section=section))
+            return
         rows = list_tensors(ckpt, pattern or (), regex=regex, section=section, role=role)
-        print_tensors(Output(format, color, quiet), ckpt, rows, long)
+        print_tensors(out, ckpt, rows, long)
 
 
 def show(

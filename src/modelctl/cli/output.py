@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +42,8 @@ class Output:
 
     def json(self, command: str, data: dict[str, Any]) -> None:
         """One JSON object with its schema; exact integers, null for unknown."""
+        import json
+
         document = {"schema": f"modelctl.{command}/1", **data}
         sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.checkpoint import Checkpoint
 from ..errors import NoMatchError
-from ..inspection import diff as d
-from ..inspection import listing as ls
-from ..inspection import summary as s
-from ..inspection import values as v
 from .output import Column, Output, count, shape, size
+
+if TYPE_CHECKING:  # each report loads what it needs: start-up is a feature
+    from ..inspection import diff as d
+    from ..inspection import listing as ls
+    from ..inspection import summary as s
 
 _MOST = 12  # how many of many names a table shows
 
@@ -138,6 +139,8 @@ def _training_panel(out: Output, found: s.Summary) -> None:
 
 
 def _summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
+    from ..inspection import listing as ls
+
     totals, training = found.totals, found.training
     grads = ls.trainability(ckpt)
     tied = {name: names[0] for names in found.tied for name in names[1:]}
@@ -233,7 +236,7 @@ def print_tensors(out: Output, ckpt: Checkpoint, rows: list[ls.TensorRow], long:
             },
         )
         return
-    if out.is_table and not long and not out.fancy:
+    if out.is_table and not long and not out.fancy:  # a pipe gets names
         out.lines([row.name for row in rows])
         return
     columns = [Column("name", style="cyan"), Column("dtype"), Column("shape")]
@@ -258,6 +261,8 @@ def print_tensors(out: Output, ckpt: Checkpoint, rows: list[ls.TensorRow], long:
 
 
 def print_tree(out: Output, ckpt: Checkpoint) -> None:
+    from ..inspection import values as v
+
     if out.is_json:
         out.json("show", {"metadata": dict(ckpt.metadata), "value": v.as_json(ckpt.root)})
         return
@@ -267,6 +272,8 @@ def print_tree(out: Output, ckpt: Checkpoint) -> None:
 
 
 def print_value(out: Output, ckpt: Checkpoint, path: str) -> None:
+    from ..inspection import values as v
+
     try:
         node = v.find(ckpt, path)
     except NoMatchError:
@@ -287,6 +294,8 @@ def print_value(out: Output, ckpt: Checkpoint, path: str) -> None:
 
 def _outline(out: Output, node: Any) -> int:
     """The tree under a node, indented; its root only where it is all there is."""
+    from ..inspection import values as v
+
     lines = list(v.outline(node))
     if len(lines) > 1:
         lines = [line._replace(depth=line.depth - 1) for line in lines[1:]]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from .sections import Sections, find_sections
 from .tensors import TensorRef
 from .tree import Path, path_text, walk
+
+T = TypeVar("T")
 
 
 class Finding(NamedTuple):
@@ -39,6 +41,20 @@ class Resource(Protocol):
     bytes_read: int
 
     def close(self) -> None: ...
+
+
+def named(nodes: Iterable[tuple[Path, T]]) -> Iterator[tuple[str, T]]:
+    """Nodes under the text of their paths, made unique: keys 1 and "1" may stand side by side."""
+    taken: dict[str, int] = {}
+    for path, node in nodes:
+        name = path_text(path)
+        times = taken.get(name, 0)
+        taken[name] = times + 1
+        yield (f"{name}'{times}" if times else name), node
+
+
+def _is_tensor(node: Any) -> TypeGuard[TensorRef]:
+    return isinstance(node, TensorRef)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +115,7 @@ class Checkpoint:
         Labels are joined with dots; a bare tensor is ``<root>``; a tensor that is reached on
         several paths is listed under each.
         """
-        found: dict[str, TensorRef] = {}
-        for path, node in walk(self.root):
-            if isinstance(node, TensorRef):
-                name = path_text(path)
-                while name in found:  # keys 1 and "1" side by side
-                    name += "'"
-                found[name] = node
-        return found
+        return dict(named((path, node) for path, node in walk(self.root) if _is_tensor(node)))
 
     def state_dict(self) -> dict[str, TensorRef]:
         """The model's tensors, by the names that ``load_state_dict`` would see.

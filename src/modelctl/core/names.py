@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import translate
@@ -87,6 +86,8 @@ def no_match(pattern: str, names: Collection[str], what: str = "tensor") -> NoMa
 
 def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
     """The real names (of tensors and modules) that look most like ``name``."""
+    import difflib  # only errors need it
+
     bare = name.strip("*.?^$")
     known: dict[str, None] = {}
     for full in names:

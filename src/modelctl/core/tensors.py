@@ -164,6 +164,7 @@ class TensorRef:
     """
 
     __slots__ = (
+        "_stride",
         "base",
         "dtype",
         "offset",
@@ -172,7 +173,6 @@ class TensorRef:
         "role",
         "shape",
         "storage",
-        "stride",
     )
 
     def __init__(
@@ -193,15 +193,20 @@ class TensorRef:
         self.storage = storage
         self.base = base  # bytes: where a view storage starts in its root
         self.offset = offset
-        self.stride = contiguous_stride(shape) if stride is None else stride
+        self._stride = stride  # None: contiguous
         self.requires_grad = requires_grad
         self.role = role
         self.rebuild = rebuild
 
     def replace(self, **changes: Any) -> TensorRef:
         """A copy with the given attributes changed, as :func:`dataclasses.replace`."""
-        fields = {name: getattr(self, name) for name in self.__slots__} | changes
+        fields = {name.lstrip("_"): getattr(self, name) for name in self.__slots__} | changes
         return TensorRef(fields.pop("dtype"), fields.pop("shape"), fields.pop("storage"), **fields)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Elements from one index to the next, in each dimension."""
+        return contiguous_stride(self.shape) if self._stride is None else self._stride
 
     @property
     def spec(self) -> TensorSpec:
@@ -232,6 +237,8 @@ class TensorRef:
     @property
     def is_contiguous(self) -> bool:
         """True where the bytes in the storage already are in row-major order (torch's rule)."""
+        if self._stride is None:
+            return True
         expected = 1
         for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if size == 0:

@@ -32,18 +32,21 @@ ABSENT: Final = Absent.ABSENT
 class Global:
     """Something that a pickle names, by module and qualified name (Python 3's)."""
 
-    __slots__ = ("module", "name")
+    __slots__ = ("_hash", "module", "name")
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
+        self._hash = hash((module, name))
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         if not isinstance(other, Global):
             return NotImplemented
-        return (self.module, self.name) == (other.module, other.name)
+        return self.module == other.module and self.name == other.name
 
     def __hash__(self) -> int:
-        return hash((self.module, self.name))
+        return self._hash
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"

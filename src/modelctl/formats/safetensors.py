@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Origin
@@ -17,10 +16,7 @@ from ..storage.source import FileSource, FileStorage
 from ..storage.staging import Sink
 
 MAX_HEADER = 100_000_000
-_MAX_DEPTH = 8
-_MAX_DIGITS = 20
 _MAX_DIMS = 64
-_BRACKETS = re.compile(rb'\\.|["\[\]{}]')
 
 
 class Safetensors:
@@ -62,7 +58,7 @@ class Safetensors:
         ours = _records(metadata, source)
         for name, kept in metadata.items():
             # safetensors' save_model drops all but one of tied tensors and records them here
-            if kept in entries and name not in entries:
+            if kept in entries and name not in entries and _tied_names(name, kept):
                 entries[name] = entries[kept]
         plain = {
             name: text
@@ -144,6 +140,12 @@ class Safetensors:
                     sink.write(piece)
 
 
+def _tied_names(name: str, kept: str) -> bool:
+    """Whether metadata ``{name: kept}`` says that tensors are tied, or just happens to hold the
+    name of one (``{"best_metric": "loss"}``)."""
+    return "." in name or name.rpartition(".")[2] == kept.rpartition(".")[2]
+
+
 def _is_utf8(name: str) -> bool:
     try:
         name.encode("utf-8")
@@ -189,7 +191,6 @@ def _header(source: FileSource) -> tuple[dict[str, Any], int]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
         raise broken("the header is not UTF-8", 8 + e.start) from None
-    _check_depth(raw, broken)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -199,42 +200,14 @@ def _header(source: FileSource) -> tuple[dict[str, Any], int]:
             raise broken(f"the key {twice!r:.200} twice")
         return found
 
-    def integer(digits: str) -> int:
-        if len(digits) > _MAX_DIGITS:
-            raise broken(f"an integer of {len(digits):,} digits")
-        return int(digits)
-
     def constant(name: str) -> None:
         raise broken(f"{name} is no JSON")
 
     try:
-        header = json.loads(
-            text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant
-        )
-    except (json.JSONDecodeError, RecursionError) as e:
+        header = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+    except (ValueError, RecursionError) as e:  # also an integer of thousands of digits
         raise broken(f"the header is no JSON: {e}"[:200]) from None
     return header, 8 + length
-
-
-def _check_depth(raw: bytes, broken: Any) -> None:
-    """Refuse deep nesting before the JSON parser meets it; brackets in strings don't matter
-    here, since a real header has next to none."""
-    depth = 0
-    if raw.count(b"[") + raw.count(b"{") < _MAX_DEPTH:
-        return
-    in_string = False
-    previous = 0
-    for match in _BRACKETS.finditer(raw):
-        char = match[0]
-        if char == b'"':
-            in_string = not in_string
-        elif not in_string and char in b"[{":
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise broken(f"the header is nested deeper than {_MAX_DEPTH} levels", 8 + previous)
-        elif not in_string and char in b"]}":
-            depth -= 1
-        previous = match.start()
 
 
 def _metadata(found: Any, source: FileSource) -> dict[str, str]:

@@ -49,14 +49,6 @@ _DTYPES = {
 }
 
 
-def is_export(directory: ZipDirectory) -> bool:
-    """True for an archive of torch.export, of either layout."""
-    names = directory.members
-    return any(name.rpartition("/")[2] == "archive_format" for name in names) or (
-        "serialized_exported_program.json" in names
-    )
-
-
 def read_export(
     source: FileSource,
     directory: ZipDirectory,

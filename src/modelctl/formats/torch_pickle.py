@@ -45,10 +45,11 @@ def storage_dtype(cls: Any) -> DType | None:
         UnreadableError: not a storage class of torch.
     """
     if isinstance(cls, Global):
+        known = BY_STORAGE_CLASS.get(cls.name)
+        if known is not None and cls.module in ("torch", "torch.cuda"):
+            return known
         if cls in _UNTYPED:
             return None
-        if cls.module in ("torch", "torch.cuda") and cls.name in BY_STORAGE_CLASS:
-            return BY_STORAGE_CLASS[cls.name]
     raise UnreadableError(f"a storage of the class {brief(cls)}")
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Finding, Origin
@@ -149,6 +148,8 @@ class TorchTar:
 
 def _members(source: FileSource) -> dict[str, tuple[int, int]]:
     """Where each member's bytes lie in the file: (start, end)."""
+    import tarfile
+
     places: dict[str, tuple[int, int]] = {}
     try:
         with open(source.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:

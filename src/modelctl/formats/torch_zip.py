@@ -10,13 +10,10 @@ from ..core.tensors import Storage, StorageRef, SwappedStorage, TensorRef
 from ..core.tree import walk
 from ..errors import UnreadableError, UnsupportedError
 from ..pickles.interpreter import MAX_SIZE, unpickle
-from ..pickles.writer import pickle
 from ..storage.source import FileSource, FileStorage, InflatedStorage, Window
 from ..storage.staging import Sink
 from ..storage.zipdir import DEFLATED, STORED, Member, ZipDirectory
-from .torch_export import is_export, read_export
 from .torch_pickle import StorageId, storage_table
-from .torchscript import as_modules
 
 _ALIGNMENT = 64
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
@@ -36,7 +33,9 @@ class TorchZip:
 
     def read(self, source: FileSource) -> Checkpoint:
         directory = ZipDirectory(source)
-        if is_export(directory):
+        if _is_export(directory):
+            from .torch_export import read_export
+
             return read_export(source, directory, lambda member: self._inner(source, member))
         inner = _checkpoints_inside(directory)
         if inner:
@@ -121,6 +120,8 @@ class TorchZip:
             warnings.append(f"{len(data) - end:,} bytes after the pickle in {name}")
         name, label = self.name, self.label
         if f"{root}/constants.pkl" in members:
+            from .torchscript import as_modules
+
             value = as_modules(value, directory, root)
             findings = [found for found in findings if not found.name.startswith("__torch__")]
             name, label = "torchscript", "TorchScript"
@@ -150,6 +151,8 @@ class TorchZip:
         """Write as torch 2.13 does, record for record, so that ``calculate_storage_offsets`` and
         ``mmap`` work on it; storages are numbered in the order in which the pickle names them.
         """
+        from ..pickles.writer import pickle
+
         order: dict[int, tuple[str, Storage]] = {}
 
         def key(storage: Storage) -> str:
@@ -166,6 +169,14 @@ class TorchZip:
         records.add("version", b"3\n")
         records.add(".data/serialization_id", records.serialization_id())
         records.finish()
+
+
+def _is_export(directory: ZipDirectory) -> bool:
+    """True for an archive of torch.export, of either layout."""
+    names = directory.members
+    return any(name.rpartition("/")[2] == "archive_format" for name in names) or (
+        "serialized_exported_program.json" in names
+    )
 
 
 def _checkpoints_inside(directory: ZipDirectory) -> list[Member]:

@@ -6,7 +6,6 @@ are parameters and buffers is said by the class bodies in ``code/``, in two list
 
 from __future__ import annotations
 
-import ast
 import re
 from typing import Any
 
@@ -83,6 +82,8 @@ class _Lists:
 
 
 def _strings(source: str) -> tuple[str, ...]:
+    import ast
+
     try:
         names = ast.literal_eval(source)
     except (ValueError, SyntaxError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..core.checkpoint import Checkpoint
+from ..core.checkpoint import Checkpoint, named
 from ..core.names import Patterns, select
 from ..core.records import FREEZE, read_record
 from ..core.roles import role_of
@@ -50,24 +50,7 @@ def list_tensors(
         NoMatchError: a pattern, or the section, is nowhere.
         UsageError: no such section.
     """
-    if section not in SECTIONS:
-        raise UsageError(f"there is no section '{section}'", hint=f"one of {', '.join(SECTIONS)}")
-    if section == "model":
-        found: dict[str, tuple[TensorRef | Composite, str | None]] = {
-            name: (node, "model")
-            for name, node in ckpt.sections.model().entries.items()
-            if isinstance(node, TensorRef | Composite)
-        }
-    else:
-        found = {
-            name: (ref, of)
-            for name, ref, of in _with_sections(ckpt)
-            if section == "all" or of == section
-        }
-        if not found and section != "all":
-            raise NoMatchError(
-                f"this file has no tensors in the section '{section}'", hint="--section all"
-            )
+    found = _found(ckpt, section)
     names = select(list(found), pattern, regex=regex) if pattern else list(found)
     grads = trainability(ckpt)
     prefix = _model_prefix(ckpt) if section == "all" else ""
@@ -94,6 +77,37 @@ def list_tensors(
             )
         )
     return rows
+
+
+def list_names(
+    ckpt: Checkpoint, pattern: Patterns = (), *, regex: bool = False, section: str = "model"
+) -> list[str]:
+    """The names alone of what :func:`list_tensors` lists, faster. Raises as that does."""
+    found = _found(ckpt, section)
+    return select(list(found), pattern, regex=regex) if pattern else list(found)
+
+
+def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Composite, str | None]]:
+    """The tensors of a section by name, each with the section that it is in."""
+    if section not in SECTIONS:
+        raise UsageError(f"there is no section '{section}'", hint=f"one of {', '.join(SECTIONS)}")
+    if section == "model":
+        found: dict[str, tuple[TensorRef | Composite, str | None]] = {
+            name: (node, "model")
+            for name, node in ckpt.sections.model().entries.items()
+            if isinstance(node, TensorRef | Composite)
+        }
+    else:
+        found = {
+            name: (ref, of)
+            for name, ref, of in _with_sections(ckpt)
+            if section == "all" or of == section
+        }
+        if not found and section != "all":
+            raise NoMatchError(
+                f"this file has no tensors in the section '{section}'", hint="--section all"
+            )
+    return found
 
 
 def _composite(name: str, node: Composite, section: str | None) -> TensorRow:
@@ -144,11 +158,9 @@ def section_of(ckpt: Checkpoint, path: Path) -> str | None:
 
 
 def _with_sections(ckpt: Checkpoint) -> list[tuple[str, TensorRef | Composite, str | None]]:
-    found: dict[str, tuple[TensorRef | Composite, str | None]] = {}
-    for path, node in walk(ckpt.root):
-        if isinstance(node, TensorRef | Composite):
-            name = path_text(path)
-            while name in found:
-                name += "'"
-            found[name] = (node, section_of(ckpt, path))
-    return [(name, ref, of) for name, (ref, of) in found.items()]
+    found = (
+        (path, (node, section_of(ckpt, path)))
+        for path, node in walk(ckpt.root)
+        if isinstance(node, TensorRef | Composite)
+    )
+    return [(name, node, of) for name, (node, of) in named(found)]

@@ -76,19 +76,26 @@ def _check_depth(root: Any) -> None:
     found = containers(root)
     if len(found) <= MAX_DEPTH:
         return
-    seen: set[int] = set()
-    level = [root]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for node in level:
-            key = id(node)
-            if key in found and key not in seen:
-                seen.add(key)
-                inner.extend(c for c in found[key][1] if id(c) in found)
-        if not inner:
-            return
-        level = inner
-    raise UnreadableError(f"nested deeper than {MAX_DEPTH} levels")
+    heights: dict[int, int] = {}
+    entered: set[int] = set()
+    stack = [id(root)]
+    while stack:
+        key = stack[-1]
+        if key in heights:
+            stack.pop()
+            continue
+        inner = [id(child) for child in found[key][1] if id(child) in found]
+        if key not in entered:
+            entered.add(key)
+            todo = [child for child in inner if child not in entered]
+            if todo:
+                stack.extend(todo)
+                continue
+        # one that was entered and has no height yet holds itself: it adds nothing
+        heights[key] = 1 + max((heights.get(child, 0) for child in inner), default=0)
+        if heights[key] > MAX_DEPTH:
+            raise UnreadableError(f"nested deeper than {MAX_DEPTH} levels")
+        stack.pop()
 
 
 _OPCODES: dict[bytes, Callable[[Machine], None]] = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.checkpoint import Finding
 from ..core.tensors import Rebuild, TensorRef
-from ..core.tree import Global, Obj, brief
+from ..core.tree import ORDERED_DICT, Global, Obj, brief
 from ..errors import UnreadableError
 from .composite import composite
 from .policy import judge, judge_state, judge_subclass
@@ -22,6 +22,7 @@ from .rebuild import REBUILDS
 
 MAX_MEMO = 4_000_000
 MAX_MARKS = 10_000
+MAX_CONTAINERS = 2_000_000
 _MAX_LINE = 1 << 16
 _MAX_FINDINGS = 1_000
 _MAX_EQUAL = 64
@@ -47,8 +48,12 @@ class Machine:
         self.persistent_load = persistent_load
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.globals: dict[tuple[str, str], Global] = {}
+        # Slots are filled in order, so a list of those takes a third of what a dict would; what
+        # comes out of order (an index can be anything) goes into a dict.
+        self.memo: list[Any] = []
+        self.sparse: dict[int, Any] = {}
+        self.made = 0
+        self.globals = {("collections", "OrderedDict"): ORDERED_DICT}
         self.equal_hashes: dict[tuple[int, int], int] = {}
         self.findings: list[Finding] = [] if findings is None else findings
         self.at = start
@@ -102,17 +107,30 @@ class Machine:
         except UnicodeDecodeError:
             raise self.error("text that is not UTF-8") from None
 
+    def count(self) -> None:
+        """One more list, dict or object, each of which takes far more memory than its opcode."""
+        self.made += 1
+        if self.made > MAX_CONTAINERS:
+            raise self.error(f"more than {MAX_CONTAINERS:,} containers")
+
     def put(self, index: int) -> None:
-        memo = self.memo
         if index >= MAX_MEMO:
             raise self.error(f"memo slot {index:,}, of at most {MAX_MEMO:,}")
-        memo[index] = self.stack[-1]
+        memo = self.memo
+        if index == len(memo) and index not in self.sparse:
+            memo.append(self.stack[-1])
+        elif index < len(memo):
+            memo[index] = self.stack[-1]
+        else:
+            self.sparse[index] = self.stack[-1]
 
     def fetch(self, index: int) -> None:
-        try:
+        if index < len(self.memo):
             self.stack.append(self.memo[index])
-        except KeyError:
-            raise self.error(f"memo slot {index} was never filled") from None
+        elif index in self.sparse:
+            self.stack.append(self.sparse[index])
+        else:
+            raise self.error(f"memo slot {index} was never filled")
 
     def key(self, key: Any, depth: int = 0) -> Any:
         """A dict key that can be hashed without harm."""
@@ -187,6 +205,7 @@ class Machine:
                         self.judge_tensor(made.rebuild)
                     self.stack.append(made)
                     return
+        self.count()
         self.find(judge(func, args, opcode, self.at))
         made = None
         if isinstance(func, Global):
@@ -202,6 +221,7 @@ class Machine:
     def construct(self, cls: Any, args: Any, kwargs: Any, opcode: str) -> None:
         if not isinstance(args, tuple):
             raise self.error("a construction whose arguments are not a tuple")
+        self.count()
         self.find(judge(cls, args, opcode, self.at))
         how = "newobj" if opcode == "NEWOBJ" else "newobj_ex"
         self.stack.append(Obj(cls, args, how, kwargs=kwargs))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
 from ..errors import UnreadableError
-from .machine import KINDS, MAX_MARKS, Machine
+from .machine import KINDS, MAX_MARKS, MAX_MEMO, Machine
 from .policy import judge_state
 
 _MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
@@ -203,10 +203,12 @@ def op_bytearray8(m: Machine) -> None:
 
 
 def op_empty_list(m: Machine) -> None:
+    m.count()
     m.stack.append([])
 
 
 def op_empty_dict(m: Machine) -> None:
+    m.count()
     m.stack.append({})
 
 
@@ -215,6 +217,7 @@ def op_empty_tuple(m: Machine) -> None:
 
 
 def op_empty_set(m: Machine) -> None:
+    m.count()
     m.stack.append(Obj(Global("builtins", "set"), ([],)))
 
 
@@ -227,16 +230,19 @@ def op_additems(m: Machine) -> None:
 
 
 def op_frozenset(m: Machine) -> None:
+    m.count()
     items = m.pop_mark()
     m.stack.append(Obj(Global("builtins", "frozenset"), (items,)))
 
 
 def op_list(m: Machine) -> None:
+    m.count()
     items = m.pop_mark()
     m.stack.append(items)
 
 
 def op_dict(m: Machine) -> None:
+    m.count()
     items = m.pop_mark()
     made: dict[Any, Any] = {}
     m.set_items(made, items)
@@ -291,10 +297,11 @@ def op_get(m: Machine) -> None:
 def op_binget(m: Machine) -> None:
     at = m.pos
     m.pos = at + 1
-    try:
-        m.stack.append(m.memo[m.data[at]])
-    except KeyError:
-        raise m.error(f"memo slot {m.data[at]} was never filled") from None
+    index = m.data[at]
+    if index < len(m.memo):
+        m.stack.append(m.memo[index])
+    else:
+        m.fetch(index)
 
 
 def op_long_binget(m: Machine) -> None:
@@ -311,15 +318,22 @@ def op_put(m: Machine) -> None:
 def op_binput(m: Machine) -> None:
     at = m.pos
     m.pos = at + 1
-    m.memo[m.data[at]] = m.stack[-1]
+    m.put(m.data[at])
 
 
 def op_long_binput(m: Machine) -> None:
-    m.put(int.from_bytes(m.take(4), "little"))
+    at = m.pos
+    data = m.data
+    m.pos = at + 4
+    index = data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24
+    if index == len(m.memo) < MAX_MEMO and not m.sparse:
+        m.memo.append(m.stack[-1])
+    else:
+        m.put(index)
 
 
 def op_memoize(m: Machine) -> None:
-    m.put(len(m.memo))
+    m.put(len(m.memo) + len(m.sparse))
 
 
 def op_global(m: Machine) -> None:
@@ -350,7 +364,7 @@ def _holds_pairs(args: Any) -> bool:
 def op_reduce(m: Machine) -> None:
     args = m.stack.pop()
     func = m.stack.pop()
-    if func == ORDERED_DICT and (args == () or _holds_pairs(args)):
+    if func is ORDERED_DICT and (args == () or _holds_pairs(args)):
         made = Obj(func)
         if args:  # Python 2 gives the pairs as an argument
             for pair in args[0]:

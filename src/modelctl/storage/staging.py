@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
-import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -130,6 +128,8 @@ def staged(
         raise WriteError(f"{path}: there is no directory {folder}", hint=f"mkdir -p {folder}")
     _remove_stale(folder)
     with suppress(OSError):
+        import shutil
+
         free = shutil.disk_usage(folder).free
         if expected > free:
             raise WriteError(
@@ -137,7 +137,7 @@ def staged(
                 hint="choose another disk with -o",
             )
     stem = os.fsdecode(os.fsencode(target.name)[:180])
-    temp = folder / f".{stem}.modelctl-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temp = folder / f".{stem}.modelctl-{os.getpid()}-{os.urandom(4).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
         fd = os.open(temp, flags | getattr(os, "O_BINARY", 0), 0o600)

@@ -3,6 +3,7 @@ refused (SAFETY: "Zip reader"). Layout: PKWARE APPNOTE 6.3.10, sections 4.3-4.5.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from typing import NamedTuple
@@ -20,6 +21,9 @@ _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _STREAMED = 0x0008
 _MOST_DIRECTORY = 1 << 30
 STORED, DEFLATED = 0, 8
+# Where entries are this small on average, their local headers are read this much at once.
+_SMALL, _WINDOW = 4096, 1 << 20
+_PLAIN_NAME = re.compile(rb"\.?[\w\-][\w.\-]*(?:/\.?[\w\-][\w.\-]*)*")
 
 
 class Member(NamedTuple):
@@ -48,7 +52,10 @@ class ZipDirectory:
         self.source = source
         self.warnings: list[str] = []
         start, size, count = self._find()
+        self.window, self.window_at = b"", 0
+        self.window_size = _WINDOW if count * _SMALL > start else 0
         self.members = self._entries(start, size, count)
+        self.window = b""
         self._check_spans(start)
 
     def _error(
@@ -154,6 +161,8 @@ class ZipDirectory:
         return members
 
     def _name(self, raw: bytes, at: int) -> str:
+        if _PLAIN_NAME.fullmatch(raw) and b".." not in raw:
+            return raw.decode("ascii")
         try:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -207,7 +216,7 @@ class ZipDirectory:
         packed: int,
         size: int,
     ) -> int:
-        local = self.source.read(header, _LOCAL.size + len(raw))
+        local = self._near(header, _LOCAL.size + len(raw))
         signature, _, l_flags, l_method, _, _, l_crc, l_packed, l_size, n_name, n_extra = (
             _LOCAL.unpack_from(local)
         )
@@ -223,6 +232,18 @@ class ZipDirectory:
             if known and here != there:
                 raise self._error("its local header and the directory disagree", header, name)
         return header + _LOCAL.size + int(n_name) + int(n_extra)
+
+    def _near(self, offset: int, size: int) -> bytes:
+        """Bytes of a local header: one read for many where entries are small."""
+        at = offset - self.window_at
+        if at >= 0 and at + size <= len(self.window):
+            return self.window[at : at + size]
+        if not self.window_size:
+            return self.source.read(offset, size)
+        self.window_at = offset
+        length = max(size, min(self.window_size, self.source.size - offset))
+        self.window = self.source.read(offset, length)
+        return self.window[:size]
 
     def _check_spans(self, directory: int) -> None:
         spans = sorted((m.header, m.offset + m.compressed, m.name) for m in self.members.values())

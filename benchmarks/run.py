@@ -1,0 +1,199 @@
+"""Measure modelctl against what people do today, in one run: python benchmarks/run.py [NAME …]
+
+Whole processes, in turn (A B A B …), so that both meet the same noise; the report is the median of
+the paired ratios, with the median wall time, CPU time and peak memory of each. Needs the extra
+``all``; writes its inputs to --folder (a temporary one by default). Results that count are kept in
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+PYTHON = sys.executable
+MODELCTL = [PYTHON, "-m", "modelctl"]
+HELLO = """
+import sys, typer
+app = typer.Typer()
+@app.command()
+def main(name: str = "x"): print("hello", name)
+sys.argv = ["x"]; app()
+"""
+TORCH_LS = """
+import sys, torch
+for name, t in torch.load(sys.argv[1], map_location="cpu", weights_only=True, mmap=True).items():
+    print(name, t.dtype, tuple(t.shape))
+"""
+SAFE_OPEN_LS = """
+import sys
+from safetensors import safe_open
+with safe_open(sys.argv[1], "np") as f:
+    for name in f.keys():
+        s = f.get_slice(name); print(name, s.get_dtype(), s.get_shape())
+"""
+
+
+class Run(NamedTuple):
+    wall: float
+    cpu: float
+    peak_mb: float
+
+
+def run(command: list[str]) -> Run:
+    """One process, its output thrown away."""
+    # compiled files are part of an installation: both sides may have theirs
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = status
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    wall = time.perf_counter() - start
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def compare(title: str, ours: list[str], peer_name: str, peer: list[str], pairs: int) -> None:
+    """Time two commands in turn and print one row of a Markdown table."""
+    run(ours), run(peer)  # warm
+    a, b = [], []
+    for _ in range(pairs):
+        a.append(run(ours))
+        b.append(run(peer))
+    ratio = statistics.median(x.wall / y.wall for x, y in zip(a, b, strict=True))
+
+    def middle(runs: list[Run]) -> str:
+        wall = statistics.median(r.wall for r in runs)
+        cpu = statistics.median(r.cpu for r in runs)
+        peak = statistics.median(r.peak_mb for r in runs)
+        return f"{wall:.3f} s, {cpu:.3f} s CPU, {peak:.0f} MB"
+
+    print(f"| {title} | {middle(a)} | {peer_name}: {middle(b)} | {ratio:.2f} |", flush=True)
+
+
+def python(code: str, *arguments: Path) -> list[str]:
+    return [PYTHON, "-c", code, *map(str, arguments)]
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def make(folder: Path, name: str) -> Path:
+    """An input, made in a process of its own: a big parent would be counted in every child's
+    peak memory."""
+    path = folder / name
+    if not path.exists():
+        subprocess.run([PYTHON, __file__, "--make", str(path)], check=True)
+    return path
+
+
+def resnet50(path: Path) -> None:
+    import torch
+    import torchvision
+
+    torch.save(torchvision.models.resnet50().state_dict(), path)
+
+
+def many(n: int) -> dict[str, object]:
+    import torch
+
+    return {f"blocks.{i // 10}.p{i % 10}.weight": torch.rand(1 + i % 8) for i in range(n)}
+
+
+def many_pt(path: Path) -> None:
+    import torch
+
+    torch.save(many(100_000), path)
+
+
+def many_safetensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(many(100_000), path)
+
+
+def of_size(total: int) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import torch
+
+        torch.save({f"layers.{i}.weight": torch.rand(total // 4 // 200) for i in range(200)}, path)
+
+    return write
+
+
+INPUTS = {
+    "resnet50.pt": resnet50,
+    "many.pt": many_pt,
+    "many.safetensors": many_safetensors,
+    "100MB.pt": of_size(100_000_000),
+    "4GB.pt": of_size(4_000_000_000),
+}
+
+# ---------------------------------------------------------------------- what is measured
+
+
+def bench_ls(folder: Path, pairs: int) -> None:
+    r50 = make(folder, "resnet50.pt")
+    ls = [*MODELCTL, "ls", str(r50)]
+    compare("ls, resnet50 .pt", ls, "torch.load(mmap)", python(TORCH_LS, r50), pairs)
+    compare("ls, resnet50 .pt", ls, "typer hello", python(HELLO), 3 * pairs)
+
+
+def bench_many(folder: Path, pairs: int) -> None:
+    pt = make(folder, "many.pt")
+    ours = [*MODELCTL, "ls", str(pt)]
+    compare("ls, 100,000 tensors .pt", ours, "torch.load(mmap)", python(TORCH_LS, pt), pairs)
+    st = make(folder, "many.safetensors")
+    ours = [*MODELCTL, "ls", str(st)]
+    compare("ls, 100,000 .safetensors", ours, "safe_open", python(SAFE_OPEN_LS, st), pairs)
+
+
+def bench_size(folder: Path, pairs: int) -> None:
+    import json
+
+    small = make(folder, "100MB.pt")
+    big = make(folder, "4GB.pt")
+    ls = [*MODELCTL, "ls"]
+    compare("ls, 4 GB .pt", [*ls, str(big)], "the same of 100 MB", [*ls, str(small)], 3 * pairs)
+    for path in (small, big):
+        report = subprocess.run(
+            [*MODELCTL, "summary", str(path), "--format", "json"], capture_output=True, check=True
+        )
+        source = json.loads(report.stdout)["source"]
+        print(f"{path.name}: {source['bytes_read']:,} of {source['bytes_on_disk']:,} bytes read")
+
+
+BENCHES = {"ls": bench_ls, "many": bench_many, "size": bench_size}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
+    parser.add_argument("--folder", type=Path, help="where the inputs are kept")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        INPUTS[options.make.name](options.make)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
+        print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
+        for name in options.names or BENCHES:
+            BENCHES[name](folder, options.pairs)
+
+
+if __name__ == "__main__":
+    main()
