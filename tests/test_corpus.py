@@ -12,9 +12,10 @@ import torch
 from safetensors import safe_open
 
 import modelctl
-from conftest import SHARED
 from modelctl.errors import ModelctlError
 from modelctl.files import save
+
+from .conftest import SHARED
 
 FACTS = sorted((SHARED / "corpus" / "facts").glob("*.json"))
 BROKEN = {"c144", "c152"}

@@ -9,7 +9,7 @@ import pytest
 
 from modelctl.cli import run
 
-from .cli_files import Cli, Result, net, training, write
+from .files import Cli, Result, net, training, write
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nn_nets import Net
+
+from .nets import Net
 
 # One thread a process: the tests run beside each other on few cores.
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from ..core.checkpoint import Checkpoint, Origin
 from ..core.dtypes import BY_TAG
 from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
-from ..core.tensors import Storage, TensorRef
+from ..core.tensors import TensorRef
 from ..core.tree import ABSENT, Composite, mapping, ordered_dict
 from ..errors import UnreadableError
 from ..storage.source import FileSource, FileStorage
@@ -41,8 +41,9 @@ class Safetensors:
             ref, begin, end = _tensor(name, info, source, start)
             entries[name] = ref
             spans.append((begin, end, name))
+        spans.sort()
         reached = 0
-        for begin, end, name in sorted(spans):
+        for begin, end, name in spans:
             if begin != reached:
                 what = "overlaps another" if begin < reached else "leaves a hole before it"
                 raise UnreadableError(
@@ -234,39 +235,36 @@ def _records(metadata: dict[str, str], source: FileSource) -> dict[str, Any]:
 
 
 def _tensor(name: str, info: Any, source: FileSource, start: int) -> tuple[TensorRef, int, int]:
-    def broken(message: str) -> UnreadableError:
-        return UnreadableError(
-            f"the tensor {name!r:.200}: {message}", path=source.name, member="header"
-        )
-
-    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
-        raise broken("dtype, shape or data_offsets is missing")
-    dtype = BY_TAG.get(info["dtype"]) if isinstance(info["dtype"], str) else None
-    if dtype is None:
-        raise broken(f"the dtype {info['dtype']!r:.40}")
-    shape, offsets = info["shape"], info["data_offsets"]
-    if (
-        not isinstance(shape, list)
-        or len(shape) > _MAX_DIMS
-        or any(type(n) is not int or n < 0 for n in shape)
-    ):
-        raise broken(f"the shape {shape!r:.80}")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or any(type(n) is not int or n < 0 for n in offsets)
-        or offsets[0] > offsets[1]
-    ):
-        raise broken(f"the data_offsets {offsets!r:.80}")
-    begin, end = offsets
+    try:
+        dtype = BY_TAG[info["dtype"]]
+        shape, (begin, end) = info["shape"], info["data_offsets"]
+        if type(shape) is not list or len(shape) > _MAX_DIMS or type(info) is not dict:
+            raise TypeError
+        numel = 1
+        for n in shape:
+            if type(n) is not int or n < 0:
+                raise TypeError
+            numel *= n
+        if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise _broken(name, f"described by {info!r:.200}", source) from None
     if start + end > source.size:
-        raise broken(f"ends at byte {start + end:,}, the file at {source.size:,}")
+        raise _broken(name, f"ends at byte {start + end:,}, the file at {source.size:,}", source)
     if dtype.tag == "F4" and shape:
         if shape[-1] % 2:
-            raise broken("an odd number of 4-bit values in a row")
+            raise _broken(name, "an odd number of 4-bit values in a row", source)
         shape = [*shape[:-1], shape[-1] // 2]
-    storage: Storage = FileStorage(source, start + begin, end - begin)
-    ref = TensorRef(dtype, tuple(shape), storage)
-    if ref.nbytes != end - begin:
-        raise broken(f"{ref.nbytes:,} bytes by its shape, {end - begin:,} by its offsets")
-    return ref, begin, end
+        numel //= 2
+    if numel * dtype.itemsize != end - begin:
+        sizes = f"{numel * dtype.itemsize:,} bytes by its shape, {end - begin:,} by its offsets"
+        raise _broken(name, sizes, source)
+    return (
+        TensorRef(dtype, tuple(shape), FileStorage(source, start + begin, end - begin)),
+        begin,
+        end,
+    )
+
+
+def _broken(name: str, what: str, source: FileSource) -> UnreadableError:
+    return UnreadableError(f"the tensor {name!r:.200}: {what}", path=source.name, member="header")

@@ -150,9 +150,9 @@ class FileStorage(Storage):
         location: str = "cpu",
         crc32: int | None = None,
     ) -> None:
-        super().__init__(nbytes, location, crc32)
         if isinstance(source, Window):  # the kernel copies from the file itself
             source, offset = source.outermost(offset)
+        self.nbytes, self.location, self.crc32 = nbytes, location, crc32
         self.source, self.offset = source, offset
 
     def read(self, start: int, size: int) -> bytes:

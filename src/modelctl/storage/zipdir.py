@@ -22,7 +22,7 @@ _STREAMED = 0x0008
 _MOST_DIRECTORY = 1 << 30
 STORED, DEFLATED = 0, 8
 # Where entries are this small on average, their local headers are read this much at once.
-_SMALL, _WINDOW = 4096, 1 << 20
+_SMALL, _WINDOW = 4096, 1 << 16
 _PLAIN_NAME = re.compile(rb"\.?[\w\-][\w.\-]*(?:/\.?[\w\-][\w.\-]*)*")
 
 
@@ -71,9 +71,12 @@ class ZipDirectory:
 
     def _find(self) -> tuple[int, int, int]:
         size = self.source.size
-        tail_at = max(0, size - _END.size - _MAX16)
-        tail = self.source.read(tail_at, size - tail_at)
-        at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+        for most in (_END.size, _END.size + _MAX16):  # a comment is rare
+            tail_at = max(0, size - most)
+            tail = self.source.read(tail_at, size - tail_at)
+            at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+            if at >= 0:
+                break
         if at < 0:
             raise UnreadableError(
                 "the zip's end record is missing: the file is cut off",

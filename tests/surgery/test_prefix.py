@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from surgery_nets import Net, in_memory, load, names, opened, same_tensors
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import modelctl as mc
 from modelctl.core.records import REMOVED, read_record
 from modelctl.errors import CollisionError, ModelctlError, NoMatchError, RefusedError
+
+from .nets import Net, in_memory, load, names, opened, same_tensors
 
 
 def compiled(module: nn.Module) -> nn.Module:

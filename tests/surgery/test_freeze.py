@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from surgery_nets import Net, load, opened, same_tensors, train
 from torch import nn
 
 import modelctl as mc
 from modelctl.core.records import FREEZE, read_record
 from modelctl.errors import NoMatchError, UsageError
 from modelctl.surgery.freeze import by_hand
+
+from .nets import Net, load, opened, same_tensors, train
 
 TRUNK = [
     "conv1.weight",

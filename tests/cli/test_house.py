@@ -19,7 +19,7 @@ import modelctl as mc
 from modelctl.cli import edit, look
 from modelctl.inspection.listing import list_tensors
 
-from .cli_files import Cli, Result
+from .files import Cli, Result
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__.replace("_", "-"): function for function in (*look.COMMANDS, *edit.COMMANDS)
@@ -168,7 +168,7 @@ def test_cut_off_files(cli: Cli, flat: Path) -> None:
 
 
 def test_control_characters_are_escaped(cli: Cli, place: Path) -> None:
-    from .cli_files import tensor, write
+    from .files import tensor, write
 
     name = "evil\x1b[31m\r\nname\u202e.weight"
     write(Path("evil.pt"), {name: tensor(2), "b": tensor(1)})
@@ -294,7 +294,7 @@ def shell(command: str) -> Result:
 
 
 def test_a_reader_that_leaves_early(place: Path) -> None:
-    from .cli_files import tensor, write
+    from .files import tensor, write
 
     shared = tensor(1)
     write(Path("many.pt"), {f"layer{i}.weight": shared for i in range(20_000)})

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from nn_nets import Net, same
 from torch import nn
 
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import CollisionError, RefusedError, UnsupportedError, UsageError
 from modelctl.nn import tensors
+
+from .nets import Net, same
 
 
 def write(state, path: Path, how: str) -> Path:

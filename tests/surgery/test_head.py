@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from surgery_nets import HEAD, Net, in_memory, load, names, opened, same_tensors
 from torch import nn
 
 import modelctl as mc
@@ -19,6 +18,8 @@ from modelctl.errors import (
     RefusedError,
     UsageError,
 )
+
+from .nets import HEAD, Net, in_memory, load, names, opened, same_tensors
 
 torchvision = pytest.importorskip("torchvision")
 

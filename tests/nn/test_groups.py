@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nn_nets import Net, train_step
 from torch import nn, optim
 
 import modelctl.nn as mnn
 from modelctl.errors import NoMatchError, RefusedError, UsageError
+
+from .nets import Net, train_step
 
 
 def settings_of(groups) -> dict[str, dict]:

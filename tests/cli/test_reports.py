@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .cli_files import Cli, net, tensor, training, write
+from .files import Cli, net, tensor, training, write
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surgery_nets import HEAD, OPTIMIZERS, Net, in_memory, load, opened, train
 from torch import nn
 
 import modelctl as mc
 from modelctl.errors import AmbiguousError, RefusedError
 from modelctl.surgery.optimizer import _embeddings, assign_names
+
+from .nets import HEAD, OPTIMIZERS, Net, in_memory, load, opened, train
 
 
 def one_group(net: nn.Module, named: bool) -> Any:

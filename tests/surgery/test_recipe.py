@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_nets import Net, in_memory, load, opened, same_tensors, train
 from torch import nn
 
 import modelctl as mc
 from modelctl.errors import NoMatchError, UsageError
 from modelctl.surgery.recipe import OPERATIONS, history_line, parse_recipe
+
+from .nets import Net, in_memory, load, opened, same_tensors, train
 
 RECIPE = [
     {"do": "strip-prefix"},

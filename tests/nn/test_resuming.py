@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nn_nets import Net, same, train_step
 from torch import nn, optim
 
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import AmbiguousError, RefusedError, UnsupportedError, WriteError
+
+from .nets import Net, same, train_step
 
 CASES = ["sgd", "adamw", "wrapped", "frozen", "reordered", "thaw_before", "thaw_after"]
 
@@ -36,11 +37,12 @@ def equal(a, b) -> bool:
 def runs(tmp_path_factory):
     """Every case trained straight, and in two processes with a checkpoint between them."""
     folder = tmp_path_factory.mktemp("runs")
-    script = Path(__file__).with_name("nn_training.py")
+    root = Path(__file__).parents[2]
     for phase in ("straight", "first", "second"):
-        command = [sys.executable, "-W", "ignore", str(script), str(folder), phase, *CASES]
+        module = [sys.executable, "-W", "ignore", "-m", "tests.nn.training"]
+        command = [*module, str(folder), phase, *CASES]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
     return folder
 

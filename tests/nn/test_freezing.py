@@ -6,12 +6,13 @@ import warnings
 
 import pytest
 import torch
-from nn_nets import Net, batch, train_step
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import modelctl.nn as mnn
 from modelctl.errors import NoMatchError, UsageError
+
+from .nets import Net, batch, train_step
 
 
 def frozen(model) -> set[str]:

@@ -1,4 +1,4 @@
-"""A small training in a process of its own: ``python nn_training.py FOLDER PHASE CASE…``.
+"""A small training in a process of its own: ``python -m tests.nn.training FOLDER PHASE CASE…``.
 
 PHASE is ``straight`` (10 steps), ``first`` (5 steps, then saves to PATH) or ``second`` (resumes
 from PATH, 5 more steps); PATH is FOLDER / CASE. What each ended with goes to PATH.PHASE.
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nn_nets import Net
 from torch import nn, optim
 
 import modelctl.nn as mnn
+
+from .nets import Net
 
 torch.set_num_threads(1)
 

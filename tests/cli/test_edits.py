@@ -10,7 +10,7 @@ import torch
 
 import modelctl as mc
 
-from .cli_files import Cli, net, training, write
+from .files import Cli, net, training, write
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_nets import Net, load, opened, same_tensors, train
 from torch import nn
 
 import modelctl as mc
@@ -20,6 +19,8 @@ from modelctl.errors import (
     RefusedError,
     UsageError,
 )
+
+from .nets import Net, load, opened, same_tensors, train
 
 
 class Trained:
