@@ -74,6 +74,12 @@ class Job:
         """The output for a source, and its format where the suffix does not say it."""
         if self.in_place or self.output is None:
             format = ckpt.origin.format if ckpt.origin else "torch"
+            says = next((f for f, suffix in _SUFFIX.items() if source.endswith(suffix)), None)
+            if self.in_place and self.to is not None and says not in (None, self.to):
+                raise UsageError(
+                    f"in place the file keeps its name, which would lie about {self.to}",
+                    hint=f"-o {Path(source).with_suffix(_SUFFIX.get(self.to, '')).name}",
+                )
             return source, self.to or (format if format in _SUFFIX else "torch")
         if of == 1:
             if os.path.isdir(self.output):
@@ -108,6 +114,8 @@ class Job:
         if self.dry_run:
             if self.output is not None or self.in_place:
                 files.check_losses(after, path, to)
+                if os.path.exists(path) and not (self.overwrite or self.in_place):
+                    out.note(f"warning: {path} exists already: without --overwrite it is kept")
         else:
             history = lines if self.history else []
             saved = files.save(

@@ -60,7 +60,8 @@ def ls(
     params: Annotated[bool, typer.Option("--params", help="Parameters only.")] = False,
     buffers: Annotated[bool, typer.Option("--buffers", help="Buffers only.")] = False,
     section: Annotated[
-        Literal["model", "optimizer", "ema", "all"], typer.Option(help="Whose tensors.")
+        Literal["model", "optimizer", "ema", "constants", "all"],
+        typer.Option(help="Whose tensors."),
     ] = "model",
     regex: o.Regex = False,
     key: o.Key = None,

@@ -41,7 +41,9 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
         for line in found.history:
             out.line(f" done: {line}")
     for text, hint in found.warnings:
-        out.note(f"warning: {text}", f"{hint} {_name(ckpt)}" if _is_command(hint) else hint)
+        if _is_command(hint):
+            hint = f"{hint} {ckpt.origin.path if ckpt.origin else 'FILE'} -o NEW.pt"
+        out.note(f"warning: {text}", hint)
 
 
 def _is_command(hint: str | None) -> bool:
@@ -250,7 +252,8 @@ def print_tensors(out: Output, ckpt: Checkpoint, rows: list[ls.TensorRow], long:
             grad = {True: "yes", False: "no", None: "?"}[row.requires_grad]
             if row.role != "parameter" and row.requires_grad is None:
                 grad = "-"
-            line += [f"{row.nbytes:,}", (row.role or "") + "~" * row.inferred, grad]
+            role = {"parameter": "param", None: ""}.get(row.role, row.role)
+            line += [f"{row.nbytes:,}", f"{role}{'~' * row.inferred}", grad]
         cells.append(line)
     out.table(columns, cells)
     if out.is_table and long and any(row.inferred for row in rows):
@@ -337,6 +340,15 @@ def print_diff(out: Output, a: str, b: str, found: d.Diff) -> None:
         if len(shown) < len(rows):
             out.line(f"… and {len(rows) - len(shown)} more: --format json has all")
         out.line()
+    wrapped = [
+        bool(names) and all(n.startswith("module.") for n in names)
+        for names in (found.removed, found.added)
+    ]
+    if wrapped[0] != wrapped[1] and found.same == 0:
+        out.note(
+            f"hint: the names of {'A' if wrapped[0] else 'B'} start with 'module.': compare after "
+            "'modelctl strip-prefix'"
+        )
     verdict = ", ".join(counts) + "; " if counts else "no difference; "
     out.line(f"{verdict}{count(found.same, 'tensor')} bit-equal", "bold")
 

@@ -71,6 +71,7 @@ class Checkpoint:
         warnings: what is odd about the file.
         findings: what unpickling the file would run or build.
         notes: what edits have to say about themselves, for the report.
+        constants: tensors and values that a compiled model's code uses, beside its state_dict.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
     """
 
@@ -80,6 +81,7 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    constants: Any = None
     key: Path | None = None
     resources: tuple[Resource, ...] = ()
 

@@ -50,6 +50,7 @@ _TABLE = [
     DType("complex128", "c128", 16, None, "complex"),
     DType("complex64", "c64", 8, "C64", "complex"),
     DType("complex32", "c32", 4, None, "complex"),
+    DType("bcomplex32", "bc32", 4, None, "complex"),
     DType("bits8", "b8", 1, None, "bits"),
     DType("bits16", "b16", 2, None, "bits"),
     DType("bits1x8", "b1x8", 1, None, "bits"),

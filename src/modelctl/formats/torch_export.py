@@ -54,7 +54,7 @@ def read_export(
     directory: ZipDirectory,
     open_member: Callable[[Member], Checkpoint],
 ) -> Checkpoint:
-    """The archive's parameters and buffers as ``state_dict``, and its ``constants``.
+    """The archive's parameters and buffers as a state_dict, and its constants.
 
     ``open_member`` reads a member that is a whole ``torch.save`` file.
     """
@@ -77,8 +77,9 @@ def read_export(
             }
             (weights if "state_dict" in last else constants).update(found)
     return Checkpoint(
-        {"state_dict": ordered_dict(weights), "constants": ordered_dict(constants)},
+        ordered_dict(weights),
         Origin(source.name, "torch-export", LABEL, source.size),
+        constants=ordered_dict(constants),
         warnings=tuple(directory.warnings) + tuple(w for part in parts for w in part.warnings),
         findings=tuple(finding for part in parts for finding in part.findings),
         resources=(source,),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
-from ..core.checkpoint import Checkpoint, Origin
+from ..core.checkpoint import Checkpoint, Finding, Origin
 from ..core.tensors import Storage, StorageRef, SwappedStorage, TensorRef
-from ..core.tree import walk
+from ..core.tree import is_module, walk
 from ..errors import UnreadableError, UnsupportedError
 from ..pickles.interpreter import MAX_SIZE, unpickle
 from ..storage.source import FileSource, FileStorage, InflatedStorage, Window
@@ -66,76 +67,30 @@ class TorchZip:
         )
 
     def _saved(self, source: FileSource, directory: ZipDirectory) -> Checkpoint:
-        root = _root(directory)
-        members = directory.members
-        warnings = list(directory.warnings)
-        big = _is_big_endian(directory, root)
-
-        def storage(found: StorageId) -> Storage:
-            name = f"{root}/data/{found.key}"
-            member = members.get(name)
-            if member is None:
-                raise UnreadableError(
-                    f"the storage '{found.key}' is missing", path=source.name, member=name
-                )
-            if member.size < found.nbytes:
-                raise UnreadableError(
-                    f"{found.nbytes:,} bytes are declared, the member has {member.size:,}",
-                    path=source.name,
-                    member=name,
-                    offset=member.offset,
-                )
-            if member.size > found.nbytes and member.method == DEFLATED:
-                raise UnreadableError(
-                    f"{found.nbytes:,} bytes are declared, it inflates to {member.size:,}",
-                    path=source.name,
-                    member=name,
-                    offset=member.offset,
-                )
-            if member.size > found.nbytes:
-                warnings.append(f"{name} is {member.size - found.nbytes:,} bytes too long")
-            # a checksum is that of the whole member
-            crc = member.crc32 if member.size == found.nbytes else None
-            made: Storage
-            if member.method == DEFLATED:
-                made = InflatedStorage(
-                    source, member.offset, member.compressed, member.size, found.location, crc
-                )
-            else:
-                made = FileStorage(source, member.offset, found.nbytes, found.location, crc)
-            if big and found.dtype is None:
-                raise UnsupportedError(f"{source.name}: big-endian storages without a dtype")
-            if big and found.dtype is not None and found.dtype.itemsize > 1:
-                part = 2 if found.dtype.kind == "complex" else 1
-                return SwappedStorage(made, found.dtype.itemsize // part)
-            return made
-
-        name = f"{root}/data.pkl"
-        data = directory.read(name, MAX_SIZE)
-        try:
-            value, end, findings = unpickle(data, persistent_load=storage_table(storage))
-        except UnreadableError as e:
-            raise e.located(source.name, name) from None
-        if end != len(data):
-            warnings.append(f"{len(data) - end:,} bytes after the pickle in {name}")
-        name, label = self.name, self.label
-        if f"{root}/constants.pkl" in members:
+        saved = _Saved(source, directory)
+        root = saved.unpickle("data.pkl", "data")
+        name, label, constants = self.name, self.label, None
+        if f"{saved.folder}/constants.pkl" in directory.members:
             from .torchscript import as_modules
 
-            value = as_modules(value, directory, root)
-            findings = [found for found in findings if not found.name.startswith("__torch__")]
+            root = as_modules(root, directory, saved.folder)
+            constants = saved.unpickle("constants.pkl", "constants")
+            saved.findings = [f for f in saved.findings if not f.name.startswith("__torch__")]
             name, label = "torchscript", "TorchScript"
         return Checkpoint(
-            value,
+            root,
             Origin(source.name, name, label, source.size),
-            warnings=tuple(warnings),
-            findings=tuple(findings),
+            constants=constants,
+            warnings=tuple(saved.warnings),
+            findings=tuple(saved.findings),
             resources=(source,),
         )
 
     # ------------------------------------------------------------------ writing
 
     def losses(self, ckpt: Checkpoint) -> list[str]:
+        if ckpt.origin and ckpt.origin.format == "torchscript" and is_module(ckpt.root):
+            return ["the code of a TorchScript archive can't be written"]
         return []
 
     def size(self, ckpt: Checkpoint) -> int:
@@ -169,6 +124,66 @@ class TorchZip:
         records.add("version", b"3\n")
         records.add(".data/serialization_id", records.serialization_id())
         records.finish()
+
+
+class _Saved:
+    """What ``torch.save`` put into a zip: its pickles, and the storages that they name."""
+
+    def __init__(self, source: FileSource, directory: ZipDirectory) -> None:
+        self.source, self.directory = source, directory
+        self.folder = _root(directory)
+        self.big_endian = _is_big_endian(directory, self.folder)
+        self.warnings = list(directory.warnings)
+        self.findings: list[Finding] = []
+
+    def unpickle(self, member: str, storages: str) -> Any:
+        """The tree of a pickle whose storages are members of the folder ``storages``."""
+        name = f"{self.folder}/{member}"
+        data = self.directory.read(name, MAX_SIZE)
+        load = storage_table(lambda found: self.storage(f"{self.folder}/{storages}", found))
+        try:
+            value, end, findings = unpickle(data, persistent_load=load)
+        except UnreadableError as e:
+            raise e.located(self.source.name, name) from None
+        self.findings += findings
+        if end != len(data):
+            self.warnings.append(f"{len(data) - end:,} bytes after the pickle in {name}")
+        return value
+
+    def storage(self, folder: str, found: StorageId) -> Storage:
+        name = f"{folder}/{found.key}"
+        member = self.directory.members.get(name)
+
+        def broken(message: str, offset: int | None = None) -> UnreadableError:
+            return UnreadableError(message, path=self.source.name, member=name, offset=offset)
+
+        if member is None:
+            raise broken(f"the storage '{found.key}' is missing")
+        if member.size < found.nbytes:
+            sizes = f"{found.nbytes:,} bytes are declared, the member has {member.size:,}"
+            raise broken(sizes, member.offset)
+        if member.size > found.nbytes and member.method == DEFLATED:
+            sizes = f"{found.nbytes:,} bytes are declared, it inflates to {member.size:,}"
+            raise broken(sizes, member.offset)
+        if member.size > found.nbytes:
+            self.warnings.append(f"{name} is {member.size - found.nbytes:,} bytes too long")
+        # a checksum is that of the whole member
+        crc = member.crc32 if member.size == found.nbytes else None
+        made: Storage
+        if member.method == DEFLATED:
+            made = InflatedStorage(
+                self.source, member.offset, member.compressed, member.size, found.location, crc
+            )
+        else:
+            made = FileStorage(self.source, member.offset, found.nbytes, found.location, crc)
+        if not self.big_endian:
+            return made
+        if found.dtype is None:
+            raise UnsupportedError(f"{self.source.name}: big-endian storages without a dtype")
+        if found.dtype.itemsize == 1:
+            return made
+        part = 2 if found.dtype.kind == "complex" else 1
+        return SwappedStorage(made, found.dtype.itemsize // part)
 
 
 def _is_export(directory: ZipDirectory) -> bool:

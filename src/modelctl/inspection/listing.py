@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
@@ -13,7 +13,7 @@ from ..core.tensors import TensorRef
 from ..core.tree import Composite, Path, mapping, path_text, walk
 from ..errors import NoMatchError, UsageError
 
-SECTIONS = ("model", "optimizer", "ema", "all")
+SECTIONS = ("model", "optimizer", "ema", "constants", "all")
 
 
 class TensorRow(NamedTuple):
@@ -98,11 +98,14 @@ def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Compos
             if isinstance(node, TensorRef | Composite)
         }
     else:
-        found = {
-            name: (ref, of)
-            for name, ref, of in _with_sections(ckpt)
-            if section == "all" or of == section
-        }
+        if section == "constants":
+            found = {name: (node, "constants") for name, node in _constants(ckpt)}
+        else:
+            found = {
+                name: (ref, of)
+                for name, ref, of in _with_sections(ckpt)
+                if section == "all" or of == section
+            }
         if not found and section != "all":
             raise NoMatchError(
                 f"this file has no tensors in the section '{section}'", hint="--section all"
@@ -155,6 +158,14 @@ def section_of(ckpt: Checkpoint, path: Path) -> str | None:
     if sections.rng is not None:
         places.append((sections.rng[0], "rng"))
     return next((name for where, name in places if path[: len(where)] == where), None)
+
+
+def _constants(ckpt: Checkpoint) -> Iterator[tuple[str, TensorRef | Composite]]:
+    return named(
+        (path, node)
+        for path, node in walk(ckpt.constants)
+        if isinstance(node, TensorRef | Composite)
+    )
 
 
 def _with_sections(ckpt: Checkpoint) -> list[tuple[str, TensorRef | Composite, str | None]]:

@@ -122,7 +122,11 @@ def _describe(node: Any) -> tuple[str, bool]:
     if is_state_dict(node):
         tensors = [ref for ref in (entries or {}).values() if isinstance(ref, TensorRef)]
         count = math.fsum(ref.nbytes for ref in tensors)
-        return f"state_dict of {len(tensors)} tensors, {int(count):,} bytes", False
+        kinds = f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
+        others = sum(isinstance(node, Composite) for node in (entries or {}).values())
+        if others:
+            kinds += f" and {others} of other kinds"
+        return f"state_dict of {kinds}, {int(count):,} bytes", False
     if entries is not None:
         if entries and all(isinstance(key, int) for key in entries) and len(entries) > 4:
             return f"{len(entries)} entries: {', '.join(map(str, list(entries)[:3]))}, …", False

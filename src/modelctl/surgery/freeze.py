@@ -11,6 +11,7 @@ from ..core.roles import parameters
 from ..core.tree import mapping, rebuild
 from ..errors import NoMatchError
 from .optimizer import drop_parameters
+from .prefix import wrapper_prefix
 from .remap import check_choice
 
 VERSION = 1
@@ -58,6 +59,12 @@ def freeze(
     out = write_records(ckpt, {FREEZE: record}).noting(
         f"frozen: {len(frozen)} of {len(known)} parameters"
     )
+    prefix = wrapper_prefix(list(known))
+    if prefix:
+        out = out.noting(
+            f"warning: the names start with '{prefix}': a bare model has other ones, "
+            "strip-prefix first"
+        )
     if len(frozen) == len(known):
         return out.noting("warning: every parameter is frozen: the loss will not move")
     return out

@@ -64,6 +64,7 @@ def merge(
     if lr is not None:
         root = _with_lr(root, layout, lr)
     notes = [note for part in parts for note in part.notes]
+    notes += _changed(model.sections, {"epoch": epoch, "step": step}, lr)
     out = model.replace(
         root=root,
         key=layout.paths["model"],
@@ -73,6 +74,19 @@ def merge(
         resources=tuple({id(r): r for part in parts for r in part.resources}.values()),
     )
     return _checked(out)
+
+
+def _changed(before: Sections, numbers: Mapping[str, int | None], lr: float | None) -> list[str]:
+    """What an update changes of the progress that the checkpoint recorded."""
+    notes = []
+    for name, old in (("epoch", before.epoch), ("step", before.step)):
+        new = numbers[name]
+        if old is not None and new is not None and old[1] != new:
+            notes.append(f"{name}: {old[1]} -> {new}")
+    old_lrs = before.lrs()
+    if lr is not None and old_lrs and set(old_lrs) != {lr}:
+        notes.append(f"lr: {', '.join(f'{x:g}' for x in dict.fromkeys(old_lrs))} -> {lr:g}")
+    return notes
 
 
 def _set(root: Any, key: str, value: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import WRAPPERS, common_prefix, no_match
-from ..errors import RefusedError
 from .remap import Renaming, remap
 
 # A buffer of torch.optim.swa_utils.AveragedModel itself, beside the ``module.`` that it wraps.
@@ -19,11 +18,11 @@ def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
     By default ``module.`` and ``_orig_mod.``, each where all names have it, until none is left
     (``_orig_mod.`` also inside names: a compiled submodule). With ``prefix`` exactly that one,
     once, from the names that have it. ``_metadata``, EMA copies, the optimizer's
-    ``param_names`` and records follow. Without any wrapper prefix nothing changes.
+    ``param_names`` and records follow. Where only some names have one, or none, nothing
+    changes, and a note says so.
 
     Raises:
         NoMatchError: no name has ``prefix``.
-        RefusedError: only some names have a wrapper prefix.
         CollisionError: two tensors would get one name.
     """
     if prefix is not None:
@@ -41,17 +40,16 @@ def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
             raise no_match(wanted + "*", list(model.entries))
         return remap(ckpt, plan)
     names = list(ckpt.sections.model().entries)
-    if not _unwrap(names):
-        partly = sum(name.startswith("module.") for name in names)
-        if partly:
-            raise RefusedError(
-                f"{partly} of {len(names)} names start with 'module.': is it a wrapper's prefix?",
-                hint="--prefix module. strips it from those that have it",
-            )
     out = remap(ckpt, _unwrap)
-    if out.root is ckpt.root:
-        return ckpt.noting("no name has a wrapper prefix: nothing to strip")
-    return out
+    if out.root is not ckpt.root:
+        return out
+    partly = sum(name.startswith("module.") for name in names)
+    if partly:  # a wrapper's, or a child that is really called so: not ours to guess
+        return ckpt.noting(
+            f"warning: {partly} of {len(names)} names start with 'module.': not stripped; "
+            "--prefix module. strips it from those that have it"
+        )
+    return ckpt.noting("no name has a wrapper prefix: nothing to strip")
 
 
 def _unwrap(names: Sequence[str]) -> Renaming:
