@@ -1,0 +1,297 @@
+"""What every format must pass: a suite that each subclasses with a sample that is not ours.
+
+A subclass gives ``make(folder, width)``: a file (or folder) written by torch, safetensors or the
+standard library, and the tensors that its official reader sees in it. Everything else is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+
+import modelctl
+from modelctl.core.tree import walk
+from modelctl.errors import ModelctlError
+from modelctl.files import save
+from modelctl.inspection.listing import list_names, list_tensors
+from modelctl.inspection.summary import summarize
+from modelctl.surgery.convert import convert
+
+SMALL, BIG = 5, 1100
+CUTS, FLIPS = 40, 150
+
+
+class Sample(NamedTuple):
+    """A file, every tensor in it by its full path, and the model's as ``load_state_dict`` would
+    see them (None: those are the same)."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    model: dict[str, torch.Tensor] | None = None
+
+    @property
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.tensors if self.model is None else self.model
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """The tensor's bytes, row-major, gathered by torch."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def described(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Name to dtype, shape and digest."""
+    return {
+        name: [dtype_name(t), list(t.shape), hashlib.sha256(raw(t)).hexdigest()]
+        for name, t in tensors.items()
+    }
+
+
+def look(path: Path) -> dict[str, Any]:
+    """All that a user may ask of a file; the tensors as :func:`described` gives them."""
+    with modelctl.open(path) as ckpt:
+        for depth in (1, None):
+            summarize(ckpt, depth)
+        list_tensors(ckpt, section="all")
+        list(walk(ckpt.constants))
+        return {
+            name: [ref.dtype.name, list(ref.shape), hashlib.sha256(ref.tobytes()).hexdigest()]
+            for name, ref in ckpt.tensors().items()
+        }
+
+
+# Reads a file in a process where torch and its company can't be imported.
+_WITHOUT_TORCH = """
+import hashlib, json, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "safetensors", "lightning", "gone"):
+            raise ImportError(f"{name} is not there")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    sys.exit("torch could be imported")
+import modelctl
+
+with modelctl.open(sys.argv[1]) as ckpt:
+    modelctl.summarize(ckpt)
+    print(json.dumps({
+        name: [ref.dtype.name, list(ref.shape), hashlib.sha256(ref.tobytes()).hexdigest()]
+        for name, ref in ckpt.tensors().items()
+    }))
+"""
+
+
+class FormatSuite:
+    """Subclass it as ``class TestMine(FormatSuite)`` and give what stands below.
+
+    ``name`` and ``label`` are the format's, ``kind`` what the sample is (``state_dict``, …);
+    ``writable`` the format name that writes it back, with ``official`` its official reader;
+    ``structure_only`` is False where a file can't be read without reading all of it.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    kind: ClassVar[str] = "state_dict"
+    writable: ClassVar[str | None] = None
+    structure_only: ClassVar[bool] = True
+
+    def make(self, folder: Path, width: int) -> Sample:
+        """A sample whose tensors have about ``width`` x ``width`` elements."""
+        raise NotImplementedError
+
+    def official(self, path: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a written file by its official reader, by their full path."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ what is checked
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def sample(cls, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+        torch.manual_seed(0)
+        return cls().make(tmp_path_factory.mktemp("sample"), SMALL)
+
+    def test_names_shapes_dtypes_and_bytes(self, sample: Sample) -> None:
+        found = look(sample.path)
+        assert found == described(sample.tensors)
+        assert list(found) == list(sample.tensors)
+        assert found
+
+    def test_it_says_what_it_is(self, sample: Sample) -> None:
+        with modelctl.open(sample.path) as ckpt:
+            assert ckpt.origin is not None
+            assert (ckpt.origin.format, ckpt.origin.label) == (self.name, self.label)
+            assert ckpt.sections.kind == self.kind
+            assert ckpt.origin.bytes_on_disk == _bytes_on_disk(sample.path)
+            assert ckpt.warnings == ()
+            assert ckpt.findings == () or {f.level for f in ckpt.findings} == {"suspicious"}
+
+    def test_the_suffix_says_nothing(self, sample: Sample, tmp_path: Path) -> None:
+        copy = _copy(sample.path, tmp_path)
+        renamed = copy.rename(copy.with_name("model.foo"))
+        assert look(renamed) == described(sample.tensors)
+
+    def test_the_model_is_found(self, sample: Sample) -> None:
+        with modelctl.open(sample.path) as ckpt:
+            found = ckpt.state_dict()
+            assert list(found) == list(sample.state_dict)
+            rows = list_tensors(ckpt)
+            assert [row.name for row in rows] == list(sample.state_dict)
+            assert list_names(ckpt) == list(sample.state_dict)
+            for row, tensor in zip(rows, sample.state_dict.values(), strict=True):
+                assert row.shape == tuple(tensor.shape)
+                assert row.dtype == dtype_name(tensor)
+                assert row.nbytes == tensor.numel() * tensor.element_size()
+            assert {found[name].tobytes() for name in found} == {
+                raw(tensor) for tensor in sample.state_dict.values()
+            }
+
+    def test_the_whole_file_is_listed(self, sample: Sample) -> None:
+        with modelctl.open(sample.path) as ckpt:
+            assert list_names(ckpt, section="all") == list(sample.tensors)
+            rows = list_tensors(ckpt, section="all")
+            assert [row.name for row in rows] == list(sample.tensors)
+
+    @pytest.mark.parametrize("depth", [1, 2, None])
+    def test_rows_sum_to_the_totals(self, sample: Sample, depth: int | None) -> None:
+        unique = {
+            (t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride()): t
+            for t in sample.state_dict.values()
+        }
+        elements = sum(t.numel() for t in unique.values())
+        with modelctl.open(sample.path) as ckpt:
+            for fold in (None, True):
+                found = summarize(ckpt, depth, fold)
+                totals = found.totals
+                assert totals.params_unique + totals.buffers == elements
+                assert totals.tensors == len(sample.state_dict)
+                assert totals.nbytes == sum(t.numel() * t.element_size() for t in unique.values())
+                assert sum(row.params for row in found.rows) == totals.params_unique
+                assert sum(row.buffers for row in found.rows) == totals.buffers
+                assert sum(row.nbytes for row in found.rows) == totals.nbytes
+                assert sum(row.tensors for row in found.rows) == totals.tensors
+
+    def test_only_structure_is_read(self, tmp_path: Path) -> None:
+        if not self.structure_only:
+            pytest.skip("this container can't be read in parts")
+        sample = self.make(tmp_path, BIG)
+        size = _bytes_on_disk(sample.path)
+        assert size > 4 << 20
+        with modelctl.open(sample.path) as ckpt:
+            summarize(ckpt, None)
+            list_tensors(ckpt, section="all")
+            assert 0 < ckpt.bytes_read < size / 10
+            first = next(iter(ckpt.tensors().values()))
+            before = ckpt.bytes_read
+            next(first.chunks())
+            assert 0 < ckpt.bytes_read - before <= 1 << 20
+
+    def test_cut_off(self, sample: Sample, tmp_path: Path) -> None:
+        """An error of ours, or what was cut off was no data; never other data."""
+        expected = described(sample.tensors)
+        refused = 0
+        for victim in _files(sample.path, tmp_path):
+            whole = victim.read_bytes()
+            places = {*range(len(whole) - 8, len(whole)), *range(8)}
+            places |= {len(whole) * i // CUTS for i in range(CUTS)}
+            for at in sorted(place for place in places if 0 <= place < len(whole)):
+                victim.write_bytes(whole[:at])
+                try:
+                    assert look(tmp_path / sample.path.name) == expected, at
+                except ModelctlError:
+                    refused += 1
+            victim.write_bytes(whole)
+        assert refused >= CUTS // 2
+
+    def test_flipped_bits(self, sample: Sample, tmp_path: Path) -> None:
+        """Whatever becomes of the file: read, or an error of ours."""
+        rng = random.Random(1)
+        for victim in _files(sample.path, tmp_path):
+            whole = victim.read_bytes()
+            for _ in range(FLIPS):
+                data = bytearray(whole)
+                for _ in range(rng.choice((1, 1, 1, 4))):
+                    at = rng.randrange(len(data))
+                    data[at] ^= 1 << rng.randrange(8)
+                victim.write_bytes(data)
+                try:
+                    look(tmp_path / sample.path.name)
+                except ModelctlError:
+                    pass
+                except Exception as e:
+                    raise AssertionError(f"{victim.name} with byte {at} changed: {e!r}") from e
+            victim.write_bytes(whole)
+
+    def test_without_torch(self, sample: Sample) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_TORCH, str(sample.path)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == described(sample.tensors)
+
+    def test_closed_it_reads_no_more(self, sample: Sample) -> None:
+        with modelctl.open(sample.path) as ckpt:
+            refs = [ref for ref in ckpt.tensors().values() if ref.nbytes]
+        assert refs
+        for ref in refs:
+            with pytest.raises(ModelctlError):
+                ref.tobytes()
+        ckpt.close()
+
+    def test_its_weights_as_a_torch_file(self, sample: Sample, tmp_path: Path) -> None:
+        """Whatever the container: torch loads its state_dict from what we write of it."""
+        with modelctl.open(sample.path) as ckpt:
+            save(convert(ckpt, weights_only=True), tmp_path / "out.pt")
+        loaded = torch.load(tmp_path / "out.pt", weights_only=True)
+        assert described(loaded) == described(sample.state_dict)
+        assert list(loaded) == list(sample.state_dict)
+
+    def test_round_trip(self, sample: Sample, tmp_path: Path) -> None:
+        if self.writable is None:
+            pytest.skip("read only")
+        out = tmp_path / "out"
+        with modelctl.open(sample.path) as ckpt:
+            save(ckpt, out, to=self.writable)
+        assert described(self.official(out)) == described(sample.tensors)
+        assert look(out) == described(sample.tensors)
+
+
+def _bytes_on_disk(path: Path) -> int:
+    if path.name.endswith(".index.json"):
+        return sum(one.stat().st_size for one in path.parent.iterdir())
+    return os.path.getsize(path)
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    """A copy of the sample, with what lies beside it."""
+    for one in path.parent.iterdir():
+        shutil.copy(one, folder)
+    return folder / path.name
+
+
+def _files(path: Path, folder: Path) -> Iterator[Path]:
+    """Each file of a copy of the sample."""
+    _copy(path, folder)
+    yield from [folder / one.name for one in path.parent.iterdir()]
