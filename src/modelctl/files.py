@@ -30,11 +30,13 @@ class Saved(NamedTuple):
     bytes_written: int
 
 
-def open(path: PathLike, *, key: str | None = None) -> Checkpoint:
+def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = False) -> Checkpoint:
     """Open a checkpoint: its structure is read, its tensors are not, and nothing is run.
 
     The content decides on the format, never the suffix. ``key`` is the dotted path of the
-    state_dict inside, where the one that is found isn't meant.
+    state_dict inside, where the one that is found isn't meant. Links among the shards that an
+    index names are followed inside one cache of the Hugging Face hub, others with
+    ``follow_symlinks``.
 
     Raises:
         UnreadableError: damaged, cut off, or no checkpoint; says where.
@@ -42,6 +44,7 @@ def open(path: PathLike, *, key: str | None = None) -> Checkpoint:
         NoMatchError: ``key`` is not the path of a state_dict.
     """
     source = FileSource(find_in_folder(path) if os.path.isdir(path) else path)
+    source.follow_links = follow_symlinks
     try:
         with _no_collector():
             ckpt = detect(source).read(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -26,6 +27,7 @@ def strip_prefix(
     dry_run: o.DryRun = False,
     history: o.History = True,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -57,6 +59,7 @@ def strip_head(
     dry_run: o.DryRun = False,
     history: o.History = True,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -91,6 +94,7 @@ def freeze(
     dry_run: o.DryRun = False,
     history: o.History = True,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -123,6 +127,7 @@ def unfreeze(
     dry_run: o.DryRun = False,
     history: o.History = True,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -148,6 +153,7 @@ def convert(
     dry_run: o.DryRun = False,
     history: o.History = True,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -162,7 +168,7 @@ def convert(
 
 
 def apply(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.toml", help="The edits, in order.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The edits, in order.")],
     src: o.Srcs,
     output: o.Destination = None,
     in_place: o.InPlace = False,
@@ -171,6 +177,7 @@ def apply(
     dry_run: o.DryRun = False,
     history: o.History = True,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -189,16 +196,16 @@ def apply(
 
 def merge(
     model: Annotated[
-        str | None, typer.Option(metavar="F", help="A state_dict, or a checkpoint to update.")
+        Path | None, typer.Option(metavar="F", help="A state_dict, or a checkpoint to update.")
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(metavar="F", help="The file that holds the optimizer.")
+        Path | None, typer.Option(metavar="F", help="The file that holds the optimizer.")
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(metavar="F", help="The file that holds the scheduler.")
+        Path | None, typer.Option(metavar="F", help="The file that holds the scheduler.")
     ] = None,
     ema: Annotated[
-        str | None, typer.Option(metavar="F", help="The file that holds the EMA copy.")
+        Path | None, typer.Option(metavar="F", help="The file that holds the EMA copy.")
     ] = None,
     epoch: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished epochs.")] = None,
     step: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished steps.")] = None,
@@ -210,7 +217,7 @@ def merge(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other value. Repeatable."),
     ] = None,
     like: Annotated[
-        str | None, typer.Option(metavar="REF", help="Use this checkpoint's keys.")
+        Path | None, typer.Option(metavar="REF", help="Use this checkpoint's keys.")
     ] = None,
     output: o.Destination = None,
     overwrite: o.Overwrite = False,
@@ -238,7 +245,8 @@ def merge(
         "like": like,
     }
     numbers = {"epoch": epoch, "step": step, "lr": lr}
-    merge_files(_job("merge", **_shared(locals())), parts, numbers, values)
+    job = _job("merge", **_shared(locals()))
+    merge_files(job, {name: _text(part) for name, part in parts.items()}, numbers, values)
 
 
 def _job(command: str, **options: Any) -> Job:
@@ -251,9 +259,15 @@ def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
     """The output and display options among a command's arguments."""
     names = (
         *("output", "in_place", "to", "overwrite", "dry_run", "history", "key"),
+        "follow_symlinks",
         *("format", "color", "quiet"),
     )
-    return {name: arguments[name] for name in names if name in arguments}
+    return {name: _text(arguments[name]) for name in names if name in arguments}
+
+
+def _text(value: Any) -> Any:
+    """Paths as text: they are paths for the sake of the shell's completion."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def _pair(text: str) -> tuple[str, Any]:

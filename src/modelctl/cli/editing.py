@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +33,19 @@ class Job:
     dry_run: bool = False
     history: bool = True
     key: str | None = None
+    follow_symlinks: bool = False
     format: str = "table"
     color: str = "auto"
     quiet: bool = False
 
-    def run(self, sources: list[str], options: dict[str, Any]) -> None:
+    def run(self, paths: Sequence[Path], options: dict[str, Any]) -> None:
         """Edit each source. With ``edits`` among the options, they are a recipe."""
         edits = options.get("edits") or [(self.command, options)]
         lines = [history_line(name, values) for name, values in edits]
+        sources = [str(path) for path in paths]
         self.check(sources)
         for source in sources:
-            with files.open(source, key=self.key) as before:
+            with files.open(source, key=self.key, follow_symlinks=self.follow_symlinks) as before:
                 after = before
                 for name, values in edits:
                     after = OPERATIONS[name](after, **values)
@@ -130,7 +133,7 @@ class Job:
                 out.note("    " + line)
 
 
-def read_recipe(path: str) -> list[tuple[str, dict[str, Any]]]:
+def read_recipe(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The edits of a recipe file, checked.
 
     Raises:
@@ -144,7 +147,7 @@ def read_recipe(path: str) -> list[tuple[str, dict[str, Any]]]:
         import tomli as tomllib
 
     try:
-        document = tomllib.loads(Path(path).read_text("utf-8"))
+        document = tomllib.loads(path.read_text("utf-8"))
     except OSError as e:
         raise ModelctlError(f"{path}: {e.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

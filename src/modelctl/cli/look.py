@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -24,6 +25,7 @@ def summary(
         ),
     ] = None,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -43,7 +45,7 @@ def summary(
 
     start = time.perf_counter()
     levels = None if depth == "all" or format == "json" else int(depth)
-    with files.open(src, key=key) as ckpt:
+    with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
         found = summarize(ckpt, levels, False if format == "json" else fold)
         seconds = time.perf_counter() - start
         print_summary(Output(format, color, quiet), ckpt, found, seconds)
@@ -52,7 +54,12 @@ def summary(
 def ls(
     src: o.Src,
     pattern: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATTERN…]", help="Only what these globs match.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN…]",
+            autocompletion=o.complete_names,
+            help="Only what these globs match.",
+        ),
     ] = None,
     long: Annotated[
         bool, typer.Option("--long", "-l", help="Bytes, role and grad (yes, no, ?) too.")
@@ -65,6 +72,7 @@ def ls(
     ] = "model",
     regex: o.Regex = False,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -81,7 +89,7 @@ def ls(
 
     role = "parameter" if params else "buffer" if buffers else None
     out = Output(format, color, quiet)
-    with files.open(src, key=key) as ckpt:
+    with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
         if out.is_table and not (out.fancy or long or role):
             out.lines(list_names(ckpt, pattern or (), regex=regex, section=section))
             return
@@ -94,6 +102,7 @@ def show(
     path: Annotated[
         str | None, typer.Argument(metavar="[PATH]", help="Just this value, bare: epoch.")
     ] = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: Annotated[
         Literal["table", "json"], typer.Option("--format", help="How to print it.")
     ] = "table",
@@ -108,7 +117,7 @@ def show(
     from .render import print_tree, print_value
 
     out = Output(format, color, quiet)
-    with files.open(src) as ckpt:
+    with files.open(src, follow_symlinks=follow_symlinks) as ckpt:
         if path is None:
             print_tree(out, ckpt)
         else:
@@ -116,8 +125,8 @@ def show(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another, of any format.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of any format.")],
     pattern: Annotated[
         list[str] | None,
         typer.Option("--pattern", metavar="PATTERN", help="Only these tensors. Repeatable."),
@@ -126,6 +135,7 @@ def diff(
     rtol: Annotated[float, typer.Option(min=0, help="Relative tolerance of values.")] = 0.0,
     atol: Annotated[float, typer.Option(min=0, help="Absolute tolerance of values.")] = 0.0,
     key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
     color: o.Color = "auto",
     quiet: o.Quiet = False,
@@ -140,9 +150,12 @@ def diff(
     from ..inspection.diff import diff as compare
     from .render import print_diff
 
-    with files.open(a, key=key) as left, files.open(b, key=key) as right:
+    with (
+        files.open(a, key=key, follow_symlinks=follow_symlinks) as left,
+        files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
+    ):
         found = compare(left, right, pattern or (), regex=regex, rtol=rtol, atol=atol)
-        print_diff(Output(format, color, quiet), a, b, found)
+        print_diff(Output(format, color, quiet), str(a), str(b), found)
     if found.differs:
         raise typer.Exit(1)
 

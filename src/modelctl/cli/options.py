@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -9,9 +10,33 @@ import typer
 _DISPLAY = "Display"
 _OUTPUT = "Output"
 
-Src = Annotated[str, typer.Argument(metavar="SRC", help="The checkpoint to read.")]
+
+def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The tensors and modules of SRC that begin so, for the shell's completion."""
+    source = ctx.params.get("src")
+    source = source[0] if isinstance(source, list | tuple) and source else source
+    if not source:
+        return []
+    from .. import files
+    from ..inspection.listing import list_names
+
+    try:
+        with files.open(source) as ckpt:
+            names = list_names(ckpt)
+    except Exception:  # a shell that completes is no place for errors
+        return []
+    known: dict[str, None] = {}
+    for name in names:
+        # up to the next dot: modules first, then what is in them
+        end = name.find(".", len(incomplete))
+        if name.startswith(incomplete):
+            known[name if end < 0 else name[:end]] = None
+    return list(known)
+
+
+Src = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint to read.")]
 Srcs = Annotated[
-    list[str], typer.Argument(metavar="SRC…", help="The checkpoints to edit, each by itself.")
+    list[Path], typer.Argument(metavar="SRC…", help="The checkpoints to edit, each by itself.")
 ]
 Key = Annotated[
     str | None,
@@ -33,7 +58,7 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", help="No notes, only errors.", rich_help_panel=_DISPLAY),
 ]
 Destination = Annotated[
-    str | None,
+    Path | None,
     typer.Option(
         "--output", "-o", metavar="DST", help="The file to write.", rich_help_panel=_OUTPUT
     ),
@@ -69,17 +94,29 @@ History = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+FollowSymlinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-symlinks", help="Follow links among shards, also outside a Hugging Face cache."
+    ),
+]
 Pattern = Annotated[
     list[str],
     typer.Option(
         "--pattern",
         metavar="PATTERN",
+        autocompletion=complete_names,
         help="A glob over dotted names (* crosses dots), or a module for all in it. Repeatable.",
     ),
 ]
 Exclude = Annotated[
     list[str],
-    typer.Option("--exclude", metavar="PATTERN", help="Take these away again. Repeatable."),
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        autocompletion=complete_names,
+        help="Take these away again. Repeatable.",
+    ),
 ]
 Regex = Annotated[bool, typer.Option("--regex", help="Patterns are regular expressions.")]
 Optimizer = Annotated[

@@ -10,11 +10,17 @@ from .base import HEAD, Format
 from .legacy import TorchLegacy
 from .safetensors import Safetensors
 from .sharded import Sharded
+from .tar_gz import TarGz
 from .torch_tar import TorchTar
 from .torch_zip import TorchZip
 
 _SHARDS = (TorchZip(), TorchLegacy(), Safetensors())
-REGISTRY: Sequence[Format] = (*_SHARDS, Sharded(_SHARDS), TorchTar())
+REGISTRY: Sequence[Format] = (
+    *_SHARDS,
+    Sharded(_SHARDS),
+    TorchTar(),
+    TarGz(lambda source: detect(source).read(source)),
+)
 
 # What is often found under a checkpoint's name, and what it says to its owner.
 _LOOKALIKES = (
@@ -26,7 +32,6 @@ _LOOKALIKES = (
     (b"<!DOCTYPE", "a web page, not a checkpoint", "the download link gave a page: get the file"),
     (b"<html", "a web page, not a checkpoint", "the download link gave a page: get the file"),
     (b"7z\xbc\xaf'\x1c", "a 7z archive", "unpack it first"),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
     (b"GGUF", "a GGUF file, which modelctl does not read", None),
     (b"\x89HDF", "an HDF5 file (Keras?), which modelctl does not read", None),
 )

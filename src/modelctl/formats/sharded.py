@@ -92,7 +92,7 @@ class Sharded:
         parts: list[Checkpoint] = []
         labels: dict[str, None] = {}
         for shard, names in by_shard.items():
-            shard_source = FileSource(source.path.parent / shard, follow=False)
+            shard_source = FileSource(source.path.parent / shard, follow=source.follow_links)
             opened.append(shard_source)
             part = self._read_shard(shard_source)
             parts.append(part)

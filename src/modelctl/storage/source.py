@@ -22,6 +22,7 @@ class FileSource:
         self.path = Path(path)
         self.name = str(path)
         self.bytes_read = 0
+        self.follow_links = False  # of what this file names: shards
         if not follow and self.path.is_symlink() and not _in_one_cache(self.path):
             raise ModelctlError(
                 f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
@@ -41,6 +42,16 @@ class FileSource:
             raise ModelctlError(f"{path}: {what}, so it is no checkpoint")
         self.size = status.st_size
         self.mode = stat.S_IMODE(status.st_mode)
+
+    @classmethod
+    def of(cls, fd: int, parent: FileSource, member: str) -> FileSource:
+        """An open file that holds what was packed in ``parent``; ``fd`` is duplicated."""
+        made = cls.__new__(cls)
+        made.path, made.name = parent.path, f"{parent.name}, {member}"
+        made.bytes_read, made.mode, made.follow_links = 0, parent.mode, False
+        made._fd = os.dup(fd)
+        made.size = os.fstat(fd).st_size
+        return made
 
     def fileno(self) -> int:
         return self._fd
