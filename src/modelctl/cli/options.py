@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,14 +15,16 @@ _OUTPUT = "Output"
 def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """The tensors and modules of SRC that begin so, for the shell's completion."""
     source = ctx.params.get("src")
-    source = source[0] if isinstance(source, list | tuple) and source else source
-    if not source:
+    sources = source if isinstance(source, list | tuple) else [source]
+    # a half-typed line leaves what was not parsed in ctx.args
+    known_sources = [one for one in (*sources, *ctx.args) if one and os.path.exists(one)]
+    if not known_sources:
         return []
     from .. import files
     from ..inspection.listing import list_names
 
     try:
-        with files.open(source) as ckpt:
+        with files.open(known_sources[0]) as ckpt:
             names = list_names(ckpt)
     except Exception:  # a shell that completes is no place for errors
         return []
