@@ -149,10 +149,11 @@ def mapping(node: Any) -> dict[Any, Any] | None:
     """The entries of a dict or of a node that would be one (OrderedDict, …), else None."""
     if isinstance(node, dict):
         return node
-    if isinstance(node, Obj):
-        # what is called may be anything, and not hashable
-        if node.entries or (isinstance(node.func, Global) and node.func in _MAPPINGS):
-            return node.entries
+    # what is called may be anything, and not hashable
+    if isinstance(node, Obj) and (
+        node.entries or (isinstance(node.func, Global) and node.func in _MAPPINGS)
+    ):
+        return node.entries
     return None
 
 
