@@ -375,7 +375,7 @@ class TestOldExport(_Exported):
 class TestZipOfCheckpoints(FormatSuite):
     """As stable-baselines3 saves: a policy, its optimizer, a few variables, JSON beside them."""
 
-    name, label, kind = "archive", "zip of 3 checkpoints", "checkpoint"
+    name, label, kind = "archive", "zip of 3 checkpoints", "training checkpoint"
 
     def make(self, folder: Path, width: int) -> Sample:
         policy = weights(width)

@@ -26,7 +26,7 @@ EXPECTED = {
     "torch-0.1.pt": ("torch-tar", "state_dict", 8, 129, 9),
     "allennlp.tar.gz": (None, "checkpoint", 8, 129, 9),
     "lightning.ckpt": ("torch", "training checkpoint", 8, 129, 9),
-    "sb3-agent.zip": ("archive", "checkpoint", 4, 58, 0),
+    "sb3-agent.zip": ("archive", "training checkpoint", 4, 58, 0),
     "odd-tensors.pt": ("torch", "state_dict", 11, 65, 13),
 }
 

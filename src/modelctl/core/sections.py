@@ -4,7 +4,8 @@ The one place that knows the layouts of real frameworks. Sources of the key name
 and DCGAN examples of pytorch/examples (``state_dict``, ``optimizer``, ``epoch``), timm
 (``state_dict_ema``), Lightning (``optimizer_states``, ``lr_schedulers``, ``global_step``),
 mmengine (``meta``, ``param_schedulers``, ``ema_state_dict``), fairseq and DeiT (``model``),
-DeepSpeed (``module``), and torch's own tutorials (``model_state_dict``).
+DeepSpeed (``module``), stable-baselines3 (``policy.pth``, ``policy.optimizer.pth``), and torch's
+own tutorials (``model_state_dict``).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .tree import (
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
-    *("weights", "params", "parameters"),
+    *("weights", "params", "parameters", "policy.pth"),
 )
 _EMA_KEYS = (
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema", "ema_model", "ema_model_state_dict"),
@@ -53,6 +54,8 @@ _STEP_KEYS = (
     *("num_updates",),
 )
 _LR_KEYS = ("lr", "learning_rate")
+# Where progress is kept that does not stand at the top.
+_PROGRESS = ("meta",)
 _RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state")
 
 
@@ -221,7 +224,7 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         certain=certain,
         ema=ema,
         nameless_ema=nameless,
-        optimizers=tuple(_each(root, top, _OPTIMIZER_KEYS, is_optimizer)),
+        optimizers=tuple(_each(root, top, _optimizer_keys(top), is_optimizer)),
         schedulers=tuple(_each(root, top, _SCHEDULER_KEYS, is_scheduler)),
         epoch=_number(top, _EPOCH_KEYS, int),
         step=_number(top, _STEP_KEYS, int),
@@ -296,6 +299,12 @@ def _find_models(root: Any, top: dict[Any, Any]) -> tuple[tuple[StateDict, ...],
     return tuple(candidates), len(candidates) <= 1
 
 
+def _optimizer_keys(top: dict[Any, Any]) -> tuple[str, ...]:
+    """The usual keys, and what else has a name like them (``last_optimizer_state``)."""
+    others = (key for key in top if isinstance(key, str) and "optim" in key.lower())
+    return tuple(dict.fromkeys((*_OPTIMIZER_KEYS, *others)))
+
+
 def _each(root: Any, top: dict[Any, Any], names: tuple[str, ...], test: Any) -> Any:
     if test(root):
         yield (), root
@@ -311,8 +320,11 @@ def _each(root: Any, top: dict[Any, Any], names: tuple[str, ...], test: Any) -> 
 
 
 def _number(top: dict[Any, Any], names: tuple[str, ...], kind: Any) -> tuple[Path, Any] | None:
-    for name in names:
-        value = top.get(name)
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return (name,), value
+    places: list[tuple[Path, dict[Any, Any]]] = [((), top)]
+    places += [((name,), mapping(top.get(name)) or {}) for name in _PROGRESS]
+    for path, entries in places:
+        for name in names:
+            value = entries.get(name)
+            if isinstance(value, kind) and not isinstance(value, bool):
+                return (*path, name), value
     return None
