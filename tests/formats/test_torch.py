@@ -185,21 +185,7 @@ def round_trip(obj: Any, tmp_path: Path, *, legacy: bool = True) -> None:
         check_written(copy, loaded)
 
 
-NOT_KNOWN_YET = {"torch.bcomplex32"}
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(
-            dtype, marks=pytest.mark.xfail(strict=True, reason="not in the table of dtypes")
-        )
-        if str(dtype) in NOT_KNOWN_YET
-        else dtype
-        for dtype in DTYPES
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 4), (2, 0, 3)], ids=str)
 def test_every_dtype(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
     tensor = make(dtype, shape)

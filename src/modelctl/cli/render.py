@@ -108,6 +108,8 @@ def _summary_foot(out: Output, found: s.Summary) -> None:
         out.line(f" trainable {totals.trainable:,} · frozen {totals.frozen:,}{guess}")
     if found.module:
         out.line(f" whole module: {found.module}; its class was not needed")
+    if found.depth is not None and any(row.weight is None and row.params for row in found.rows):
+        out.line(f" more: --depth {found.depth + 1}")
     for names in found.tied[:4]:
         out.line(f" tied: {' = '.join(names)}")
     if found.removed:

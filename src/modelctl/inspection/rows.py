@@ -150,6 +150,20 @@ def _blocks(path: str, names: list[str]) -> str:
     return f"{len(inner)} modules"
 
 
+def labelled(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:
+    """Rows whose module is a list of blocks, under the numbers of its blocks: ``layer1.{0-2}``."""
+    out = []
+    for row in rows:
+        start = row.path + "." if row.path else ""
+        if row.repeat == 1 and (row.kind or "").endswith("blocks"):
+            inside = {n[len(start) :].partition(".")[0] for n in tensors if n.startswith(start)}
+            numbers = sorted(map(int, inside))
+            if numbers == list(range(numbers[0], numbers[-1] + 1)):
+                row = row._replace(path=f"{start}{{{numbers[0]}-{numbers[-1]}}}")
+        out.append(row)
+    return out
+
+
 def folded(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:
     """Runs of numbered modules with the same tensors in one row: ``layers.{0-31}``."""
     makeup = {row.path: _makeup(row.path, tensors) for row in rows}

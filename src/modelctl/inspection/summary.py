@@ -14,7 +14,7 @@ from ..core.roles import role_of
 from ..core.tensors import TensorRef
 from ..core.tree import Obj, mapping
 from .listing import trainability
-from .rows import Row, folded, module_rows
+from .rows import Row, folded, labelled, module_rows
 from .training import Training, training_of
 
 # A view this much smaller than the storage that it keeps alive is worth a word.
@@ -38,7 +38,8 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """All of it. ``module`` is a whole module's class and mode."""
+    """All of it. ``module`` is a whole module's class and mode; ``depth`` how many levels of
+    modules have rows, None for all."""
 
     kind: str
     rows: list[Row]
@@ -46,6 +47,7 @@ class Summary:
     tied: list[list[str]]
     training: Training | None
     module: str | None = None
+    depth: int | None = None
     warnings: list[tuple[str, str | None]] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
@@ -80,6 +82,7 @@ def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None)
     rows = module_rows(tensors, once, grads, depth, module)
     if fold or (fold is None and len(rows) > 40):
         rows = folded(rows, tensors)
+    rows = labelled(rows, tensors)
     training = training_of(ckpt)
     totals = _totals(tensors, once, grads)
     past = read_record(ckpt, HISTORY)
@@ -91,6 +94,7 @@ def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None)
         list(shared.values()),
         training,
         None if module is None else f"{module.func}, {_mode(module)}",
+        depth,
         list(_warnings(ckpt, tensors, totals)),
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
