@@ -331,9 +331,20 @@ class _Exported(FormatSuite):
             ]
 
 
+EXPORTED = (
+    *(torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32),
+    *(torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2),
+)
+
+
 class TestExport(_Exported):
     def make(self, folder: Path, width: int) -> Sample:
-        program = torch.export.export(Net(width).eval(), (torch.ones(2, width),))
+        net = Net(width)
+        for dtype in EXPORTED:
+            name = "of_" + str(dtype).partition(".")[2]
+            net.register_buffer(name, torch.arange(6.0).reshape(2, 3).to(dtype))
+        program = torch.export.export(net.eval(), (torch.ones(2, width),))
         torch.export.save(program, folder / "a.pt2")
         loaded = torch.export.load(folder / "a.pt2")
         return Sample(folder / "a.pt2", dict(loaded.state_dict))
