@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .core.checkpoint import Checkpoint
 from .core.records import METADATA, add_history, write_records
+from .core.tree import find_path
 from .errors import LossError
 from .formats import detect, for_writing
 from .formats.sharded import find_in_folder
@@ -49,7 +50,7 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
         with _no_collector():
             ckpt = detect(source).read(source)
         if key is not None:
-            ckpt = ckpt.replace(key=tuple(key.split(".")))
+            ckpt = ckpt.replace(key=find_path(ckpt.root, key) or tuple(key.split(".")))
             _ = ckpt.sections
         return ckpt
     except BaseException:
@@ -117,6 +118,11 @@ def check_losses(ckpt: Checkpoint, path: PathLike, to: str | None = None) -> Non
         LossError: the format can't hold a part of the checkpoint.
         UsageError: no format is named.
     """
+    if ckpt.outside is not None:
+        raise LossError(
+            f"{path}: {ckpt.outside} can't be written, and would be lost",
+            hint="'modelctl convert --weights-only' keeps the model's tensors alone",
+        )
     lost = for_writing(to, os.fspath(path)).losses(ckpt)
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""

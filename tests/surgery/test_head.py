@@ -158,8 +158,19 @@ def test_a_tied_parameter_keeps_its_state_under_its_other_name(tmp_path: Path) -
 
 def test_headless_models_refuse() -> None:
     stripped = mc.strip_head(meta("resnet18"))
-    with pytest.raises(NoMatchError, match="no head is found"):
+    with pytest.raises(NoMatchError, match="removed already: fc"):
         mc.strip_head(stripped)
+    backbone = {n: r.shape for n, r in stripped.state_dict().items()}
+    with pytest.raises(NoMatchError, match="no head is found"):  # without its record
+        mc.strip_head(in_memory(backbone))
+    with pytest.raises(NoMatchError, match="one of several alike"):
+        mc.strip_head(
+            in_memory({"layer1.conv.weight": (8, 8, 3, 3), "layer2.conv.weight": (8, 8, 3, 3)})
+        )
+    with pytest.raises(AmbiguousError, match="several heads"):
+        mc.strip_head(
+            in_memory({"body.weight": (8, 8), "pi.weight": (2, 8), "value.weight": (1, 8)})
+        )
     with pytest.raises(NoMatchError):
         mc.strip_head(in_memory({"blocks.0.weight": (4, 4), "blocks.1.weight": (4, 4)}))
     with pytest.raises(NoMatchError):

@@ -13,6 +13,9 @@ from ..errors import ModelctlError
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a finding, 2 an error (CLI: "Exit codes")."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: 2>&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     gc.disable()  # a command is over before there is anything to collect
     sys.exit(run(sys.argv[1:]))
 
@@ -36,7 +39,7 @@ def run(argv: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
         # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
         _discard_stdout()
         return 0

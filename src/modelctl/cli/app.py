@@ -51,4 +51,5 @@ def _main(
 
 def _flowing(text: str) -> str:
     """A docstring with each paragraph on one line: the terminal's width breaks it."""
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    flowing = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    return flowing.replace("[", "\\[")  # typer reads it as rich's markup

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,33 @@ class Job:
         lines = [history_line(name, values) for name, values in edits]
         sources = [str(path) for path in paths]
         self.check(sources)
+        if len(sources) > 1 and not self.dry_run:  # look at all before the first is written
+            for source in sources:
+                with self.edited(source, edits) as (before, after):
+                    self.check_target(after, self.target(source, len(sources), before))
+        reports = []
         for source in sources:
-            with files.open(source, key=self.key, follow_symlinks=self.follow_symlinks) as before:
-                after = before
-                for name, values in edits:
-                    after = OPERATIONS[name](after, **values)
-                self.finish(before, after, self.target(source, len(sources), before), lines)
+            with self.edited(source, edits) as (before, after):
+                target = self.target(source, len(sources), before)
+                reports.append(self.finish(before, after, target, lines))
+        self.print_json(reports)
+
+    @contextmanager
+    def edited(
+        self, source: str, edits: list[tuple[str, dict[str, Any]]]
+    ) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+        """A source, opened, and what the edits make of it."""
+        with files.open(source, key=self.key, follow_symlinks=self.follow_symlinks) as before:
+            after = before
+            for name, values in edits:
+                after = OPERATIONS[name](after, **values)
+            yield before, after
+
+    def print_json(self, reports: list[dict[str, Any]]) -> None:
+        """One document, however many files."""
+        out = Output(self.format, self.color, self.quiet)
+        if out.is_json:
+            out.json(self.command, reports[0] if len(reports) == 1 else {"files": reports})
 
     def check(self, sources: list[str]) -> None:
         """Raises UsageError unless exactly one place for the output is named."""
@@ -102,35 +123,53 @@ class Job:
             return name + ".pt"
         return name
 
+    def check_target(self, after: Checkpoint, target: tuple[str, str | None]) -> None:
+        """Raises what saving would raise, as far as that can be known before."""
+        path, to = target
+        files.check_losses(after, path, to)
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise ModelctlError(
+                f"{path}: there is no directory {folder}", hint=f"mkdir -p {folder}"
+            )
+
     def finish(
         self,
         before: Checkpoint,
         after: Checkpoint,
         target: tuple[str, str | None],
         lines: list[str],
-    ) -> None:
+    ) -> dict[str, Any]:
         """Save (or only check that it could be), and report."""
         path, to = target
         out = Output(self.format, self.color, self.quiet)
-        found = plan(before, after)
+        unchanged = after.root is before.root and self.command != "convert"
         written: int | None = None
         if self.dry_run:
             if self.output is not None or self.in_place:
-                files.check_losses(after, path, to)
+                self.check_target(after, target)
                 if os.path.exists(path) and not (self.overwrite or self.in_place):
                     out.note(f"warning: {path} exists already: without --overwrite it is kept")
+        elif unchanged and self.in_place:
+            written = 0
         else:
-            history = lines if self.history else []
             saved = files.save(
-                after, path, to=to, overwrite=self.overwrite or self.in_place, history=history
+                after,
+                path,
+                to=to,
+                overwrite=self.overwrite or self.in_place,
+                history=lines if self.history and not unchanged else [],
             )
             written = saved.bytes_written
         shown = None if self.dry_run and self.output is None and not self.in_place else path
-        _report(out, self.command, before, shown, found, written)
+        report = _data(before, shown, plan(before, after), written)
+        if not out.is_json:
+            _print(out, before, report)
         if self.command == "freeze" and out.is_table:
             out.note("plain torch ignores the record; by hand it is applied so:")
             for line in by_hand(after, path, safe=files.format_of(path, to) == "safetensors"):
                 out.note("    " + line)
+        return report
 
 
 def read_recipe(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -188,59 +227,53 @@ def merge_files(
         given["set"] = [f"{key}={value}" for key, value in values.items()]
         line = history_line("merge", given)
         target = (job.output or parts["model"], job.to)
-        job.finish(opened["model"], merged, target, [line])
+        job.print_json([job.finish(opened["model"], merged, target, [line])])
 
 
-def _report(
-    out: Output,
-    command: str,
-    before: Checkpoint,
-    path: str | None,
-    found: Plan,
-    written: int | None,
-) -> None:
-    source = before.origin.path if before.origin else None
-    if out.is_json:
-        out.json(
-            command,
-            {
-                "source": source,
-                "output": path,
-                "dry_run": written is None,
-                "kept": found.kept,
-                "renamed": [list(pair) for pair in found.renamed],
-                "removed": found.removed,
-                "dropped": found.dropped,
-                "added": found.added,
-                "notes": found.notes,
-                "bytes_written": written,
-            },
-        )
-        return
-    for note in found.notes:
+def _data(before: Checkpoint, path: str | None, found: Plan, written: int | None) -> dict[str, Any]:
+    return {
+        "source": before.origin.path if before.origin else None,
+        "output": path,
+        "dry_run": written is None,
+        "kept": found.kept,
+        "renamed": [list(pair) for pair in found.renamed],
+        "removed": found.removed,
+        "dropped": found.dropped,
+        "added": found.added,
+        "notes": found.notes,
+        "bytes_written": written,
+    }
+
+
+def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
+    source, written = report["source"], report["bytes_written"]
+    for note in report["notes"]:
         if note.startswith("warning:"):
             out.note(note)
     dangerous = [finding for finding in before.findings if finding.level == "dangerous"]
     if dangerous:
         names = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
         out.note(f"warning: unpickling {source} would run code: {names}. modelctl did not.")
-    end = "dry run, nothing written" if written is None else f"{size(written)} written"
-    counts = f"{found.kept} kept, {len(found.renamed)} renamed, {len(found.removed)} removed"
-    out.line(f"{source} -> {path or '(nowhere)'}   {counts}; {end}", "bold")
-    for note in found.notes:
+    end = f"{size(written)} written" if written else "nothing to write"
+    if written is None:
+        end = "dry run, nothing written"
+    renamed, removed = report["renamed"], report["removed"]
+    counts = f"{report['kept']} kept, {len(renamed)} renamed, {len(removed)} removed"
+    out.line(f"{source} -> {report['output'] or '(no output named)'}   {counts}; {end}", "bold")
+    for note in report["notes"]:
         if not note.startswith("warning:"):
             out.line(f"  {note}")
     for what, names in (
-        ("renamed", _examples(found.renamed)),
-        ("removed", _first(found.removed)),
-        ("left out", _first(found.dropped)),
-        ("added", _first(found.added)),
+        ("renamed", _examples(renamed)),
+        ("removed", _first(removed)),
+        ("left out", _first(report["dropped"])),
+        ("added", _first(report["added"])),
     ):
         if names:
             out.line(f"  {what}: {names}")
 
 
-def _examples(pairs: list[tuple[str, str]]) -> str:
+def _examples(pairs: list[list[str]]) -> str:
     more = ", …" if len(pairs) > _EXAMPLES else ""
     return ", ".join(f"{old} -> {new}" for old, new in pairs[:_EXAMPLES]) + more
 

@@ -95,6 +95,8 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        width = self._console().width
+        longest = max((len(row[0]) for row in rows), default=0)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for i, column in enumerate(columns):
             table.add_column(
@@ -103,6 +105,8 @@ class Output:
                 style=column.style,
                 no_wrap=i > 0,
                 overflow="fold" if i == 0 else "ellipsis",
+                # names are what people look for: the rest gives way
+                min_width=min(longest, width * 3 // 5) if i == 0 else None,
             )
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))

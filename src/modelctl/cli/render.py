@@ -28,7 +28,9 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
     totals = found.totals
     if out.is_table:
         read = f"read {size(ckpt.bytes_read)}, {seconds:.1f} s, torch not loaded"
-        parts = [_label(ckpt), found.kind, count(totals.tensors, "tensor"), _on_disk(ckpt), read]
+        # a file without a model (an optimizer by itself) has tensors, too
+        tensors = totals.tensors or len(ckpt.tensors())
+        parts = [_label(ckpt), found.kind, count(tensors, "tensor"), _on_disk(ckpt), read]
         out.line(f"{_name(ckpt)}   {' · '.join(parts)}", "bold")
     if totals.tensors:
         if out.is_table:
@@ -66,6 +68,9 @@ def _summary_table(out: Output, found: s.Summary) -> None:
         Column("size", True),
     ]
     rows = []
+    if out.format == "csv":
+        _summary_csv(out, found)
+        return
     for row in found.rows:
         kind = row.kind or ""
         if row.repeat > 1:
@@ -85,6 +90,16 @@ def _summary_table(out: Output, found: s.Summary) -> None:
             ]
         )
     out.table(columns, rows)
+
+
+def _summary_csv(out: Output, found: s.Summary) -> None:
+    """Exact numbers, for programs."""
+    names = ("path", "kind", "repeat", "tensors", "params", "buffers", "bytes", "trainable")
+    rows = []
+    for row in found.rows:
+        values = (row.path, row.kind, row.repeat, row.tensors, row.params, row.buffers)
+        rows.append(["" if v is None else str(v) for v in (*values, row.nbytes, row.trainable)])
+    out.table([Column(name) for name in names], rows)
 
 
 def _summary_foot(out: Output, found: s.Summary) -> None:
@@ -255,7 +270,8 @@ def print_tensors(out: Output, ckpt: Checkpoint, rows: list[ls.TensorRow], long:
             if row.role != "parameter" and row.requires_grad is None:
                 grad = "-"
             role = {"parameter": "param", None: ""}.get(row.role, row.role)
-            line += [f"{row.nbytes:,}", f"{role}{'~' * row.inferred}", grad]
+            nbytes = str(row.nbytes) if out.format == "csv" else f"{row.nbytes:,}"
+            line += [nbytes, f"{role}{'~' * row.inferred}", grad]
         cells.append(line)
     out.table(columns, cells)
     if out.is_table and long and any(row.inferred for row in rows):

@@ -72,6 +72,8 @@ class Checkpoint:
         findings: what unpickling the file would run or build.
         notes: what edits have to say about themselves, for the report.
         constants: tensors and values that a compiled model's code uses, beside its state_dict.
+        outside: what else the file holds that is not in the tree (a program, other members), so
+            that writing the tree would lose it; None where there is nothing.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
     """
 
@@ -82,6 +84,7 @@ class Checkpoint:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     constants: Any = None
+    outside: str | None = None
     key: Path | None = None
     resources: tuple[Resource, ...] = ()
 

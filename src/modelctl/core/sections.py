@@ -129,7 +129,7 @@ class Sections:
         if not self.models:
             raise NoMatchError(
                 "no state_dict is found in this file",
-                hint="'modelctl show' prints what it holds; --key picks a part of it",
+                hint="'modelctl ls --section all' lists every tensor, 'modelctl show' all else",
             )
         if not self.certain:
             found = ", ".join(path_text(model.path) for model in self.models[:6])

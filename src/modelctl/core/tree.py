@@ -371,6 +371,24 @@ def get(root: Any, path: Path) -> Any:
     return node
 
 
+def find_path(root: Any, text: str) -> Path | None:
+    """The path that :func:`path_text` writes as ``text``, or None; labels may hold dots, too."""
+    todo: list[tuple[Path, Any, str]] = [((), root, text)]
+    while todo:
+        path, node, rest = todo.pop()
+        if isinstance(node, _LEAVES):
+            continue
+        inner = []
+        for label, child in children(node):
+            name = str(label)
+            if rest == name:
+                return (*path, label)
+            if name and rest.startswith(name + "."):
+                inner.append(((*path, label), child, rest[len(name) + 1 :]))
+        todo.extend(reversed(inner))
+    return None
+
+
 def set_at(root: Any, path: Path, value: Any) -> Any:
     """A copy of the tree with the entry at ``path`` set; the last label may be a new key."""
     if not path:

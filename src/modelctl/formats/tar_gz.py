@@ -99,6 +99,7 @@ class TarGz:
             Origin(source.name, self.name, f"tar.gz of {inside}", source.size),
             warnings=tuple(w for part in parts.values() for w in part.warnings),
             findings=tuple(finding for part in parts.values() for finding in part.findings),
+            outside="the archive around its checkpoint",
             resources=(source, *found.values()),
         )
 

@@ -80,6 +80,7 @@ def read_export(
         ordered_dict(weights),
         Origin(source.name, "torch-export", LABEL, source.size),
         constants=ordered_dict(constants),
+        outside="the exported program",
         warnings=tuple(directory.warnings) + tuple(w for part in parts for w in part.warnings),
         findings=tuple(finding for part in parts for finding in part.findings),
         resources=(source,),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint, Finding, Origin
 from ..core.tensors import Storage, StorageRef, SwappedStorage, TensorRef
-from ..core.tree import is_module, walk
+from ..core.tree import walk
 from ..errors import UnreadableError, UnsupportedError
 from ..pickles.interpreter import MAX_SIZE, unpickle
 from ..storage.source import FileSource, FileStorage, InflatedStorage, Window
@@ -63,24 +63,26 @@ class TorchZip:
             Origin(source.name, "archive", f"zip of {len(parts)} checkpoints", source.size),
             warnings=(*directory.warnings, *(w for part in parts.values() for w in part.warnings)),
             findings=tuple(found for part in parts.values() for found in part.findings),
+            outside="the archive around its checkpoints",
             resources=(source,),
         )
 
     def _saved(self, source: FileSource, directory: ZipDirectory) -> Checkpoint:
         saved = _Saved(source, directory)
         root = saved.unpickle("data.pkl", "data")
-        name, label, constants = self.name, self.label, None
+        name, label, constants, outside = self.name, self.label, None, None
         if f"{saved.folder}/constants.pkl" in directory.members:
             from .torchscript import as_modules
 
             root = as_modules(root, directory, saved.folder)
             constants = saved.unpickle("constants.pkl", "constants")
             saved.findings = [f for f in saved.findings if not f.name.startswith("__torch__")]
-            name, label = "torchscript", "TorchScript"
+            name, label, outside = "torchscript", "TorchScript", "the TorchScript program"
         return Checkpoint(
             root,
             Origin(source.name, name, label, source.size),
             constants=constants,
+            outside=outside,
             warnings=tuple(saved.warnings),
             findings=tuple(saved.findings),
             resources=(source,),
@@ -89,8 +91,6 @@ class TorchZip:
     # ------------------------------------------------------------------ writing
 
     def losses(self, ckpt: Checkpoint) -> list[str]:
-        if ckpt.origin and ckpt.origin.format == "torchscript" and is_module(ckpt.root):
-            return ["the code of a TorchScript archive can't be written"]
         return []
 
     def size(self, ckpt: Checkpoint) -> int:

@@ -147,7 +147,7 @@ def _blocks(path: str, names: list[str]) -> str:
     inner = {name[start:].partition(".")[0] for name in names if "." in name[start:]}
     if inner and all(part.isdecimal() for part in inner):
         return f"{len(inner)} block{'s' * (len(inner) > 1)}"
-    return f"{len(inner)} modules"
+    return f"{len(inner)} module{'s' * (len(inner) != 1)}"
 
 
 def labelled(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:

@@ -12,13 +12,14 @@ from ..core.names import nearest
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
 from ..core.tree import (
-    ABSENT,
     Composite,
     Global,
     Obj,
     Path,
     attributes,
     children,
+    find_path,
+    get,
     is_module,
     mapping,
     path_text,
@@ -43,31 +44,16 @@ def find(ckpt: Checkpoint, path: str) -> Any:
     Raises:
         NoMatchError: nothing is there.
     """
-    found = _resolve(ckpt.root, path)
-    if found is ABSENT:
+    if path in ("", "<root>"):
+        return ckpt.root
+    where = find_path(ckpt.root, path)
+    if where is None:
         known = [path_text(where) for where, _ in _some(ckpt.root)]
         near = nearest(path, known) or known[1:6]
         raise NoMatchError(
             f"there is nothing at '{path}'", hint=f"nearest: {', '.join(near)}" if near else None
         )
-    return found
-
-
-def _resolve(node: Any, path: str) -> Any:
-    """Labels may hold dots themselves: try each that fits."""
-    if path in ("", "<root>"):
-        return node
-    if isinstance(node, TensorRef | StorageRef | str | bytes):
-        return ABSENT
-    for label, child in children(node):
-        text = str(label)
-        if path == text:
-            return child
-        if path.startswith(text + "."):
-            found = _resolve(child, path[len(text) + 1 :])
-            if found is not ABSENT:
-                return found
-    return ABSENT
+    return get(ckpt.root, where)
 
 
 def _some(root: Any) -> Iterator[tuple[Path, Any]]:

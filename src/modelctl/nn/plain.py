@@ -114,7 +114,7 @@ def live(node: Any, where: str) -> Any:
             filled += [of(inner, f"{where}.{i}") for i, inner in enumerate(node)]
         elif type(node) is tuple:
             made[id(node)] = tuple(of(inner, f"{where}.{i}") for i, inner in enumerate(node))
-        elif isinstance(node, Obj) and node.func in _DICTS:
+        elif isinstance(node, Obj) and isinstance(node.func, Global) and node.func in _DICTS:
             made[id(node)] = _DICTS[node.func]()
             counted = node.args[0] if node.args and isinstance(node.args[0], dict) else {}
             fill(made[id(node)], {**counted, **node.entries}, where)

@@ -138,7 +138,9 @@ def _from_type(args: tuple[Any, ...]) -> TensorRef | None:
         return None
     bits = made.rebuild.bits if made.rebuild else None
     hooks = made.rebuild.hooks if made.rebuild else None
-    role = "buffer" if cls == Global("torch.nn.parameter", "Buffer") else made.role
+    marked = isinstance(state, dict) and state.get("_is_buffer") is True
+    is_buffer = marked or cls == Global("torch.nn.parameter", "Buffer")
+    role = "buffer" if is_buffer else made.role
     return made.replace(role=role, rebuild=Rebuild(bits, hooks, state, cls))
 
 

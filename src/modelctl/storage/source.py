@@ -64,6 +64,8 @@ class FileSource:
         """
         if size <= 0:
             return b""
+        if self._fd < 0:
+            raise ModelctlError(f"{self.name}: the checkpoint is closed")
         if offset + size > self.size:
             raise UnreadableError(
                 f"cut off: {size:,} bytes are expected here, the file ends at {self.size:,}",
@@ -98,6 +100,8 @@ class FileSource:
         """The bytes at ``offset``, mapped: for views that gather from all over a storage."""
         import mmap
 
+        if self._fd < 0:  # mmap takes -1 for "no file", and gives zeros
+            raise ModelctlError(f"{self.name}: the checkpoint is closed")
         if offset + size > self.size:
             self.read(offset, size)  # raises
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -127,6 +131,7 @@ class Window(FileSource):
         self.path, self.name = parent.path, f"{parent.name}, {member}"
         self.mode = parent.mode
         self.bytes_read = 0
+        self._fd = parent.fileno()
 
     def fileno(self) -> int:
         return self.parent.fileno()

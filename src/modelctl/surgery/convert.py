@@ -11,7 +11,8 @@ from ..core.tree import ordered_dict, with_entries
 
 
 def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
-    """The checkpoint as it is, or with ``weights_only`` the model's state_dict alone.
+    """The checkpoint as it is, or with ``weights_only`` the model's state_dict alone; a file that
+    is a whole module becomes the state_dict that it would give, without its class.
 
     What a format can't hold is refused when it is saved. ``weights_only`` leaves behind
     optimizer, scheduler, progress and everything else that is no tensor of the model; its
@@ -20,16 +21,20 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     Raises:
         NoMatchError, AmbiguousError: ``weights_only``, and no state_dict is clearly the model's.
     """
+    sections = ckpt.sections
+    first = sections.models[0] if sections.models and sections.certain else None
+    # nobody without its class can load a module: a file that is one becomes its state_dict
+    is_file = first is not None and first.path == () and ckpt.outside is None
+    if first is not None and first.is_module and (weights_only or is_file):
+        return _state_dict(ckpt, first)
     if not weights_only:
         return ckpt
-    model = ckpt.sections.model()
-    if model.is_module:
-        return _state_dict(ckpt, model)
+    model = sections.model()
     others = [name for name, value in model.entries.items() if not isinstance(value, TensorRef)]
     node = model.node
     if others:
         node = with_entries(node, model.tensors())
-    out = ckpt.replace(root=node, key=None)
+    out = ckpt.replace(root=node, key=None, outside=None)
     if others:
         out = out.noting(f"left out, no tensors: {', '.join(others[:6])}")
     return out
@@ -45,4 +50,4 @@ def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     if frozen:
         record = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
         node = with_records(node, {FREEZE: record})
-    return ckpt.replace(root=node, key=None)
+    return ckpt.replace(root=node, key=None, outside=None)

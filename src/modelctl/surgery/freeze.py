@@ -42,7 +42,9 @@ def freeze(
     known = parameters(model.tensors())
     chosen = select(list(known), pattern, exclude=exclude, regex=regex, what="parameter")
     before = frozen_names(ckpt)
-    frozen = [name for name in known if name in before or name in chosen]
+    # tied names are one parameter: it trains or it doesn't
+    tied = {known[name].identity for name in known if name in before or name in chosen}
+    frozen = [name for name, ref in known.items() if ref.identity in tied]
     old = mapping(read_record(ckpt, FREEZE)) or {}
     record = {
         "version": VERSION,
@@ -57,7 +59,7 @@ def freeze(
         }
         ckpt = ckpt.replace(root=rebuild(ckpt.root, changes))
     out = write_records(ckpt, {FREEZE: record}).noting(
-        f"frozen: {len(frozen)} of {len(known)} parameters"
+        f"frozen: {len(tied)} of {len({ref.identity for ref in known.values()})} parameters"
     )
     prefix = wrapper_prefix(list(known))
     if prefix:
@@ -87,7 +89,8 @@ def unfreeze(
             f"none of the {len(chosen)} parameters is frozen",
             hint=f"{len(before)} are: see 'modelctl ls --long'",
         )
-    frozen = [name for name in known if name in before and name not in chosen]
+    thawed = {known[name].identity for name in chosen}
+    frozen = [name for name in known if name in before and known[name].identity not in thawed]
     given = ["!" + one for one in as_list(pattern)]
     record: dict[str, Any] = {**old, "frozen": frozen}
     record["patterns"] = [*old.get("patterns", []), *given, *as_list(exclude)]

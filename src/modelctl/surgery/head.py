@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, select, unwrapped
+from ..core.records import REMOVED, read_record
 from ..core.roles import parameters
 from ..core.tensors import TensorRef
+from ..core.tree import mapping
 from ..errors import AmbiguousError, NoMatchError, RefusedError, UsageError
 from .remap import OptimizerPolicy, Renaming, remap
 
@@ -58,6 +60,13 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
         named_modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in chosen))
         return Head(named_modules, tuple(chosen), "named by --head", "certain")
     modules_of = _modules(parameters(tensors))
+    before = read_record(ckpt, REMOVED)
+    if isinstance(before, list) and before:
+        names_before = [str((mapping(one) or {}).get("name")) for one in before]
+        raise NoMatchError(
+            f"the head was removed already: {', '.join(names_before[:4])}",
+            hint="name what else is to go: --head PATTERN",
+        )
     layers = {  # what can be a head: a linear layer or a convolution
         module: refs for module, refs in modules_of.items() if _classes(refs) is not None
     }
@@ -65,7 +74,7 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
         found = next(module for module in modules_of if _DETECTION.search(module))
         raise RefusedError(
             f"this looks like a detection model ('{found}'): its last layer is no classifier",
-            hint="name its head: --head 'roi_heads.box_predictor'",
+            hint=f"name its head: --head PATTERN (its last layer is '{list(modules_of)[-1]}')",
         )
     if not layers:
         raise NoMatchError("no head is found: the model has no linear layer or convolution")
@@ -92,6 +101,12 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
             evidence += ", the model's last layer"
         confidence = "high" if anchor in modules else "medium"
     elif anchor in layers and anchor not in repeated:
+        twin = _twin(anchor, layers)
+        if twin is not None:
+            raise AmbiguousError(
+                f"'{twin}' and '{anchor}' read the same features: several heads?",
+                hint=f"name the one that is meant: --head '{anchor}'",
+            )
         modules = [anchor]
         evidence = f"the model's last layer, {_classes(layers[anchor])} outputs"
         confidence = "medium"
@@ -182,20 +197,35 @@ def _repeated(modules: dict[str, dict[str, TensorRef]]) -> set[str]:
     for module, refs in modules.items():
         parts = module.split(".")
         for i, part in enumerate(parts):
-            if part.isdecimal():
+            if part[-1:].isdecimal():  # blocks.3, and layer3, too
                 key = (".".join(parts[:i]), part)
                 makeup.setdefault(key, set()).update(
                     ".".join([*parts[i + 1 :], last]) for last in refs
                 )
     alike: dict[tuple[str, frozenset[str]], list[str]] = {}
     for (above, number), names in makeup.items():
-        alike.setdefault((above, frozenset(names)), []).append(f"{above}.{number}".lstrip("."))
+        stem = number.rstrip("0123456789")
+        block = f"{above}.{number}".lstrip(".")
+        alike.setdefault((f"{above}.{stem}", frozenset(names)), []).append(block)
     blocks = {block for group in alike.values() if len(group) > 1 for block in group}
     return {
         module
         for module in modules
         if any(module == block or module.startswith(block + ".") for block in blocks)
     }
+
+
+def _twin(anchor: str, layers: dict[str, dict[str, TensorRef]]) -> str | None:
+    """The layer before the last one, where it stands beside it and has as many inputs."""
+    order = list(layers)
+    at = order.index(anchor)
+    if at == 0:
+        return None
+    twin = order[at - 1]
+    beside = twin.rpartition(".")[0] == anchor.rpartition(".")[0]
+    inputs = [layers[name]["weight"].shape[1:] for name in (twin, anchor)]
+    chained = layers[twin]["weight"].shape[0] == inputs[1][0]  # one feeds the other
+    return twin if beside and inputs[0] == inputs[1] and not chained else None
 
 
 def _superseded(module: str, layers: dict[str, dict[str, TensorRef]]) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.sections import Sections, StateDict, find_sections, is_optimizer, is_scheduler
-from ..core.tree import Path, get, mapping, path_text, rebuild, set_at, with_entries
-from ..errors import AmbiguousError, CollisionError, NoMatchError, UsageError
+from ..core.tensors import TensorRef
+from ..core.tree import Obj, Path, children, get, mapping, path_text, rebuild, set_at, with_entries
+from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
 from .optimizer import assign_names, set_lr
 
 
@@ -100,6 +101,9 @@ def _set(root: Any, key: str, value: Any) -> Any:
             node = get(root, tuple(path))
         except KeyError:
             raise UsageError(f"--set {key}: there is no '{path_text(tuple(path))}'") from None
+    old = dict(children(node)).get(last)
+    if isinstance(old, dict | Obj | TensorRef) and not isinstance(value, dict):
+        raise UsageError(f"--set {key}={value} would replace all that is in '{key}'")
     if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         return set_at(root, (*path, int(last)), value)
     if mapping(node) is None or not last:
@@ -224,6 +228,9 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
     for path, node in ckpt.sections.optimizers:
         try:
             assign_names(node, tensors)
+        except RefusedError as e:
+            hint = "merge the optimizer that was trained with this model"
+            raise RefusedError(e.message, hint=hint) from None
         except AmbiguousError as e:
             ckpt = ckpt.noting(
                 f"warning: {'.'.join(map(str, path))}: {e.message}: check that it was trained "

@@ -70,8 +70,7 @@ def _unwrap(names: Sequence[str]) -> Renaming:
     for old, name in current.items():
         parts = name.split(".")
         # torch.compile's segment is no name that people give: it goes wherever it stands
-        new = ".".join(part for part in parts[:-1] if part != "_orig_mod")
-        new = f"{new}.{parts[-1]}" if new else parts[-1]
+        new = ".".join([*(part for part in parts[:-1] if part != "_orig_mod"), parts[-1]])
         if old == _OF_WRAPPER and stripped and current[old] == _OF_WRAPPER:
             out[old] = None
         elif new != old:

@@ -53,15 +53,22 @@ def remap(
             hint="save the EMA copy as a state_dict",
         )
     changes: dict[int, Any] = {}
+    notes = []
     for copy in sections.ema:
-        changes[id(copy.node)] = _rename_state_dict(copy, plan(list(copy.entries)), record=False)
+        of_copy = plan(list(copy.entries))
+        changes[id(copy.node)] = _rename_state_dict(copy, of_copy, record=False)
+        if of_copy:
+            gone = sum(new is None for new in of_copy.values())
+            notes.append(
+                f"EMA copy '{path_text(copy.path)}': {len(of_copy) - gone} renamed, {gone} removed"
+            )
     changes[id(model.node)] = _rename_state_dict(model, renaming, record=True)
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
         paths = [path for path, _ in (*sections.optimizers, *sections.schedulers)]
         return ckpt.replace(root=_without(root, paths)).noting(
-            *(f"left out: {'.'.join(map(str, path))}" for path in paths)
+            *notes, *(f"left out: {'.'.join(map(str, path))}" for path in paths)
         )
     for _, node in sections.optimizers:
         changed = node
@@ -69,7 +76,7 @@ def remap(
             changed = drop_parameters(changed, model.tensors(), removed)
         changes[id(node)] = rename_parameters(changed, plan)
     changes = {key: node for key, node in changes.items() if id(node) != key}
-    return ckpt.replace(root=rebuild(root, changes)) if changes else ckpt
+    return ckpt.replace(root=rebuild(root, changes)).noting(*notes) if changes else ckpt
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
