@@ -161,3 +161,32 @@ def test_a_closed_checkpoint_says_so(tmp_path: Path) -> None:
         ref = ckpt.state_dict()["w"]
     with pytest.raises(mc.ModelctlError, match="closed"):
         ref.tobytes()
+
+
+def test_values_for_scripts_are_bare_numbers(cli: Cli, tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    torch = pytest.importorskip("torch")
+    saved = {
+        "best": np.float64(0.25),
+        "count": np.int32(-7),
+        "step": torch.tensor(12.0),
+        "seen": torch.tensor([3]),
+        "many": torch.zeros(2),
+    }
+    torch.save(saved, tmp_path / "c.pt")
+    shown = {name: cli("show", tmp_path / "c.pt", name).out.strip() for name in saved}
+    assert shown.pop("many") == "tensor f32 2"
+    assert shown == {"best": "0.25", "count": "-7", "step": "12.0", "seen": "3"}
+
+
+def test_the_lr_of_an_optimizer_may_be_numpys(cli: Cli, tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=np.float64(0.125))
+    torch.save({"optimizer": optimizer.state_dict(), "epoch": 1}, tmp_path / "c.pt")
+    assert "lr 0.125" in cli("summary", tmp_path / "c.pt").out
+
+
+def test_a_name_with_wildcards_in_it_can_be_named(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path / "m.pt", {"star*.w[0]?": tensor(2), "b": tensor(2)})
+    assert cli("ls", tmp_path / "m.pt", "star*.w[0]?").out == "star*.w[0]?\n"

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.tensors import TensorRef
 from ..errors import NoMatchError
 from .output import Column, Output, count, shape, size
 
@@ -306,7 +307,7 @@ def print_value(out: Output, ckpt: Checkpoint, path: str) -> None:
     elif isinstance(node, str):
         out.line(node)
     else:
-        text = v.literal(node)
+        text = v.item(node) if isinstance(node, TensorRef) else v.literal(node)
         if text is not None:
             out.line(text)
             return

@@ -31,7 +31,9 @@ def _compile(pattern: str, regex: bool) -> Callable[[str], object]:
                 hint="leave out --regex to use globs: *, ?, [ab]",
             ) from None
     if _WILDCARDS.search(pattern):
-        return re.compile(translate(pattern)).match
+        match = re.compile(translate(pattern)).match
+        # a name may hold wildcards itself
+        return lambda name: name == pattern or match(name)
     return lambda name: name == pattern or name.startswith(pattern + ".")
 
 
@@ -67,7 +69,8 @@ def select(
         taken.difference_update(found)
     if not taken:
         raise NoMatchError(
-            f"nothing is left: what {as_list(patterns)} match, {as_list(exclude)} take away"
+            f"nothing is left: what {', '.join(as_list(patterns))} matches, "
+            f"{', '.join(as_list(exclude))} takes away"
         )
     return [name for name in names if name in taken]
 

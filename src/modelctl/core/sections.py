@@ -29,6 +29,7 @@ from .tree import (
     is_module,
     mapping,
     path_text,
+    plain_number,
     walk,
 )
 
@@ -153,10 +154,10 @@ class Sections:
     def lrs(self) -> list[float]:
         """The learning rate of each param_group, or the one recorded beside the model."""
         found = [
-            group["lr"]
+            lr
             for _, node in self.optimizers
             for group in param_groups(node)
-            if isinstance(group.get("lr"), int | float)
+            if isinstance(lr := plain_number(group.get("lr")), int | float)
         ]
         if not found and self.lr is not None:
             found = [self.lr[1]]

@@ -189,7 +189,7 @@ def _measure(
         raise ValueError("pieces that are not cut at elements")
     raw_x, raw_y = (np.frombuffer(raw, dtype=f"V{item}") for raw in (x, y))
     bits_differ = int((raw_x != raw_y).sum())
-    pair = [_numbers(raw, ref.dtype.name) for raw in (x, y)]
+    pair = [numbers(raw, ref.dtype.name) for raw in (x, y)]
     if pair[0] is None or pair[1] is None:
         return bits_differ, None, False
     u, v = pair[0], pair[1]
@@ -216,7 +216,7 @@ def _gap(u: Any, v: Any) -> Any:
     return np.where(u >= v, wide, -wide).astype("f8")
 
 
-def _numbers(raw: bytes, dtype: str) -> Any:
+def numbers(raw: bytes, dtype: str) -> Any:
     """The values as float64 or complex128, integers as they are; None for other dtypes."""
     import numpy as np
 

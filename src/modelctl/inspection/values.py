@@ -23,8 +23,10 @@ from ..core.tree import (
     is_module,
     mapping,
     path_text,
+    plain_number,
 )
 from ..errors import NoMatchError
+from .diff import numbers
 
 _MOST_INLINE = 72
 
@@ -104,6 +106,7 @@ def _describe(node: Any) -> tuple[str, bool]:
         return f"{node.layout} tensor {node.dtype.short} {_shape(node.shape)}", False
     if isinstance(node, StorageRef):
         return f"storage of {node.storage.nbytes:,} bytes", False
+    node = plain_number(node)
     entries = mapping(node)
     if is_state_dict(node):
         tensors = [ref for ref in (entries or {}).values() if isinstance(ref, TensorRef)]
@@ -137,6 +140,7 @@ def _describe(node: Any) -> tuple[str, bool]:
 
 def literal(node: Any) -> str | None:
     """A plain value as Python would write it; None for what is no plain value."""
+    node = plain_number(node)
     if isinstance(node, Global):
         return str(node)
     if node is None or isinstance(node, bool | int | float | str | bytes):
@@ -152,6 +156,17 @@ def literal(node: Any) -> str | None:
     return None
 
 
+def item(ref: TensorRef) -> str | None:
+    """The one value of a tensor that has one (``step`` of Adam), as Python would write it."""
+    if ref.numel != 1:
+        return None
+    values = numbers(ref.tobytes(), ref.dtype.name)
+    if values is None:
+        return None
+    value = values[0].item()
+    return repr(bool(value) if ref.dtype.kind == "bool" else value)
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
@@ -159,6 +174,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def as_json(node: Any) -> Any:
     """A node as JSON: tensors as dtype and shape, inert objects by class and state, numbers that
     JSON lacks (NaN, infinities) and bytes as text."""
+    node = plain_number(node)
     if node is None or isinstance(node, bool | int | str):
         return node
     if isinstance(node, float):
