@@ -41,7 +41,7 @@ def summary(
         raise UsageError(f"--depth takes a number from 1, or 'all', not '{depth}'")
     from .. import files
     from ..inspection.summary import summarize
-    from .render import print_summary
+    from .render_summary import print_summary
 
     start = time.perf_counter()
     levels = None if depth == "all" or format == "json" else int(depth)

@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import AmbiguousError, NoMatchError
 from .modules import module_tensors
 from .names import nearest
+from .scalars import plain_number
 from .tensors import TensorRef
 from .tree import (
     ABSENT,
@@ -29,7 +30,6 @@ from .tree import (
     is_module,
     mapping,
     path_text,
-    plain_number,
     walk,
 )
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..core.checkpoint import Checkpoint
 from ..core.modules import hyperparameters, is_training
 from ..core.names import nearest
+from ..core.scalars import plain_number
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
 from ..core.tree import (
@@ -23,7 +24,6 @@ from ..core.tree import (
     is_module,
     mapping,
     path_text,
-    plain_number,
 )
 from ..errors import NoMatchError
 from .diff import numbers

@@ -1,0 +1,248 @@
+"""The report of ``summary``, as people and programs read it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..core.checkpoint import Checkpoint
+from .output import Column, Output, count, shape, size
+
+if TYPE_CHECKING:
+    from ..inspection import summary as s
+
+_MOST = 12  # how many of many names a table shows
+
+
+def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: float) -> None:
+    if out.is_json:
+        out.json("summary", _summary_json(ckpt, found))
+        return
+    totals = found.totals
+    if out.is_table:
+        read = f"read {size(ckpt.bytes_read)}, {seconds:.1f} s, torch not loaded"
+        # a file without a model (an optimizer by itself) has tensors, too
+        tensors = totals.tensors or len(ckpt.tensors())
+        parts = [_label(ckpt), found.kind, count(tensors, "tensor"), _on_disk(ckpt), read]
+        out.line(f"{_name(ckpt)}   {' · '.join(parts)}", "bold")
+    if totals.tensors:
+        if out.is_table:
+            out.line()
+        _summary_table(out, found)
+        if out.is_table:
+            _summary_foot(out, found)
+    if out.is_table:
+        _training_panel(out, found)
+        for line in found.history:
+            out.line(f" done: {line}")
+    for text, hint in found.warnings:
+        if _is_command(hint):
+            hint = f"{hint} {ckpt.origin.path if ckpt.origin else 'FILE'} -o NEW.pt"
+        out.note(f"warning: {text}", hint)
+
+
+def _is_command(hint: str | None) -> bool:
+    return hint is not None and hint.startswith("modelctl ")
+
+
+def _summary_table(out: Output, found: s.Summary) -> None:
+    total = found.totals.params_unique
+    known = found.totals.trainable is not None
+    inferred = "kind~" if any(row.inferred for row in found.rows) else "kind"
+    columns = [
+        Column("name", style="cyan"),
+        Column(inferred),
+        Column("weight"),
+        Column("params", True),
+        Column("%", True),
+        *([Column("trainable", True)] if known else []),
+        Column("buffers", True),
+        Column("dtype"),
+        Column("size", True),
+    ]
+    rows = []
+    if out.format == "csv":
+        _summary_csv(out, found)
+        return
+    for row in found.rows:
+        kind = row.kind or ""
+        if row.repeat > 1:
+            kind = f"{row.repeat} x {kind}"
+        weight = shape(row.weight) if row.weight is not None else f"{row.tensors} t"
+        rows.append(
+            [
+                row.path or "(root)",
+                kind,
+                weight,
+                _number(row.params),
+                f"{100 * row.params / total:.2f}" if total and row.params else "-",
+                *([_number(row.trainable or 0)] if known else []),
+                _number(row.buffers),
+                "+".join(row.dtypes),
+                size(row.nbytes),
+            ]
+        )
+    out.table(columns, rows)
+
+
+def _summary_csv(out: Output, found: s.Summary) -> None:
+    """Exact numbers, for programs."""
+    names = ("path", "kind", "repeat", "tensors", "params", "buffers", "bytes", "trainable")
+    rows = []
+    for row in found.rows:
+        values = (row.path, row.kind, row.repeat, row.tensors, row.params, row.buffers)
+        rows.append(["" if v is None else str(v) for v in (*values, row.nbytes, row.trainable)])
+    out.table([Column(name) for name in names], rows)
+
+
+def _summary_foot(out: Output, found: s.Summary) -> None:
+    totals = found.totals
+    parts = [
+        f"params {totals.params_unique:,}",
+        f"buffers {totals.buffers:,}",
+        f"{size(totals.nbytes)} (stored {size(totals.bytes_stored)})",
+        f"tied {sum(len(names) - 1 for names in found.tied)}",
+    ]
+    out.line()
+    out.line(" " + " · ".join(parts), "bold")
+    if totals.trainable is None:
+        out.line(
+            " trainable ?  a state_dict does not record it     ~ inferred from names and shapes"
+        )
+    else:
+        guess = (
+            "     ~ inferred from names and shapes" if any(r.inferred for r in found.rows) else ""
+        )
+        out.line(f" trainable {totals.trainable:,} · frozen {totals.frozen:,}{guess}")
+    if found.module:
+        out.line(f" whole module: {found.module}; its class was not needed")
+    if found.depth is not None and any(row.weight is None and row.params for row in found.rows):
+        out.line(f" more: --depth {found.depth + 1}")
+    for names in found.tied[:4]:
+        out.line(f" tied: {' = '.join(names)}")
+    if found.removed:
+        names = [str(one.get("name")) for one in found.removed if isinstance(one, dict)]
+        out.line(f" removed earlier: {_some(names)}")
+
+
+def _training_panel(out: Output, found: s.Summary) -> None:
+    training = found.training
+    if training is None:
+        return
+    parts = []
+    if training.epoch is not None:
+        parts.append(f"epoch {training.epoch}")
+    if training.step is not None:
+        parts.append(f"step {training.step:,}")
+    if training.lr:
+        parts.append("lr " + ", ".join(f"{lr:g}" for lr in training.lr[:4]))
+    if training.groups:
+        states = f"state of {count(training.states, 'parameter')}"
+        groups = count(training.groups, "group")
+        parts.append(
+            f"optimizer {training.optimizer or 'of an unknown kind'} ({groups}, {states}, "
+            f"{size(training.optimizer_bytes)})"
+        )
+    if training.scheduler:
+        parts.append("scheduler")
+    parts += [f"EMA copy {name}" for name in training.ema]
+    if parts:
+        out.line(" training: " + " · ".join(parts))
+
+
+def _summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
+    from ..inspection import listing as ls
+
+    totals, training = found.totals, found.training
+    grads = ls.trainability(ckpt)
+    tied = {name: names[0] for names in found.tied for name in names[1:]}
+    rows = ls.list_tensors(ckpt) if ckpt.sections.models else ls.list_tensors(ckpt, section="all")
+    origin = ckpt.origin
+    return {
+        "source": {
+            "path": origin.path if origin else None,
+            "format": origin.format if origin else None,
+            "kind": found.kind,
+            "bytes_on_disk": origin.bytes_on_disk if origin else None,
+            "bytes_read": ckpt.bytes_read,
+        },
+        "totals": {
+            "tensors": totals.tensors,
+            "params": totals.params,
+            "params_unique": totals.params_unique,
+            "buffers": totals.buffers,
+            "trainable": totals.trainable,
+            "frozen": totals.frozen,
+            "bytes": totals.nbytes,
+            "bytes_stored": totals.bytes_stored,
+            "by_dtype": totals.by_dtype,
+            "macs": None,
+        },
+        "rows": [
+            {
+                "path": row.path,
+                "level": row.level,
+                "type": row.type,
+                "kind": row.kind,
+                "inferred": row.inferred,
+                "repeat": row.repeat,
+                "tensors": row.tensors,
+                "params": row.params,
+                "buffers": row.buffers,
+                "bytes": row.nbytes,
+                "trainable": row.trainable,
+                "out_shape": None,
+                "macs": None,
+            }
+            for row in found.rows
+        ],
+        "tensors": [
+            {
+                "name": row.name,
+                "shape": list(row.shape),
+                "dtype": row.dtype,
+                "role": row.role,
+                "requires_grad": grads.get(row.name),
+                "bytes": row.nbytes,
+                "tied_to": tied.get(row.name),
+                "stats": None,
+            }
+            for row in rows
+            if totals.tensors
+        ],
+        "tied": found.tied,
+        "training": None
+        if training is None
+        else {
+            "epoch": training.epoch,
+            "step": training.step,
+            "lr": training.lr,
+            "optimizer": training.optimizer,
+        },
+        "metadata": dict(ckpt.metadata),
+        "warnings": [text for text, _ in found.warnings],
+    }
+
+
+# ---------------------------------------------------------------------- small things
+
+
+def _label(ckpt: Checkpoint) -> str:
+    return ckpt.origin.label if ckpt.origin else "in memory"
+
+
+def _name(ckpt: Checkpoint) -> str:
+    return os.path.basename(ckpt.origin.path) if ckpt.origin else "checkpoint"
+
+
+def _on_disk(ckpt: Checkpoint) -> str:
+    return size(ckpt.origin.bytes_on_disk) if ckpt.origin else ""
+
+
+def _number(n: int) -> str:
+    return f"{n:,}" if n else "-"
+
+
+def _some(names: list[str]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more
