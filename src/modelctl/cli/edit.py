@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,13 +16,10 @@ from . import options as o
 if TYPE_CHECKING:
     from .editing import Job
 
+Options = dict[str, Any]
 
-def strip_prefix(
-    src: o.Srcs,
-    prefix: Annotated[
-        str | None,
-        typer.Option(metavar="P", help="Exactly this one, once, instead of the wrappers'."),
-    ] = None,
+
+def _shared(
     output: o.Destination = None,
     in_place: o.InPlace = False,
     to: o.To = None,
@@ -32,6 +32,35 @@ def strip_prefix(
     color: o.Color = "auto",
     quiet: o.Quiet = False,
 ) -> None:
+    """What every editing command takes after its own options."""
+
+
+def edits(function: Callable[..., Options]) -> Callable[..., None]:
+    """A command that runs the edit of its name: ``function`` gives the edit's options, the shared
+    ones are added."""
+    shared = inspect.signature(_shared, eval_str=True).parameters
+    own = inspect.signature(function, eval_str=True).parameters
+
+    @wraps(function)
+    def command(src: list[Path], **options: Any) -> None:
+        job = {name: options.pop(name) for name in shared}
+        _job(function.__name__.replace("_", "-"), job).run(src, function(src=src, **options))
+
+    # typer reads what a command takes from these two
+    parameters = {**own, **shared}
+    command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+    command.__annotations__ = {name: one.annotation for name, one in parameters.items()}
+    return command
+
+
+@edits
+def strip_prefix(
+    src: o.Srcs,
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="Exactly this one, once, instead of the wrappers'."),
+    ] = None,
+) -> Options:
     """Strip what DataParallel and torch.compile put before names.
 
     By default module. and _orig_mod., at segment borders, until none is left; in the model, its
@@ -39,9 +68,10 @@ def strip_prefix(
 
     Example: modelctl strip-prefix ddp.pt -o clean.pt
     """
-    _job("strip-prefix", **_shared(locals())).run(src, {"prefix": prefix})
+    return {"prefix": prefix}
 
 
+@edits
 def strip_head(
     src: o.Srcs,
     head: Annotated[
@@ -52,18 +82,7 @@ def strip_head(
         typer.Option(metavar="NEW", help="Keep the head, under this module name, instead."),
     ] = None,
     optimizer: o.Optimizer = "keep",
-    output: o.Destination = None,
-    in_place: o.InPlace = False,
-    to: o.To = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> Options:
     """Find the head (the layer that makes classes of features) and remove it, for transfer.
 
     Says what it takes for the head and why; refuses where that isn't sure. The optimizer loses
@@ -71,10 +90,10 @@ def strip_head(
 
     Example: modelctl strip-head resnet50.pt -o backbone.safetensors
     """
-    values = {"head": head, "rename_head": rename_head, "optimizer": optimizer}
-    _job("strip-head", **_shared(locals())).run(src, values)
+    return {"head": head, "rename_head": rename_head, "optimizer": optimizer}
 
 
+@edits
 def freeze(
     src: o.Srcs,
     pattern: o.Pattern,
@@ -87,101 +106,58 @@ def freeze(
         Literal["keep", "drop"],
         typer.Option("--optimizer", help="drop: take the frozen parameters' state out."),
     ] = "keep",
-    output: o.Destination = None,
-    in_place: o.InPlace = False,
-    to: o.To = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> Options:
     """Write into the file which parameters don't train.
 
     The freeze record travels in the state_dict; modelctl.nn applies it, plain torch ignores it.
 
     Example: modelctl freeze backbone.pt --pattern '*' --exclude layer4 --in-place
     """
-    values = {
+    return {
         "pattern": pattern,
         "exclude": exclude,
         "regex": regex,
         "bn_eval": bn_eval,
         "optimizer": optimizer,
     }
-    _job("freeze", **_shared(locals())).run(src, values)
 
 
+@edits
 def unfreeze(
     src: o.Srcs,
     pattern: o.Pattern,
     exclude: o.Exclude = [],  # noqa: B006 - typer copies it
     regex: o.Regex = False,
-    output: o.Destination = None,
-    in_place: o.InPlace = False,
-    to: o.To = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> Options:
     """Take parameters out of the file's freeze record.
 
     Example: modelctl unfreeze backbone.pt --pattern layer3 --in-place
     """
-    values = {"pattern": pattern, "exclude": exclude, "regex": regex}
-    _job("unfreeze", **_shared(locals())).run(src, values)
+    return {"pattern": pattern, "exclude": exclude, "regex": regex}
 
 
+@edits
 def convert(
     src: o.Srcs,
     weights_only: Annotated[
         bool,
         typer.Option("--weights-only", help="Only the model's tensors; leave the rest behind."),
     ] = False,
-    output: o.Destination = None,
-    in_place: o.InPlace = False,
-    to: o.To = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> Options:
     """Write a checkpoint in another format.
 
     What the format can't hold is refused: an optimizer is only lost with --weights-only.
 
     Example: modelctl convert old.th -o model.safetensors --weights-only
     """
-    _job("convert", **_shared(locals())).run(src, {"weights_only": weights_only})
+    return {"weights_only": weights_only}
 
 
+@edits
 def apply(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The edits, in order.")],
     src: o.Srcs,
-    output: o.Destination = None,
-    in_place: o.InPlace = False,
-    to: o.To = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> Options:
     """Several edits in one pass and one write, from a recipe.
 
     A recipe is TOML: a table [[edit]] for each, do = "strip-prefix", then its options by their
@@ -191,7 +167,7 @@ def apply(
     """
     from .editing import read_recipe
 
-    _job("apply", **_shared(locals())).run(src, {"edits": read_recipe(recipe)})
+    return {"edits": read_recipe(recipe)}
 
 
 def merge(
@@ -245,24 +221,16 @@ def merge(
         "like": like,
     }
     numbers = {"epoch": epoch, "step": step, "lr": lr}
-    job = _job("merge", **_shared(locals()))
+    names = ("output", "overwrite", "dry_run", "history", "format", "color", "quiet")
+    given = locals()
+    job = _job("merge", {name: given[name] for name in names})
     merge_files(job, {name: _text(part) for name, part in parts.items()}, numbers, values)
 
 
-def _job(command: str, **options: Any) -> Job:
+def _job(command: str, options: Options) -> Job:
     from .editing import Job  # the library behind it is not needed to parse a command line
 
-    return Job(command, **options)
-
-
-def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The output and display options among a command's arguments."""
-    names = (
-        *("output", "in_place", "to", "overwrite", "dry_run", "history", "key"),
-        "follow_symlinks",
-        *("format", "color", "quiet"),
-    )
-    return {name: _text(arguments[name]) for name in names if name in arguments}
+    return Job(command, **{name: _text(value) for name, value in options.items()})
 
 
 def _text(value: Any) -> Any:
