@@ -24,6 +24,15 @@ def summary(
             "--fold/--no-fold", help="Repeated blocks in one row; by default when there are many."
         ),
     ] = None,
+    sort: Annotated[
+        Literal["file", "name", "params", "size"], typer.Option(help="The order of the rows.")
+    ] = "file",
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", help="Read the values, too: range, mean, NaN and Inf (exit code 1)."
+        ),
+    ] = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
@@ -33,7 +42,7 @@ def summary(
     """What is in a checkpoint, at a glance.
 
     One row a module, exact totals, ties, the training state, and warnings with the next step.
-    No tensor is read, nothing in the file is run.
+    Without --stats no tensor is read; nothing in the file is run, ever.
 
     Example: modelctl summary model.pt --depth 2
     """
@@ -46,9 +55,11 @@ def summary(
     start = time.perf_counter()
     levels = None if depth == "all" or format == "json" else int(depth)
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
-        found = summarize(ckpt, levels, False if format == "json" else fold)
+        found = summarize(ckpt, levels, False if format == "json" else fold, sort, stats)
         seconds = time.perf_counter() - start
         print_summary(Output(format, color, quiet), ckpt, found, seconds)
+    if any(one.nan or one.inf for one in found.stats.values()):
+        raise typer.Exit(1)
 
 
 def ls(

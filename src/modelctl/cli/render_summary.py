@@ -10,6 +10,7 @@ from .output import Column, Output, count, shape, size
 
 if TYPE_CHECKING:
     from ..inspection import summary as s
+    from ..inspection.stats import Stats
 
 _MOST = 12  # how many of many names a table shows
 
@@ -29,6 +30,9 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
         if out.is_table:
             out.line()
         _summary_table(out, found)
+        if found.stats and out.format != "csv":
+            out.line()
+            _stats_table(out, found)
         if out.is_table:
             _summary_foot(out, found)
     if out.is_table:
@@ -85,6 +89,21 @@ def _summary_table(out: Output, found: s.Summary) -> None:
     out.table(columns, rows)
 
 
+def _stats_table(out: Output, found: s.Summary) -> None:
+    """A line a tensor: what its values are like."""
+    columns = [Column("name", style="cyan"), *(Column(c, True) for c in ("min", "max", "mean"))]
+    columns += [Column(c, True) for c in ("std", "zeros", "NaN", "Inf")]
+    rows = []
+    for name, one in found.stats.items():
+        values = ["-" if v is None else f"{v:.4g}" for v in (one.min, one.max, one.mean, one.std)]
+        rows.append([name, *values, *(_number(n) for n in (one.zeros, one.nan, one.inf))])
+    out.table(columns, rows)
+
+
+def _stats_json(one: Stats | None) -> dict[str, Any] | None:
+    return None if one is None else one._asdict()
+
+
 def _summary_csv(out: Output, found: s.Summary) -> None:
     """Exact numbers, for programs."""
     names = ("path", "kind", "repeat", "tensors", "params", "buffers", "bytes", "trainable")
@@ -117,7 +136,7 @@ def _summary_foot(out: Output, found: s.Summary) -> None:
     if found.module:
         out.line(f" whole module: {found.module}; its class was not needed")
     if found.depth is not None and any(row.weight is None and row.params for row in found.rows):
-        out.line(f" more: --depth {found.depth + 1}")
+        out.line(f" more: --depth {found.depth + 1} · --stats")
     for names in found.tied[:4]:
         out.line(f" tied: {' = '.join(names)}")
     if found.removed:
@@ -205,7 +224,7 @@ def _summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
                 "requires_grad": grads.get(row.name),
                 "bytes": row.nbytes,
                 "tied_to": tied.get(row.name),
-                "stats": None,
+                "stats": _stats_json(found.stats.get(row.name)),
             }
             for row in rows
             if totals.tensors

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.modules import is_training, submodules
-from ..core.names import WRAPPERS, common_prefix
+from ..core.names import WRAPPERS, common_prefix, natural
 from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
 from ..core.tree import Obj, mapping
 from .listing import trainability
 from .rows import Row, folded, labelled, module_rows
+from .stats import Stats, tensor_stats
 from .training import Training, training_of
 
 # A view this much smaller than the storage that it keeps alive is worth a word.
@@ -48,17 +49,25 @@ class Summary:
     training: Training | None
     module: str | None = None
     depth: int | None = None
+    stats: dict[str, Stats] = field(default_factory=dict)
     warnings: list[tuple[str, str | None]] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
 
 
-def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None) -> Summary:
+def summarize(
+    ckpt: Checkpoint,
+    depth: int | None = 1,
+    fold: bool | None = None,
+    sort: str = "file",
+    stats: bool = False,
+) -> Summary:
     """Rows, totals and warnings of a checkpoint's model, and its training panel.
 
     ``depth`` is how many levels of modules get rows of their own (None: all); whatever it is,
     the rows sum to the totals. ``fold`` puts runs of numbered modules that are alike into one
-    row; by default when there would be over 40 rows.
+    row; by default when there would be over 40 rows. ``sort`` is ``file`` (the file's order),
+    ``name``, ``params`` or ``size`` (the largest first). ``stats`` reads the values, too.
 
     Raises:
         NoMatchError, AmbiguousError: there are tensors, but no state_dict is clearly the model's.
@@ -83,6 +92,14 @@ def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None)
     if fold or (fold is None and len(rows) > 40):
         rows = folded(rows, tensors)
     rows = labelled(rows, tensors)
+    order = {
+        "name": lambda row: natural(row.path),
+        "params": lambda row: -row.params,
+        "size": lambda row: -row.nbytes,
+    }.get(sort)
+    if order is not None:
+        rows.sort(key=order)
+    values = {name: tensor_stats(tensors[name]) for name in tensors if name in once and stats}
     training = training_of(ckpt)
     totals = _totals(tensors, once, grads)
     past = read_record(ckpt, HISTORY)
@@ -95,6 +112,7 @@ def summarize(ckpt: Checkpoint, depth: int | None = 1, fold: bool | None = None)
         training,
         None if module is None else f"{module.func}, {_mode(module)}",
         depth,
+        {name: one for name, one in values.items() if one is not None},
         list(_warnings(ckpt, tensors, totals)),
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
