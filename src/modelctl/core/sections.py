@@ -241,7 +241,7 @@ def _chosen(root: Any, key: Path) -> Any:
         node = None
     if node is None or not is_model(node):
         known = [path_text(path) for path in state_dicts(root)]
-        near = nearest(path_text(key), known) or known[:3]
+        near = [name for name in nearest(path_text(key), known) if name in known] or known[:3]
         raise NoMatchError(
             f"there is no state_dict at '{path_text(key)}'",
             hint=f"found: {', '.join(near)}" if near else None,

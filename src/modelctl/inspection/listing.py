@@ -43,6 +43,8 @@ def list_tensors(
 ) -> list[TensorRow]:
     """The tensors of a section that ``pattern`` matches (all without one), in the file's order.
 
+    A file without a model (an optimizer by itself, a bare tensor) lists all of them.
+
     The model's are named as ``load_state_dict`` would see them, all others by their full path.
     ``role`` keeps parameters or buffers only.
 
@@ -91,6 +93,8 @@ def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Compos
     """The tensors of a section by name, each with the section that it is in."""
     if section not in SECTIONS:
         raise UsageError(f"there is no section '{section}'", hint=f"one of {', '.join(SECTIONS)}")
+    if section == "model" and not ckpt.sections.models:
+        section = "all"  # a bare tensor, an optimizer by itself: all that there is
     if section == "model":
         found: dict[str, tuple[TensorRef | Composite, str | None]] = {
             name: (node, "model")

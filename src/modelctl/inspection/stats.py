@@ -11,7 +11,8 @@ from .diff import numbers
 
 class Stats(NamedTuple):
     """Of the finite values: ``min``, ``max``, ``mean`` and ``std`` (population), None where there
-    are none; how many are ``nan`` and ``inf``; how many are zero; ``numel`` is how many there are."""
+    are none; how many are ``nan`` and ``inf``; how many are zero; ``numel`` is how many there are.
+    """
 
     min: float | None
     max: float | None
