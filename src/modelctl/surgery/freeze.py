@@ -117,11 +117,11 @@ def by_hand(ckpt: Checkpoint, path: str, safe: bool) -> list[str]:
         record = f"json.loads(safe_open({path!r}, 'pt').metadata()[{FREEZE!r}])"
     else:
         record = f"torch.load({path!r}, weights_only=True){where}._metadata[''][{FREEZE!r}]"
-    record_of_bn = mapping(read_record(ckpt, FREEZE)) or {}
-    statistics = ["(and keep its frozen BatchNorms in eval mode: modelctl.nn does that, too)"]
+    bn_eval = (mapping(read_record(ckpt, FREEZE)) or {}).get("bn_eval")
+    statistics = "(and keep its frozen BatchNorms in eval mode: modelctl.nn does that, too)"
     return [
         f"frozen = {record}['frozen']",
         "for name, parameter in model.named_parameters():",
         "    parameter.requires_grad = name not in frozen",
-        *(statistics if record_of_bn.get("bn_eval") else []),
+        *([statistics] if bn_eval else []),
     ]
