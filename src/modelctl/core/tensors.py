@@ -250,11 +250,6 @@ class TensorRef:
         return True
 
     @property
-    def is_whole(self) -> bool:
-        """True where the tensor is its whole storage, in row-major order."""
-        return self.start == 0 and self.nbytes == self.storage.nbytes and self.is_contiguous
-
-    @property
     def identity(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
         """Equal for references that are the same view of the same storage: tied tensors."""
         return (id(self.storage), self.start, self.shape, self.stride, self.dtype.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..errors import UnreadableError, UnsupportedError, UsageError
 from ..storage.source import FileSource
-from .base import HEAD, Format
+from .base import HEAD, Format, WritableFormat
 from .legacy import TorchLegacy
 from .safetensors import Safetensors
 from .sharded import Sharded
@@ -66,13 +66,13 @@ def detect(source: FileSource) -> Format:
     )
 
 
-def for_writing(name: str | None, path: str) -> Format:
+def for_writing(name: str | None, path: str) -> WritableFormat:
     """The format to write: by its name (``--to``), else by the suffix of ``path``.
 
     Raises:
         UsageError: no such format, or a suffix that says nothing.
     """
-    writable = [known for known in REGISTRY if known.suffixes]
+    writable = [known for known in REGISTRY if isinstance(known, WritableFormat)]
     names = ", ".join(known.name for known in writable)
     if name is not None:
         for known in writable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..core.checkpoint import Checkpoint
 from ..storage.source import FileSource
@@ -12,15 +12,13 @@ HEAD = 4096
 
 
 class Format(Protocol):
-    """One kind of file: how it is recognised, read and written.
+    """One kind of file: how it is recognised and read.
 
-    ``name`` is what ``--to`` takes and JSON shows, ``label`` what people read; ``suffixes`` are
-    those that choose it for an output, empty where it can't be written.
+    ``name`` is what ``--to`` takes and JSON shows, ``label`` what people read.
     """
 
     name: str
     label: str
-    suffixes: tuple[str, ...]
 
     def sniff(self, head: bytes) -> bool:
         """Whether a file that begins with ``head`` (up to 4 KiB) is of this format."""
@@ -29,6 +27,13 @@ class Format(Protocol):
     def read(self, source: FileSource) -> Checkpoint:
         """The structure of an open file. Raises UnreadableError."""
         ...
+
+
+@runtime_checkable
+class WritableFormat(Format, Protocol):
+    """A format that can be written, too; ``suffixes`` are those that choose it for an output."""
+
+    suffixes: tuple[str, ...]
 
     def losses(self, ckpt: Checkpoint) -> list[str]:
         """What of ``ckpt`` this format can't hold, a line each."""

@@ -12,7 +12,6 @@ from ..errors import UnreadableError, UnsupportedError
 from ..pickles.interpreter import MAX_SIZE, Unpickled, unpickle
 from ..pickles.machine import CutOffError
 from ..storage.source import FileSource, FileStorage
-from ..storage.staging import Sink
 from .torch_pickle import StorageId, storage_table
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -25,7 +24,6 @@ class TorchLegacy:
 
     name = "torch-legacy"
     label = "torch legacy"
-    suffixes: tuple[str, ...] = ()
 
     def sniff(self, head: bytes) -> bool:
         return head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]
@@ -111,15 +109,6 @@ class TorchLegacy:
                 f"{len(storages)} storages are missing", path=source.name, offset=at
             )
         return at
-
-    def losses(self, ckpt: Checkpoint) -> list[str]:
-        return []
-
-    def size(self, ckpt: Checkpoint) -> int:
-        return 0
-
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
-        raise UnsupportedError("the legacy format is read only", hint="--to torch")
 
 
 def _class_or_storage(load: Callable[[Any], StorageRef]) -> Callable[[Any], Any]:

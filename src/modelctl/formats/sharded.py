@@ -13,7 +13,6 @@ from ..core.tensors import TensorRef
 from ..core.tree import ABSENT, mapping, ordered_dict
 from ..errors import UnreadableError
 from ..storage.source import FileSource
-from ..storage.staging import Sink
 from .base import Format
 
 MAX_INDEX = 256 << 20
@@ -58,7 +57,6 @@ class Sharded:
 
     name = "sharded"
     label = "sharded"
-    suffixes: tuple[str, ...] = ()
 
     def __init__(self, shard_formats: tuple[Format, ...]) -> None:
         self.shard_formats = shard_formats
@@ -146,15 +144,6 @@ class Sharded:
             if known.sniff(head):
                 return known.read(source)
         raise UnreadableError("a shard that is no checkpoint", path=source.name)
-
-    def losses(self, ckpt: Checkpoint) -> list[str]:
-        return []
-
-    def size(self, ckpt: Checkpoint) -> int:
-        return 0
-
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
-        raise NotImplementedError
 
 
 def _index(source: FileSource) -> dict[str, Any]:

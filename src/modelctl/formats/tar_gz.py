@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from ..core.checkpoint import Checkpoint, Origin
-from ..errors import UnreadableError, UnsupportedError
+from ..errors import UnreadableError
 from ..storage.source import FileSource
-from ..storage.staging import Sink
 
 _SUFFIXES = (".th", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _PIECE = 1 << 20
@@ -31,7 +30,6 @@ class TarGz:
 
     name = "tar-gz"
     label = "tar.gz"
-    suffixes: tuple[str, ...] = ()
 
     def __init__(self, read_inner: Callable[[FileSource], Checkpoint]) -> None:
         self.read_inner = read_inner
@@ -102,15 +100,6 @@ class TarGz:
             outside="the archive around its checkpoint",
             resources=(source, *found.values()),
         )
-
-    def losses(self, ckpt: Checkpoint) -> list[str]:
-        return []
-
-    def size(self, ckpt: Checkpoint) -> int:
-        return 0
-
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
-        raise UnsupportedError("a tar.gz is read only", hint="--to torch")
 
 
 def _inflated(file: IO[bytes], source: FileSource, member: str, size: int) -> FileSource:

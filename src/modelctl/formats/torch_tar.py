@@ -9,11 +9,10 @@ from ..core.checkpoint import Checkpoint, Finding, Origin
 from ..core.dtypes import BY_STORAGE_CLASS, DType
 from ..core.tensors import StorageRef, TensorRef
 from ..core.tree import Global
-from ..errors import UnreadableError, UnsupportedError
+from ..errors import UnreadableError
 from ..pickles.interpreter import unpickle
 from ..pickles.rebuild import view
 from ..storage.source import FileSource, FileStorage
-from ..storage.staging import Sink
 from .torch_pickle import storage_dtype
 
 _MEMBERS = ("storages", "tensors", "pickle")
@@ -26,7 +25,6 @@ class TorchTar:
 
     name = "torch-tar"
     label = "torch tar"
-    suffixes: tuple[str, ...] = ()
 
     def sniff(self, head: bytes) -> bool:
         return head[257:262] == b"ustar"
@@ -135,15 +133,6 @@ class TorchTar:
                 raise e.located(source.name, "tensors") from None
             at += 8 + 16 * ndim + 8
         return found
-
-    def losses(self, ckpt: Checkpoint) -> list[str]:
-        return []
-
-    def size(self, ckpt: Checkpoint) -> int:
-        return 0
-
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
-        raise UnsupportedError("the tar format is read only", hint="--to torch")
 
 
 def _members(source: FileSource) -> dict[str, tuple[int, int]]:

@@ -37,7 +37,6 @@ class Line(NamedTuple):
     depth: int
     label: str
     text: str
-    is_value: bool
 
 
 def find(ckpt: Checkpoint, path: str) -> Any:
@@ -78,7 +77,7 @@ def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Line]:
         text, open_ = _describe(node)
         if id(node) in above:
             text, open_ = "(refers to itself)", False
-        yield Line(depth, label, text, not open_ and not isinstance(node, TensorRef))
+        yield Line(depth, label, text)
         if open_:
             inner = [
                 (depth + 1, str(name), child, (*above, id(node))) for name, child in _shown(node)

@@ -96,7 +96,7 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
                 f"several layers could be the head: {', '.join(named)}",
                 hint=f"name it: --head '{named[-1]}'",
             )
-        evidence = f"named like a head, {classes} outputs"
+        evidence = f"named like a head, {_outputs(classes)}"
         if anchor in modules:
             evidence += ", the model's last layer"
         confidence = "high" if anchor in modules else "medium"
@@ -108,7 +108,7 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
                 hint=f"name the one that is meant: --head '{anchor}'",
             )
         modules = [anchor]
-        evidence = f"the model's last layer, {_classes(layers[anchor])} outputs"
+        evidence = f"the model's last layer, {_outputs(_classes(layers[anchor]))}"
         confidence = "medium"
     else:
         what = (
@@ -189,6 +189,10 @@ def _classes(refs: dict[str, TensorRef]) -> int | None:
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
     return weight.shape[0]
+
+
+def _outputs(classes: int | None) -> str:
+    return f"{classes} output{'' if classes == 1 else 's'}"
 
 
 def _repeated(modules: dict[str, dict[str, TensorRef]]) -> set[str]:
