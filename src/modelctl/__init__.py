@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from .inspection.listing import list_tensors as list_tensors
     from .inspection.summary import summarize as summarize
     from .surgery.convert import convert as convert
+    from .surgery.find_head import find_head as find_head
     from .surgery.freeze import freeze as freeze
     from .surgery.freeze import unfreeze as unfreeze
-    from .surgery.head import find_head as find_head
     from .surgery.head import strip_head as strip_head
     from .surgery.merge import merge as merge
     from .surgery.prefix import strip_prefix as strip_prefix
@@ -35,7 +35,7 @@ _WHERE = {
     "save": "files",
     "strip_prefix": "surgery.prefix",
     "strip_head": "surgery.head",
-    "find_head": "surgery.head",
+    "find_head": "surgery.find_head",
     "freeze": "surgery.freeze",
     "unfreeze": "surgery.freeze",
     "convert": "surgery.convert",
