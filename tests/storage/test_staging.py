@@ -112,17 +112,6 @@ def test_too_big_for_the_disk(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_stale_temps_of_ours_are_removed(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    stale = f".f.modelctl-{dead.pid}-0123abcd.tmp"
-    kept = [f".f.modelctl-{os.getpid()}-0123abcd.tmp", ".f.other-1-0123abcd.tmp", "f.tmp"]
-    for name in (stale, *kept):
-        (tmp_path / name).write_bytes(b"x")
-    write(tmp_path / "f")
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "f"])
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, UnreadableError])
 def test_an_error_in_the_block(error: Any, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(OLD)

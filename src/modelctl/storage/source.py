@@ -12,9 +12,20 @@ from pathlib import Path
 from ..core.tensors import CHUNK, Extent, Storage
 from ..errors import ModelctlError, UnreadableError
 
+Identity = tuple[int, int, int, int]
+
+
+def identity(status: os.stat_result) -> Identity:
+    """Which file it is, and in what state: equal as long as nobody replaced or changed it."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
 
 class FileSource:
-    """A regular file, opened for reading at offsets. Counts what is read from it."""
+    """A regular file, opened for reading at offsets. Counts what is read from it.
+
+    ``place`` is where it stood when it was opened, with no links in it, and ``identity`` which
+    file that was: what replaces it must know whether it still is.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, follow: bool = True) -> None:
         """Open ``path``; with ``follow=False`` a link only where it stays inside one cache of the
@@ -40,6 +51,8 @@ class FileSource:
             os.close(self._fd)
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ModelctlError(f"{path}: {what}, so it is no checkpoint")
+        self.identity = identity(status)
+        self.place = os.path.realpath(path)
         self.size = status.st_size
         self.mode = stat.S_IMODE(status.st_mode)
 
@@ -49,6 +62,7 @@ class FileSource:
         made = cls.__new__(cls)
         made.path, made.name = parent.path, f"{parent.name}, {member}"
         made.bytes_read, made.mode, made.follow_links = 0, parent.mode, False
+        made.identity, made.place = parent.identity, parent.place
         made._fd = os.dup(fd)
         made.size = os.fstat(fd).st_size
         return made
@@ -130,6 +144,7 @@ class Window(FileSource):
         self.parent, self.base, self.size = parent, offset, size
         self.path, self.name = parent.path, f"{parent.name}, {member}"
         self.mode = parent.mode
+        self.identity, self.place = parent.identity, parent.place
         self.bytes_read = 0
         self._fd = parent.fileno()
 

@@ -4,172 +4,378 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NoReturn
 
-from ..core.tensors import Storage
-from ..errors import DurabilityError, UnreadableError, WriteError
+from ..errors import DurabilityError, WriteError
+from .locks import Lock, remove
+from .sink import Sink
+from .source import FileSource, Identity, identity
 
-_TEMP = re.compile(r"\.modelctl-(\d+)-[0-9a-f]{8}\.tmp$")
-# One call of copy_file_range can't be interrupted: pieces keep Ctrl-C prompt.
-_RANGE = 256 << 20
+__all__ = ["FileGroup", "Sink", "resolve_target", "staged", "staged_files"]
 
-
-class Sink:
-    """A file being written from its start. ``position`` counts the bytes that it holds."""
-
-    def __init__(self, fd: int, path: Path) -> None:
-        self.fd, self.path = fd, path
-        self.position = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        """All of ``data``."""
-        view = memoryview(data)
-        while view:
-            done = os.write(self.fd, view)
-            if done == 0:
-                raise OSError(errno.EIO, "nothing could be written")
-            self.position += done
-            view = view[done:]
-
-    def copy(self, storage: Storage, start: int = 0, stop: int | None = None) -> None:
-        """The bytes of a storage: copied by the kernel where they lie in a file as they are."""
-        stop = storage.nbytes if stop is None else stop
-        extent = storage.extent()
-        if extent is not None:
-            if extent.offset + stop > extent.source.size:
-                extent.source.read(extent.offset + start, stop - start)  # raises
-            start += self._copy_range(extent.source.fileno(), extent.offset + start, stop - start)
-        for piece in storage.chunks(start, stop):
-            self.write(piece)
-
-    def copy_with_crc(self, storage: Storage) -> int:
-        """All bytes of a storage, and their CRC-32: the recorded one, or that of what passes."""
-        if storage.crc32 is not None:
-            self.copy(storage)
-            return storage.crc32
-        crc = 0
-        for piece in storage.chunks():
-            crc = zlib.crc32(piece, crc)
-            self.write(piece)
-        return crc
-
-    def _copy_range(self, fd: int, offset: int, size: int) -> int:
-        """How much of the range the kernel copied; 0 where it can't."""
-        done = 0
-        while done < size and hasattr(os, "copy_file_range"):
-            try:
-                n = os.copy_file_range(fd, self.fd, min(size - done, _RANGE), offset + done)
-            except OSError as e:
-                if e.errno in _NO_RANGES:
-                    break
-                raise
-            if n == 0:
-                raise UnreadableError(
-                    "the source became shorter while it was copied", offset=offset + done
-                )
-            done += n
-            self.position += n
-        return done
-
-
-# What the kernel says where two files can't share ranges: other file systems, old kernels,
-# files that aren't plain, sandboxes.
-_NO_RANGES = frozenset(
-    (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF)
-)
-
-
-def resolve_target(path: str | os.PathLike[str]) -> Path:
-    """Where an output for ``path`` really goes: through links, so that a link stays one."""
-    target = Path(path)
-    try:
-        return target.resolve() if target.is_symlink() else target.absolute()
-    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL
-        raise WriteError(f"{path}: not a place to write to: {e}") from None
+PathLike = str | os.PathLike[str]
+Progress = Callable[[int], object]
 
 
 @contextmanager
 def staged(
-    path: str | os.PathLike[str], *, overwrite: bool = False, expected: int = 0
+    path: PathLike,
+    *,
+    overwrite: bool = False,
+    expected: int = 0,
+    sources: Iterable[FileSource] = (),
+    progress: Progress | None = None,
 ) -> Iterator[Sink]:
     """A :class:`Sink` whose file stands under ``path`` once the block ends without an error.
 
     Until then ``path`` is as it was; afterwards it is the new file, with the old one's mode (or
-    what the umask gives). ``expected`` is the size in bytes, to fail early when it can't fit.
+    what the umask gives). No other modelctl writes it meanwhile.
+
+    Args:
+        expected: the size in bytes, to fail early when it can't fit.
+        sources: what the content is made from. Where one of them is (or was, when it was opened)
+            the file at ``path``, that file must still be as it was opened, so that of two edits
+            at once none is lost.
+        progress: called with the number of bytes that were written since the last call.
 
     Raises:
         WriteError: nothing was changed; says why.
         DurabilityError: the new file is in place, but the directory could not be synced.
     """
     target = resolve_target(path)
-    folder = target.parent
-    try:
-        mode = stat.S_IMODE(target.stat().st_mode)
-        if target.is_dir():
-            raise WriteError(f"{path}: is a directory")
-        if not target.is_file():
-            raise WriteError(f"{path}: not a regular file, so it is not replaced")
-        if not overwrite:
-            raise WriteError(f"{path}: exists already", hint="--overwrite replaces it")
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        mode = 0o666 & ~umask
-    except NotADirectoryError:
-        raise WriteError(f"{path}: its parent is not a directory") from None
-    except (OSError, ValueError) as e:
-        raise WriteError(f"{path}: not a place to write to: {e}") from None
-    if not folder.is_dir():
-        raise WriteError(f"{path}: there is no directory {folder}", hint=f"mkdir -p {folder}")
-    _remove_stale(folder)
-    with suppress(OSError):
-        import shutil
+    _check_parent(target, path)
+    output = _Output(target, path, overwrite, sources)
+    with _failing(path), Lock(target.parent, target.name, path) as lock:
+        lock.remove_leftovers()
+        _check_space(target.parent, expected, path)
+        output.check()
+        try:
+            with output.written(lock.temp(), progress) as sink:
+                yield sink
+            output.check()
+            output.place()
+        except BaseException:
+            output.discard()
+            raise
+        _confirm(target.parent, path)
 
+
+@contextmanager
+def staged_files(
+    folder: PathLike,
+    *,
+    overwrite: bool = False,
+    expected: int = 0,
+    sources: Iterable[FileSource] = (),
+    progress: Progress | None = None,
+) -> Iterator[FileGroup]:
+    """A :class:`FileGroup`: files that stand in ``folder`` once the block ends without an error.
+
+    A folder that does not exist appears whole. In one that exists, the files are renamed into
+    place in the order in which they were opened, when all are on the disk; so open last the one
+    that names the others. Killed between two of these renames, the folder holds the first of
+    the new files, whole, and the last one's old version.
+
+    Args:
+        overwrite: replace files of the same name; without it they are refused.
+        expected: the size in bytes of all, to fail early when they can't fit.
+        sources: what the content is made from. One that is replaced or removed must still be as
+            it was opened.
+        progress: called with the number of bytes that were written since the last call.
+
+    Raises:
+        WriteError: nothing was changed, or, where a rename failed, says what was; says why.
+        DurabilityError: the files are in place, but the directory could not be synced.
+    """
+    target = resolve_target(folder, folder=True)
+    new = not target.is_dir()
+    place = _new_folder(target, folder) if new else nullcontext(target)
+    with _failing(folder), place as base, Lock(base, "", folder) as lock, ExitStack() as locks:
+        lock.remove_leftovers()
+        _check_space(base, expected, folder)
+        group = FileGroup(folder, lock, locks, overwrite, tuple(sources), progress)
+        try:
+            yield group
+            group._put_in_place()
+        except BaseException:
+            group._discard()
+            raise
+        if not new:  # a new one is not in place yet
+            _confirm(base, folder)
+            group._remove_old()
+
+
+class FileGroup:
+    """Files on their way into one folder, where all appear or none."""
+
+    def __init__(
+        self,
+        shown: PathLike,
+        lock: Lock,
+        locks: ExitStack,
+        overwrite: bool,
+        sources: tuple[FileSource, ...],
+        progress: Progress | None,
+    ) -> None:
+        self._shown, self._lock, self._locks = shown, lock, locks
+        self._overwrite, self._sources, self._progress = overwrite, sources, progress
+        self._outputs: dict[str, _Output] = {}  # in the order of opening
+        self._old: dict[str, _Output] = {}
+
+    def exists(self, name: str) -> bool:
+        """Whether the folder already holds something of that name."""
+        return os.path.lexists(self._lock.folder / _plain(name))
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Sink]:
+        """A :class:`Sink` for the file ``name`` of the folder: a name, no path.
+
+        Raises:
+            WriteError: it exists and is not to be replaced, is a link, or was opened before.
+        """
+        if name in self._outputs:
+            raise WriteError(f"{self._path(name)}: to be written twice")
+        output = self._output(name, self._overwrite)
+        self._locks.enter_context(Lock(self._lock.folder, name, self._path(name)))
+        output.check()
+        self._outputs[name] = output
+        try:
+            with output.written(self._lock.temp(), self._progress) as sink:
+                yield sink
+        except BaseException:
+            output.discard()
+            del self._outputs[name]
+            raise
+
+    def remove_after(self, names: Iterable[str]) -> None:
+        """Files of the folder that are removed once all the others stand: those that nothing
+        names any more. What can't be removed then, stays."""
+        for name in names:
+            if self.exists(name):
+                self._old[name] = self._output(name, True)
+
+    def _output(self, name: str, overwrite: bool) -> _Output:
+        target = self._lock.folder / _plain(name)
+        if target.is_symlink():
+            raise WriteError(
+                f"{self._path(name)}: a symbolic link, which is not replaced",
+                hint="choose another folder",
+            )
+        return _Output(target, self._path(name), overwrite, self._sources)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._shown, name)
+
+    def _put_in_place(self) -> None:
+        outputs = list(self._outputs.values())
+        for output in (*outputs, *self._old.values()):
+            output.check()
+        fresh = [output for output in outputs if not os.path.lexists(output.target)]
+        try:
+            for output in outputs:
+                if output is outputs[-1]:
+                    _sync(self._lock.folder)  # what it names must not come to the disk after it
+                output.place()
+        except BaseException as e:
+            for output in fresh:
+                output.withdraw()
+            placed = [name for name, output in self._outputs.items() if output.placed]
+            if placed:
+                raise WriteError(
+                    f"{self._shown}: {e}; new already: {', '.join(placed)}; the rest is as it was",
+                    hint="run it again",
+                ) from e
+            raise
+
+    def _discard(self) -> None:
+        for output in self._outputs.values():
+            output.discard()
+
+    def _remove_old(self) -> None:
+        for name, output in self._old.items():
+            if name not in self._outputs:
+                with suppress(OSError):
+                    os.unlink(output.target)
+
+
+class _Output:
+    """One file on its way: written beside its target, then renamed over it."""
+
+    def __init__(
+        self, target: Path, shown: PathLike, overwrite: bool, sources: Iterable[FileSource]
+    ) -> None:
+        self.target, self.shown, self.overwrite = target, shown, overwrite
+        self.temp: Path | None = None
+        self.placed = False
+        now = self._now()
+        if now is not None and not overwrite:
+            self._refuse()
+        # those that stand there, or stood there when they were opened
+        self.sources = [
+            source
+            for source in sources
+            if source.place == str(target) or (now and source.identity[:2] == now[:2])
+        ]
+
+    def _now(self) -> Identity | None:
+        """What stands at the target, which must be something that can be replaced."""
+        try:
+            status = os.stat(self.target)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise WriteError(f"{self.shown}: not a place to write to: {e.strerror}") from None
+        if stat.S_ISDIR(status.st_mode):
+            raise WriteError(f"{self.shown}: is a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise WriteError(f"{self.shown}: not a regular file, so it is not replaced")
+        return identity(status)
+
+    def _refuse(self) -> NoReturn:
+        raise WriteError(f"{self.shown}: exists already", hint="--overwrite replaces it")
+
+    def check(self) -> None:
+        """Raises WriteError where something else stands there than what may be replaced."""
+        now = self._now()
+        if any(source.identity != now for source in self.sources):
+            raise WriteError(
+                f"{self.shown}: changed while it was edited: nothing was written",
+                hint="run it again",
+            )
+        if now is not None and not self.overwrite:
+            self._refuse()
+
+    @contextmanager
+    def written(self, temp: Path, progress: Progress | None) -> Iterator[Sink]:
+        """What to write to; at the end all of it is on the disk, with the mode it is to have."""
+        try:
+            mode = stat.S_IMODE(os.stat(self.target).st_mode)
+        except FileNotFoundError:
+            mode = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        # the umask gives a new file its mode; what replaces one must not be more open than it
+        fd = os.open(temp, flags, 0o666 if mode is None else 0o600)
+        self.temp = temp
+        try:
+            sink = Sink(fd, temp, progress)
+            yield sink
+            if os.fstat(fd).st_size != sink.position:
+                raise OSError(errno.EIO, "the file is not as long as what was written")
+            if mode is not None and hasattr(os, "fchmod"):
+                os.fchmod(fd, mode)
+            os.fsync(fd)
+        except BaseException:
+            with suppress(OSError):
+                os.close(fd)
+            raise
+        os.close(fd)
+
+    def place(self) -> None:
+        if self.temp is not None:
+            os.replace(self.temp, self.target)
+            self.temp, self.placed = None, True
+
+    def withdraw(self) -> None:
+        """Take away what was placed where nothing stood."""
+        if self.placed:
+            with suppress(OSError):
+                os.unlink(self.target)
+                self.placed = False
+
+    def discard(self) -> None:
+        if self.temp is not None:
+            with suppress(OSError):
+                os.unlink(self.temp)
+            self.temp = None
+
+
+def resolve_target(path: PathLike, *, folder: bool = False) -> Path:
+    """Where an output for ``path`` really goes: through links, so that a link stays one."""
+    target = Path(path)
+    try:
+        if "\0" in str(target):
+            raise ValueError("a NUL in its name")
+        os.fsencode(target)
+        return target.resolve() if folder or target.is_symlink() else target.absolute()
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, half a character
+        raise WriteError(f"{str(path)!r}: not a place to write to: {e}") from None
+
+
+@contextmanager
+def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
+    """A folder that becomes ``target`` once the block ends without an error."""
+    _check_parent(target, shown)
+    with Lock(target.parent, target.name, shown) as lock:
+        lock.remove_leftovers()
+        if os.path.lexists(target):
+            raise WriteError(f"{shown}: exists already")
+        temp = lock.temp()
+        try:
+            os.mkdir(temp)
+            yield temp
+            _sync(temp)
+            os.rename(temp, target)
+        except BaseException:
+            with suppress(OSError):
+                remove(temp)
+            raise
+        _confirm(target.parent, shown)
+
+
+def _check_parent(target: Path, shown: PathLike) -> None:
+    folder = target.parent
+    if folder.is_dir():
+        return
+    if os.path.lexists(folder):
+        raise WriteError(f"{shown}: its parent is not a directory")
+    raise WriteError(f"{shown}: there is no directory {folder}", hint=f"mkdir -p {folder}")
+
+
+def _check_space(folder: Path, expected: int, shown: PathLike) -> None:
+    import shutil
+
+    with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if expected > free:
             raise WriteError(
-                f"{path}: needs {expected:,} bytes, {free:,} are free there",
+                f"{shown}: needs {expected:,} bytes, {free:,} are free there",
                 hint="choose another disk with -o",
             )
-    stem = os.fsdecode(os.fsencode(target.name)[:180])
-    temp = folder / f".{stem}.modelctl-{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+
+
+def _plain(name: str) -> str:
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        raise WriteError(f"{name!r}: not a plain file name")
+    return name
+
+
+@contextmanager
+def _failing(shown: PathLike) -> Iterator[None]:
+    """An error of the disk says what could not be written, and what that means."""
     try:
-        fd = os.open(temp, flags | getattr(os, "O_BINARY", 0), 0o600)
+        yield
     except OSError as e:
-        raise WriteError(f"{path}: can't be written there: {e.strerror}") from e
+        raise WriteError(
+            f"{shown}: not written: {e.strerror or e}; what stood there is as it was",
+            hint="free space or choose another place" if e.errno == errno.ENOSPC else None,
+        ) from e
+
+
+def _confirm(folder: Path, shown: PathLike) -> None:
     try:
-        sink = Sink(fd, temp)
-        yield sink
-        if os.fstat(fd).st_size != sink.position:
-            raise OSError(errno.EIO, "the file is not as long as what was written")
-        if hasattr(os, "fchmod"):
-            os.fchmod(fd, mode)
-        os.fsync(fd)
-        os.close(fd)
-        fd = -1
-        os.replace(temp, target)
-    except BaseException as e:
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
-        with suppress(OSError):
-            os.unlink(temp)
-        if isinstance(e, OSError):
-            raise WriteError(
-                f"{path}: not written: {e.strerror or e}; what stood there is as it was",
-                hint="free space or choose another place" if e.errno == errno.ENOSPC else None,
-            ) from e
-        raise
-    _sync_folder(folder, path)
+        _sync(folder)
+    except OSError as e:
+        raise DurabilityError(
+            f"{shown}: written whole, but the disk did not confirm it: {e.strerror}"
+        ) from e
 
 
-def _sync_folder(folder: Path, path: str | os.PathLike[str]) -> None:
+def _sync(folder: Path) -> None:
     if not hasattr(os, "O_DIRECTORY"):
         return
     try:
@@ -179,30 +385,6 @@ def _sync_folder(folder: Path, path: str | os.PathLike[str]) -> None:
         finally:
             os.close(fd)
     except OSError as e:
-        if e.errno in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            return  # a file system whose directories can't be synced
-        raise DurabilityError(
-            f"{path}: written whole, but the disk did not confirm it: {e.strerror}"
-        ) from e
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what killed runs of ours left in ``folder``."""
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            found = _TEMP.search(name)
-            if found and not _alive(int(found[1])):
-                with suppress(OSError):
-                    os.unlink(folder / name)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        # some file systems can't sync their directories
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
