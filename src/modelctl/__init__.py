@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from .surgery.freeze import unfreeze as unfreeze
     from .surgery.head import strip_head as strip_head
     from .surgery.merge import merge as merge
+    from .surgery.prefix import add_prefix as add_prefix
     from .surgery.prefix import strip_prefix as strip_prefix
     from .surgery.recipe import apply as apply
+    from .surgery.rename import drop as drop
+    from .surgery.rename import keep as keep
+    from .surgery.rename import rename as rename
 
 __version__ = "0.1.0"
 
@@ -34,6 +38,10 @@ _WHERE = {
     "open": "files",
     "save": "files",
     "strip_prefix": "surgery.prefix",
+    "add_prefix": "surgery.prefix",
+    "rename": "surgery.rename",
+    "keep": "surgery.rename",
+    "drop": "surgery.rename",
     "strip_head": "surgery.head",
     "find_head": "surgery.find_head",
     "freeze": "surgery.freeze",

@@ -16,26 +16,28 @@ from typing import Any
 import pytest
 
 import modelctl as mc
-from modelctl.cli import edit, look
+from modelctl.cli.app import COMMANDS as ALL
 from modelctl.inspection.listing import list_tensors
 
 from .files import Cli, Result
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    function.__name__.replace("_", "-"): function for function in (*look.COMMANDS, *edit.COMMANDS)
-}
+COMMANDS: dict[str, Callable[..., Any]] = {name: command for name, (command, _) in ALL.items()}
 LIBRARY: dict[str, Callable[..., Any]] = {
     "summary": mc.summarize,
     "ls": list_tensors,
     "diff": mc.diff,
     "strip-prefix": mc.strip_prefix,
+    "add-prefix": mc.add_prefix,
+    "rename": mc.rename,
+    "keep": mc.keep,
+    "drop": mc.drop,
     "strip-head": mc.strip_head,
     "freeze": mc.freeze,
     "unfreeze": mc.unfreeze,
     "convert": mc.convert,
     "merge": mc.merge,
 }
-SOURCES = {"src", "a", "b", "ckpt", "recipe"}
+SOURCES = {"src", "a", "b", "ckpt", "recipe", "map_file"}
 OUTPUT = {"output", "in_place", "to", "overwrite", "dry_run", "history", "key", "follow_symlinks"}
 DISPLAY = {"format", "color", "quiet"}
 # --params and --buffers are the library's role; --long is how it is shown
@@ -253,6 +255,10 @@ def process(*argv: str, never: str = "torch,safetensors,torchvision") -> Result:
         ("show", "ddp.pt"),
         ("diff", "ddp.pt", "flat.pt"),
         ("strip-prefix", "ddp.pt", "-o", "1.pt"),
+        ("add-prefix", "flat.pt", "--prefix", "m", "-o", "1a.pt"),
+        ("rename", "flat.pt", "--map", "conv1=stem", "-o", "1b.pt"),
+        ("keep", "flat.pt", "--pattern", "conv1", "-o", "1c.pt"),
+        ("drop", "ddp.pt", "--pattern", "module.fc", "-o", "1d.pt"),
         ("strip-head", "ddp.pt", "-o", "2.pt"),
         ("freeze", "flat.pt", "--pattern", "conv1", "-o", "3.safetensors"),
         ("unfreeze", "frozen.pt", "--pattern", "conv1", "-o", "4.pt"),

@@ -329,3 +329,23 @@ def test_a_parametrized_module_leaves_a_failed_save(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"without data\.pkl.*failed") as raised:
         modelctl.open(tmp_path / "a.pt")
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_compiled_module(tmp_path: Path, part: bool) -> None:
+    """It pickles as a call with the module in it: nothing of that may be missing."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3)))
+    if part:
+        net[1] = torch.compile(net[1], backend="eager")
+    else:
+        net = torch.compile(net, backend="eager")
+    torch.save(net, tmp_path / "net.pt")
+    with modelctl.open(tmp_path / "net.pt") as ckpt:
+        assert list(ckpt.state_dict()) == list(net.state_dict())
+        flat = modelctl.strip_prefix(modelctl.convert(ckpt, weights_only=True))
+        assert list(flat.state_dict()) == [
+            "0.weight",
+            "0.bias",
+            "1.0.weight",
+            "1.0.bias",
+        ]

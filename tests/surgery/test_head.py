@@ -256,18 +256,6 @@ def test_an_ema_copy_loses_its_head_too(tmp_path: Path) -> None:
     assert len(out["ema_state_dict"]) == len(out["state_dict"])
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_an_ema_copy_without_names_refuses(tmp_path: Path, nested: bool) -> None:
-    net = Net()
-    shadow = [parameter.detach().clone() for parameter in net.parameters()]
-    ema = {"decay": 0.9, "shadow_params": shadow} if nested else shadow
-    saved = {"model": net.state_dict(), "ema" if nested else "shadow_params": ema}
-    with opened(tmp_path / "in.pt", saved) as ckpt:
-        with pytest.raises(RefusedError, match="has no names"):
-            mc.strip_head(ckpt)
-        assert mc.strip_prefix(ckpt).root is ckpt.root  # names alone: nothing to do
-
-
 def test_a_wrong_choice_of_optimizer_policy(tmp_path: Path) -> None:
     with opened(tmp_path / "in.pt", Net().state_dict()) as ckpt, pytest.raises(UsageError):
         mc.strip_head(ckpt, optimizer="maybe")  # type: ignore[arg-type]

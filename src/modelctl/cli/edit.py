@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import UsageError
 from . import options as o
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def edits(function: Callable[..., Options]) -> Callable[..., None]:
     @wraps(function)
     def command(src: list[Path], **options: Any) -> None:
         job = {name: options.pop(name) for name in shared}
-        _job(function.__name__.replace("_", "-"), job).run(src, function(src=src, **options))
+        make_job(function.__name__.replace("_", "-"), job).run(src, function(src=src, **options))
 
     # typer reads what a command takes from these two
     parameters = {**own, **shared}
@@ -69,6 +68,85 @@ def strip_prefix(
     Example: modelctl strip-prefix ddp.pt -o clean.pt
     """
     return {"prefix": prefix}
+
+
+@edits
+def add_prefix(
+    src: o.Srcs,
+    prefix: Annotated[str, typer.Option(metavar="P", help="What goes before every name.")],
+) -> Options:
+    """Put a prefix before every name, as a module around the model would.
+
+    The inverse of strip-prefix --prefix.
+
+    Example: modelctl add-prefix resnet50.pt --prefix backbone -o part.pt
+    """
+    return {"prefix": prefix}
+
+
+@edits
+def rename(
+    src: o.Srcs,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="OLD=NEW",
+            autocompletion=o.complete_names,
+            help="The n-th * of NEW is what the n-th * of OLD stands for. Repeatable, in order.",
+        ),
+    ] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="A file with a map a line (# begins a comment)."),
+    ] = None,
+    regex: Annotated[
+        bool, typer.Option("--regex", help="OLD is searched for and replaced; NEW may hold \\1.")
+    ] = False,
+) -> Options:
+    """Rename tensors, in the model, its EMA copies, the optimizer and the records.
+
+    OLD is a glob over dotted names (* crosses dots and takes as little as it can), or a module,
+    for all in it. Each map works on what the one before made; two tensors with one name are
+    refused.
+
+    Example: modelctl rename vit.pt --map 'blocks.*.attn.*=layers.*.attention.*' -o renamed.pt
+    """
+    from .editing import read_maps
+
+    return {"map": [*(map or []), *(read_maps(map_file) if map_file else [])], "regex": regex}
+
+
+@edits
+def keep(
+    src: o.Srcs,
+    pattern: o.Pattern,
+    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    regex: o.Regex = False,
+    optimizer: o.Optimizer = "keep",
+) -> Options:
+    """Keep the tensors that match, and their optimizer state; drop the model's others.
+
+    Example: modelctl keep clip.pt --pattern 'visual.*' -o visual.safetensors
+    """
+    return {"pattern": pattern, "exclude": exclude, "regex": regex, "optimizer": optimizer}
+
+
+@edits
+def drop(
+    src: o.Srcs,
+    pattern: o.Pattern,
+    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    regex: o.Regex = False,
+    optimizer: o.Optimizer = "keep",
+) -> Options:
+    """Drop the tensors that match, and their optimizer state.
+
+    In a whole module a dropped layer becomes an Identity.
+
+    Example: modelctl drop googlenet.pt --pattern 'aux*' -o main.pt
+    """
+    return {"pattern": pattern, "exclude": exclude, "regex": regex, "optimizer": optimizer}
 
 
 @edits
@@ -170,86 +248,18 @@ def apply(
     return {"edits": read_recipe(recipe)}
 
 
-def merge(
-    model: Annotated[
-        Path | None, typer.Option(metavar="F", help="A state_dict, or a checkpoint to update.")
-    ] = None,
-    optimizer: Annotated[
-        Path | None, typer.Option(metavar="F", help="The file that holds the optimizer.")
-    ] = None,
-    scheduler: Annotated[
-        Path | None, typer.Option(metavar="F", help="The file that holds the scheduler.")
-    ] = None,
-    ema: Annotated[
-        Path | None, typer.Option(metavar="F", help="The file that holds the EMA copy.")
-    ] = None,
-    epoch: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished epochs.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished steps.")] = None,
-    lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Goes to every place that holds it.")
-    ] = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other value. Repeatable."),
-    ] = None,
-    like: Annotated[
-        Path | None, typer.Option(metavar="REF", help="Use this checkpoint's keys.")
-    ] = None,
-    output: o.Destination = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
-    """Put separately saved parts together into one checkpoint that resumes.
-
-    Keys: model, optimizer, scheduler, ema, epoch, step, lr, or those of the checkpoint that is
-    updated, or of --like. Refuses an optimizer that does not belong to the model.
-
-    Example: modelctl merge --model m.pt --optimizer o.pt --epoch 12 --lr 1e-3 -o resume.pt
-    """
-    from .editing import merge_files
-
-    values = dict(_pair(text) for text in set or [])
-    parts = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "ema": ema,
-        "like": like,
-    }
-    numbers = {"epoch": epoch, "step": step, "lr": lr}
-    names = ("output", "overwrite", "dry_run", "history", "format", "color", "quiet")
-    given = locals()
-    job = _job("merge", {name: given[name] for name in names})
-    merge_files(job, {name: _text(part) for name, part in parts.items()}, numbers, values)
-
-
-def _job(command: str, options: Options) -> Job:
+def make_job(command: str, options: Options) -> Job:
     from .editing import Job  # the library behind it is not needed to parse a command line
 
-    return Job(command, **{name: _text(value) for name, value in options.items()})
+    return Job(command, **{name: text(value) for name, value in options.items()})
 
 
-def _text(value: Any) -> Any:
+def text(value: Any) -> Any:
     """Paths as text: they are paths for the sake of the shell's completion."""
     return str(value) if isinstance(value, Path) else value
 
 
-def _pair(text: str) -> tuple[str, Any]:
-    import json
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set takes KEY=VALUE, not '{text}'")
-    try:
-        return key, json.loads(value)
-    except RecursionError:
-        raise UsageError(f"--set {key}: its value is nested too deep") from None
-    except ValueError:
-        return key, value
-
-
-COMMANDS = (strip_prefix, strip_head, freeze, unfreeze, convert, merge, apply)
+COMMANDS = (
+    *(strip_prefix, add_prefix, rename, keep, drop),
+    *(strip_head, freeze, unfreeze, convert, apply),
+)

@@ -204,6 +204,20 @@ def read_recipe(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise UsageError(f"{path}: {e.message}", hint=e.hint) from None
 
 
+def read_maps(path: Path) -> list[str]:
+    """The maps of a file, a line each; empty lines and comments left out."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except OSError as e:
+        raise ModelctlError(f"{path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not text, a map a line is (OLD=NEW)") from None
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageError(f"{path}: no map in it, OLD=NEW a line")
+    return found
+
+
 def merge_files(
     job: Job, parts: dict[str, str | None], numbers: dict[str, Any], values: dict[str, Any]
 ) -> None:

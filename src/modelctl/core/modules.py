@@ -14,7 +14,7 @@ from .tensors import TensorRef
 from .tree import Global, Obj, attributes, children, is_module, mapping, ordered_dict
 
 # What nn.Module itself keeps in its state: no hyperparameters of the layer.
-_INTERNAL = frozenset(
+INTERNAL = frozenset(
     (
         *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"),
         *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
@@ -63,7 +63,7 @@ def hyperparameters(module: Obj) -> dict[str, Any]:
     return {
         str(name): value
         for name, value in attributes(module).items()
-        if name not in _INTERNAL and (value is None or isinstance(value, str | int | float | tuple))
+        if name not in INTERNAL and (value is None or isinstance(value, str | int | float | tuple))
     }
 
 

@@ -122,11 +122,24 @@ def common_prefix(names: Iterable[str]) -> str:
 
 
 def unwrapped(name: str) -> str:
-    """The name without the wrapper segments at its start: the same tensor's name to a loader."""
+    """The name without the wrappers' segments: the same tensor's name to a loader.
+
+    Those at its start, and ``_orig_mod`` (``torch.compile``'s, no name that people give)
+    wherever it stands.
+    """
     parts = name.split(".")
+    if "_orig_mod" in parts:
+        parts = [*(part for part in parts[:-1] if part != "_orig_mod"), parts[-1]]
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
     return ".".join(parts)
+
+
+def wrappers(name: str) -> str:
+    """The wrappers' segments at the start of a name, with their dots (``module._orig_mod.``)."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts[:-1]) if part not in WRAPPERS), len(parts) - 1)
+    return "".join(part + "." for part in parts[:first])
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:

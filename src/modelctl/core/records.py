@@ -2,8 +2,8 @@
 
 They lie in the model's state_dict, in ``_metadata[""]`` beside torch's own ``version``: that goes
 through ``torch.save``, ``torch.load(weights_only=True)`` and ``load_state_dict`` without a word
-(FORMATS section 6). Formats whose state_dict has no ``_metadata`` (safetensors) keep the same
-entries in their own place.
+(FORMATS section 6). A whole module carries them as attributes, which torch ignores, too. Formats
+whose state_dict has no ``_metadata`` (safetensors) keep the same entries in their own place.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import RefusedError
 from .checkpoint import Checkpoint
-from .tree import Obj, attributes, mapping, ordered_dict, rebuild
+from .tree import (
+    Obj,
+    attributes,
+    is_module,
+    mapping,
+    ordered_dict,
+    rebuild,
+    with_attributes,
+)
 
 PREFIX = "modelctl."
 FREEZE = "modelctl.freeze"
@@ -24,26 +31,33 @@ METADATA = "modelctl.metadata"
 
 def read_record(ckpt: Checkpoint, name: str) -> Any:
     """The record called ``name`` of the model's state_dict, or None."""
-    if not ckpt.sections.models:
-        return None
-    found = mapping(ckpt.sections.models[0].metadata.get(""))
-    return found.get(name) if found else None
+    models = ckpt.sections.models
+    return records(models[0].node).get(name) if models else None
 
 
 def records(node: Any) -> dict[str, Any]:
-    """All records of a state_dict."""
+    """All records of a state_dict or a whole module."""
     if not isinstance(node, Obj):
         return {}
-    found = mapping((mapping(attributes(node).get("_metadata")) or {}).get("")) or {}
+    found = attributes(node)
+    if not is_module(node):
+        found = mapping((mapping(found.get("_metadata")) or {}).get("")) or {}
     return {k: v for k, v in found.items() if isinstance(k, str) and k.startswith(PREFIX)}
 
 
+def without_records(entry: Any) -> Any:
+    """What torch recorded of a module in ``_metadata``, without our records."""
+    return {k: v for k, v in (mapping(entry) or {}).items() if not str(k).startswith(PREFIX)}
+
+
 def with_records(node: Any, changes: dict[str, Any]) -> Any:
-    """A state_dict with these records set (None removes one).
+    """A state_dict or whole module with these records set (None removes one).
 
     A plain dict becomes an OrderedDict, which can carry ``_metadata`` and is what
     ``Module.state_dict`` gives.
     """
+    if is_module(node):
+        return with_attributes(node, changes)
     entries = mapping(node) or {}
     metadata = mapping(attributes(node).get("_metadata")) if isinstance(node, Obj) else None
     ours = {**(mapping((metadata or {}).get("")) or {}), **changes}
@@ -62,30 +76,16 @@ def with_records(node: Any, changes: dict[str, Any]) -> Any:
 
 
 def write_records(ckpt: Checkpoint, changes: dict[str, Any]) -> Checkpoint:
-    """The checkpoint with these records of its model's state_dict set (None removes one).
-
-    Raises:
-        RefusedError: the model is a whole module, which has no place for them.
-    """
+    """The checkpoint with these records of its model set (None removes one)."""
     model = ckpt.sections.model()
-    if model.is_module:
-        raise whole_module("carry records")
     root = rebuild(ckpt.root, {id(model.node): with_records(model.node, changes)})
     return ckpt.replace(root=root)
 
 
-def whole_module(what: str) -> RefusedError:
-    """The error for an edit that only a state_dict can take."""
-    return RefusedError(
-        f"this file holds a whole module, which can't {what} yet",
-        hint="'modelctl convert --weights-only' makes a state_dict of it, without its class",
-    )
-
-
 def add_history(ckpt: Checkpoint, lines: Sequence[str]) -> Checkpoint:
-    """The checkpoint with more lines of history, where it has a state_dict to carry them."""
+    """The checkpoint with more lines of history, where it has a model to carry them."""
     sections = ckpt.sections
-    if not sections.models or not sections.certain or sections.models[0].is_module:
+    if not sections.models or not sections.certain:
         return ckpt
     past = read_record(ckpt, HISTORY)
     return write_records(ckpt, {HISTORY: [*(past if isinstance(past, list) else []), *lines]})

@@ -162,9 +162,19 @@ def with_entries(node: Any, entries: dict[Any, Any]) -> Any:
     return node.replace(entries=entries) if isinstance(node, Obj) else entries
 
 
+# torch.compile's module pickles as a call: OptimizedModule(the module, how to compile it).
+_COMPILED = Global("torch._dynamo.eval_frame", "OptimizedModule")
+
+
+def _is_compiled(node: Obj) -> bool:
+    return node.how == "reduce" and node.func == _COMPILED and is_module((*node.args, None)[0])
+
+
 def attributes(node: Obj) -> dict[Any, Any]:
     """What BUILD would set on an object: its ``__dict__``, and its slots where it has them."""
     state = node.state
+    if _is_compiled(node):
+        return {"_parameters": {}, "_buffers": {}, "_modules": {"_orig_mod": node.args[0]}}
     if isinstance(state, dict):
         return state
     if isinstance(state, tuple) and len(state) == 2:
@@ -172,6 +182,19 @@ def attributes(node: Obj) -> dict[Any, Any]:
         if all(part is not None for part in parts):
             return {**(parts[0] or {}), **(parts[1] or {})}
     return {}
+
+
+def with_attributes(node: Obj, changes: Mapping[str, Any]) -> Obj:
+    """An object with these attributes set (None removes one)."""
+    state = node.state
+    if isinstance(state, tuple):  # (__dict__, slots)
+        return node.replace(state=(_set(mapping(state[0]) or {}, changes), state[1]))
+    return node.replace(state=_set(state if isinstance(state, dict) else {}, changes))
+
+
+def _set(entries: dict[Any, Any], changes: Mapping[str, Any]) -> dict[Any, Any]:
+    merged = {**entries, **changes}
+    return {key: value for key, value in merged.items() if key not in changes or value is not None}
 
 
 def is_module(node: Any) -> bool:
@@ -221,7 +244,8 @@ def children(node: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(node, Composite):
         yield from node.parts.items()
     elif isinstance(node, Obj):
-        yield from enumerate(node.args)
+        if not _is_compiled(node):
+            yield from enumerate(node.args)
         if isinstance(node.kwargs, dict):
             yield from node.kwargs.items()
         yield from enumerate(node.items)

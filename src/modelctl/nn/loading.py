@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import nearest
+from ..core.names import nearest, unwrapped
 from ..core.records import FREEZE, REMOVED, read_record
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
@@ -20,7 +20,7 @@ from ..core.tree import mapping
 from ..errors import RefusedError, UnsupportedError, UsageError
 from ..files import open as open_checkpoint
 from .freezing import Frozen, apply_record
-from .naming import Slot, canonical, is_lazy, match_names, places, slots
+from .naming import Slot, is_lazy, match_names, places, slots
 from .plain import live
 from .tensors import Device, read_into, resolve_device, to_tensors
 from .text import some
@@ -291,13 +291,13 @@ def plan_load(
         else:
             mismatched.append((names[0], ref.shape, tuple(tensor.shape)))
     missing += [name for name in states if name not in with_state]
-    gone = {canonical(name) for name in removed}
+    gone = {unwrapped(name) for name in removed}
     report = LoadReport(
         tuple(loaded + [name for name, _, _ in extras]),
         tuple(missing),
         tuple(name for name in section.entries if isinstance(name, str) and name not in found),
         tuple(mismatched),
-        tuple(name for name in missing if canonical(name) in gone),
+        tuple(name for name in missing if unwrapped(name) in gone),
     )
     return Plan(model, pairs, report, zeros, extras)
 
@@ -323,7 +323,7 @@ def _old_norms(model: nn.Module, section: StateDict) -> set[str]:
     versions = {}
     for name, entry in section.metadata.items():
         if isinstance(name, str):
-            versions[canonical(f"{name}.x")[:-2]] = (mapping(entry) or {}).get("version")
+            versions[unwrapped(f"{name}.x")[:-2]] = (mapping(entry) or {}).get("version")
     return {
         f"{place.name}.num_batches_tracked" if place.name else "num_batches_tracked"
         for place in places(model)

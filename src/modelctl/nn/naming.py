@@ -158,11 +158,6 @@ def plain_pattern(pattern: str, names: Iterable[str], regex: bool = False) -> st
     return _WRAPPED_REGEX.sub(r"\1", pattern) if regex else unwrapped(pattern)
 
 
-def canonical(name: str) -> str:
-    """A name as text, without wrapper prefixes and without ``_orig_mod`` anywhere."""
-    return unwrapped(".".join(part for part in name.split(".") if part != "_orig_mod") or name)
-
-
 def match_names(foreign: Iterable[str], live: Collection[str]) -> dict[str, str]:
     """For names from elsewhere the live name that each means; what means none is left out.
 
@@ -171,11 +166,11 @@ def match_names(foreign: Iterable[str], live: Collection[str]) -> dict[str, str]
     """
     by_text: dict[str, str] = {}
     for name in live:
-        by_text.setdefault(canonical(name), name)
+        by_text.setdefault(unwrapped(name), name)
     found: dict[str, str] = {}
     taken: dict[str, str] = {}
     for name in foreign:
-        meant = _peeled(name, live) or by_text.get(canonical(name))
+        meant = _peeled(name, live) or by_text.get(unwrapped(name))
         if meant is None:
             continue
         if taken.setdefault(meant, name) != name:

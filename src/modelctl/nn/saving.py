@@ -12,12 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..core.names import unwrapped
 from ..core.records import FREEZE
 from ..errors import RefusedError
 from ..files import staged
 from . import schedules
 from .freezing import freeze_record, was_frozen
-from .naming import canonical, places, slots
+from .naming import places, slots
 from .plain import storable
 from .rng import rng_state
 
@@ -129,4 +130,4 @@ def _bare(name: str, tensors: Mapping[str, str], modules: Mapping[str, str]) -> 
     module, _, last = name.rpartition(".")
     if module in modules:
         return f"{modules[module]}.{last}" if modules[module] else last
-    return canonical(name)
+    return unwrapped(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
-from ..core.records import FREEZE, with_records
+from ..core.records import FREEZE, records, with_records
 from ..core.roles import parameters
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
@@ -47,7 +47,8 @@ def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     node = ordered_dict(plain)
     known = parameters(tensors)
     frozen = [name for name, ref in known.items() if ref.requires_grad is False]
+    ours = records(model.node)
     if frozen:
-        record = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
-        node = with_records(node, {FREEZE: record})
+        ours[FREEZE] = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
+    node = with_records(node, ours)
     return ckpt.replace(root=node, key=None, outside=None)

@@ -10,6 +10,7 @@ from ..core.records import FREEZE, read_record, write_records
 from ..core.roles import parameters
 from ..core.tree import mapping, rebuild
 from ..errors import NoMatchError
+from .modules import frozen_batchnorm_in_eval, set_requires_grad
 from .optimizer import drop_parameters
 from .prefix import wrapper_prefix
 from .remap import check_choice
@@ -27,10 +28,12 @@ def freeze(
 ) -> Checkpoint:
     """Record that the parameters that ``pattern`` matches don't train.
 
-    The record travels in the state_dict, where torch ignores it; ``summary``, ``ls --long`` and
-    ``modelctl.nn`` read it. It adds to what was frozen before. ``bn_eval`` says that frozen
-    BatchNorm layers stay in eval mode, so that their statistics don't move either.
-    ``optimizer="drop"`` takes the frozen parameters' state out of the optimizer.
+    In a whole module it is their ``requires_grad``, and with ``bn_eval`` the mode of BatchNorms
+    of which every parameter is frozen. In a state_dict it is the freeze record, which travels in
+    it, where torch ignores it; ``summary``, ``ls --long`` and ``modelctl.nn`` read it. It adds to
+    what was frozen before. ``bn_eval`` says that frozen BatchNorm layers stay in eval mode, so
+    that their statistics don't move either. ``optimizer="drop"`` takes the frozen parameters'
+    state out of the optimizer.
 
     Raises:
         NoMatchError: a pattern matches no parameter.
@@ -45,24 +48,28 @@ def freeze(
     # tied names are one parameter: it trains or it doesn't
     tied = {known[name].identity for name in known if name in before or name in chosen}
     frozen = [name for name, ref in known.items() if ref.identity in tied]
-    old = mapping(read_record(ckpt, FREEZE)) or {}
-    record = {
-        "version": VERSION,
-        "frozen": frozen,
-        "bn_eval": bool(old.get("bn_eval")) or bn_eval,
-        "patterns": [*old.get("patterns", []), *_as_given(pattern, exclude)],
-    }
     if optimizer == "drop":
         changes = {
             id(node): drop_parameters(node, model.tensors(), set(chosen))
             for _, node in ckpt.sections.optimizers
         }
         ckpt = ckpt.replace(root=rebuild(ckpt.root, changes))
-    out = write_records(ckpt, {FREEZE: record}).noting(
+    if model.is_module:
+        out = _set_flags(ckpt, dict.fromkeys(frozen, False), bn_eval)
+    else:
+        old = mapping(read_record(ckpt, FREEZE)) or {}
+        record = {
+            "version": VERSION,
+            "frozen": frozen,
+            "bn_eval": bool(old.get("bn_eval")) or bn_eval,
+            "patterns": [*old.get("patterns", []), *_as_given(pattern, exclude)],
+        }
+        out = write_records(ckpt, {FREEZE: record})
+    out = out.noting(
         f"frozen: {len(tied)} of {len({ref.identity for ref in known.values()})} parameters"
     )
     prefix = wrapper_prefix(list(known))
-    if prefix:
+    if prefix and not model.is_module:
         out = out.noting(
             f"warning: the names start with '{prefix}': a bare model has other ones, "
             "strip-prefix first"
@@ -70,6 +77,20 @@ def freeze(
     if len(frozen) == len(known):
         return out.noting("warning: every parameter is frozen: the loss will not move")
     return out
+
+
+def _set_flags(ckpt: Checkpoint, trains: dict[str, bool], bn_eval: bool = False) -> Checkpoint:
+    """A whole module keeps ``requires_grad`` itself, and the mode of its BatchNorms."""
+    module = ckpt.sections.model().node
+    changed = set_requires_grad(module, trains)
+    notes = []
+    if bn_eval:
+        changed, count = frozen_batchnorm_in_eval(changed)
+        notes.append(
+            f"BatchNorm in eval mode: {count}; model.train() turns them on again, "
+            "modelctl.nn.freeze(bn_eval=True) keeps them"
+        )
+    return ckpt.replace(root=rebuild(ckpt.root, {id(module): changed})).noting(*notes)
 
 
 def unfreeze(
@@ -80,9 +101,9 @@ def unfreeze(
     Raises:
         NoMatchError: a pattern matches no parameter, or none of the matched ones is frozen.
     """
-    known = parameters(ckpt.sections.model().tensors())
+    model = ckpt.sections.model()
+    known = parameters(model.tensors())
     chosen = set(select(list(known), pattern, exclude=exclude, regex=regex, what="parameter"))
-    old = mapping(read_record(ckpt, FREEZE)) or {}
     before = frozen_names(ckpt)
     if not chosen & before:
         raise NoMatchError(
@@ -91,16 +112,23 @@ def unfreeze(
         )
     thawed = {known[name].identity for name in chosen}
     frozen = [name for name in known if name in before and known[name].identity not in thawed]
-    given = ["!" + one for one in as_list(pattern)]
-    record: dict[str, Any] = {**old, "frozen": frozen}
-    record["patterns"] = [*old.get("patterns", []), *given, *as_list(exclude)]
-    return write_records(ckpt, {FREEZE: record if frozen else None}).noting(
-        f"frozen: {len(frozen)} of {len(known)} parameters"
-    )
+    if model.is_module:
+        out = _set_flags(ckpt, {n: True for n, ref in known.items() if ref.identity in thawed})
+    else:
+        old = mapping(read_record(ckpt, FREEZE)) or {}
+        given = ["!" + one for one in as_list(pattern)]
+        record: dict[str, Any] = {**old, "frozen": frozen}
+        record["patterns"] = [*old.get("patterns", []), *given, *as_list(exclude)]
+        out = write_records(ckpt, {FREEZE: record if frozen else None})
+    return out.noting(f"frozen: {len(frozen)} of {len(known)} parameters")
 
 
 def frozen_names(ckpt: Checkpoint) -> set[str]:
-    """The names in the checkpoint's freeze record; empty where it has none."""
+    """The names in the checkpoint's freeze record, or of a whole module's frozen parameters."""
+    model = ckpt.sections.models[0] if ckpt.sections.models else None
+    if model is not None and model.is_module:
+        tensors = parameters(model.tensors())
+        return {name for name, ref in tensors.items() if ref.requires_grad is False}
     record = mapping(read_record(ckpt, FREEZE)) or {}
     names = record.get("frozen", [])
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..core.checkpoint import Checkpoint
-from ..core.names import unwrapped
+from ..core.names import wrappers
 from ..errors import UsageError
 from .find_head import Head, find_head
-from .remap import OptimizerPolicy, Renaming, remap
+from .remap import OptimizerPolicy, remap
+from .renaming import following
 
 __all__ = ["Head", "find_head", "strip_head"]
 
@@ -30,13 +29,8 @@ def strip_head(
             be kept in step (``optimizer="drop"`` leaves it out).
     """
     found = find_head(ckpt, head)
-    gone = {unwrapped(name) for name in found.names}
-    if rename_head is None:
-
-        def plan(names: Sequence[str]) -> Renaming:
-            return {name: None for name in names if unwrapped(name) in gone}
-
-    else:
+    renaming: dict[str, str | None] = dict.fromkeys(found.names)
+    if rename_head is not None:
         if len(found.modules) != 1:
             raise UsageError(
                 f"the head has {len(found.modules)} modules, --rename-head takes one",
@@ -44,15 +38,8 @@ def strip_head(
             )
         if not all(rename_head.split(".")):
             raise UsageError(f"--rename-head takes the name of a module, not '{rename_head}'")
-        old = unwrapped(found.modules[0])
-
-        def plan(names: Sequence[str]) -> Renaming:
-            out: dict[str, str | None] = {}
-            for name in names:
-                bare = unwrapped(name)
-                if bare in gone:
-                    wrapper = name[: len(name) - len(bare)]
-                    out[name] = f"{wrapper}{rename_head}{bare[len(old) :]}"
-            return out
-
-    return remap(ckpt, plan, optimizer=optimizer).noting(f"head: {found}")
+        old = found.modules[0]
+        new = wrappers(found.names[0]) + rename_head
+        renaming = {name: new + name[len(old) :] for name in found.names}
+    plan = following(ckpt.sections.model().entries, renaming)
+    return remap(ckpt, plan, optimizer=optimizer, record=True).noting(f"head: {found}")

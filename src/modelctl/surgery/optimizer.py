@@ -24,6 +24,7 @@ Shape = tuple[int, ...]
 _SCALARS = ("step", "mu_product", "eta", "mu")
 _LBFGS = ("func_evals", "n_iter", "old_dirs", "prev_flat_grad")
 _DROP = "--optimizer drop leaves the optimizer out"
+_DROP_EMA = "'modelctl convert --weights-only' leaves the EMA copy out"
 # The assignments that are followed at once; beyond it the answer is "ambiguous" anyway.
 _MOST_STATES = 200_000
 
@@ -89,26 +90,61 @@ def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[st
             # recorded names may be relative and collide: the shapes may still prove which is which
             if any(shape is None for group in groups.shapes for shape in group):
                 raise
+    return _prove("the optimizer", groups.shapes, model, _DROP)
+
+
+def surviving(
+    what: str,
+    shapes: Sequence[Shape],
+    model: Mapping[str, TensorRef],
+    removed: Collection[str],
+) -> list[bool]:
+    """Of a list of tensors in the order of the model's parameters (``shadow_params`` of an EMA
+    copy), which belong to a parameter that stays.
+
+    Raises:
+        RefusedError, AmbiguousError: which is which can't be proved.
+    """
+    if not any(name in removed for name in parameters(dict(model))):
+        return [True] * len(shapes)
+    (names,) = _prove(f"the EMA copy '{what}'", [list(shapes)], model, _DROP_EMA)
+    alive = {ref.identity for name, ref in model.items() if name not in removed}
+    return [model[name].identity in alive for name in names]
+
+
+def _prove(
+    whose: str,
+    shapes: Sequence[Sequence[Shape | None]],
+    model: Mapping[str, TensorRef],
+    way_out: str,
+) -> list[list[str]]:
+    """The only names that groups of parameters with these shapes can have in the model."""
+    flat = next(
+        (name for name in model if name.rpartition(".")[2].lstrip("_") == "flat_param"), None
+    )
+    if flat is not None:
+        raise RefusedError(f"'{flat}' is several parameters in one (FSDP)", hint=way_out)
     candidates = _candidates(model)
-    total = sum(map(len, groups.ids))
+    total = sum(map(len, shapes))
     if total > len(candidates):
         raise RefusedError(
-            f"the optimizer has {total} parameters, the model {len(candidates)}: "
+            f"{whose} has {total} parameters, the model {len(candidates)}: "
             "they don't belong together",
-            hint=_DROP,
+            hint=way_out,
         )
-    found, count = _embeddings(groups.shapes, list(candidates.values()))
+    found, count = _embeddings(shapes, list(candidates.values()))
     if count == 0:
         raise RefusedError(
-            f"the optimizer's {total} parameters don't fit the model's in shape and order",
-            hint=_DROP,
+            f"{whose}'s {total} parameters don't fit the model's in shape and order", hint=way_out
         )
     if count > 1:
         many = f"{count:,}" if count < 1000 else f"{count:.1e}"
         raise AmbiguousError(
-            f"the optimizer's {total} parameters fit the model's {len(candidates)} in "
+            f"{whose}'s {total} parameters fit the model's {len(candidates)} in "
             f"{many} ways, and it does not record their names",
-            hint=f"{_DROP}; build it from model.named_parameters() so that it records names",
+            hint=f"{way_out}; build it from model.named_parameters() so that it records names"
+            if way_out is _DROP
+            else way_out,
         )
     names = list(candidates)
     return [[names[i] for i in group] for group in found]
@@ -117,13 +153,13 @@ def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[st
 def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]:
     known: dict[str, str] = {}
     for name in model:
-        known.setdefault(_bare(name), name)
+        known.setdefault(unwrapped(name), name)
     out = []
     seen: set[str] = set()
     for recorded, shapes in zip(groups.names or (), groups.shapes, strict=True):
         names = []
         for name, shape in zip(recorded, shapes, strict=True):
-            found = known.get(_bare(name))
+            found = known.get(unwrapped(name))
             if found is None or found in seen:
                 what = "is not in the model" if found is None else "is recorded twice"
                 raise RefusedError(f"the optimizer's parameter '{name}' {what}", hint=_DROP)
@@ -137,10 +173,6 @@ def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]
             names.append(found)
         out.append(names)
     return out
-
-
-def _bare(name: str) -> str:
-    return unwrapped(name).replace("._orig_mod.", ".")
 
 
 def _candidates(model: Mapping[str, TensorRef]) -> dict[str, Shape]:

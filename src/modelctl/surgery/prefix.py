@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import WRAPPERS, common_prefix, no_match
-from .remap import Renaming, remap
+from ..errors import UsageError
+from .remap import remap
+from .renaming import Renaming
 
 # A buffer of torch.optim.swa_utils.AveragedModel itself, beside the ``module.`` that it wraps.
 _OF_WRAPPER = "n_averaged"
@@ -50,6 +52,20 @@ def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
             "--prefix module. strips it from those that have it"
         )
     return ckpt.noting("no name has a wrapper prefix: nothing to strip")
+
+
+def add_prefix(ckpt: Checkpoint, prefix: str) -> Checkpoint:
+    """Put a prefix before every name, as a module around the model would: the inverse of
+    :func:`strip_prefix` with that prefix.
+
+    Raises:
+        UsageError: a prefix that no module can have.
+        RefusedError: the model is a whole module, whose names are its class's.
+    """
+    wanted = prefix if prefix.endswith(".") else prefix + "."
+    if not all(wanted[:-1].split(".")):
+        raise UsageError(f"'{prefix}' is no prefix: module names joined with dots are")
+    return remap(ckpt, lambda names: {name: wanted + name for name in names})
 
 
 def _unwrap(names: Sequence[str]) -> Renaming:

@@ -12,11 +12,16 @@ from ..errors import UsageError
 from .convert import convert
 from .freeze import freeze, unfreeze
 from .head import strip_head
-from .prefix import strip_prefix
+from .prefix import add_prefix, strip_prefix
+from .rename import drop, keep, rename
 
 # One line lets a recipe use an operation.
 OPERATIONS: dict[str, Callable[..., Checkpoint]] = {
     "strip-prefix": strip_prefix,
+    "add-prefix": add_prefix,
+    "rename": rename,
+    "keep": keep,
+    "drop": drop,
     "strip-head": strip_head,
     "freeze": freeze,
     "unfreeze": unfreeze,

@@ -5,64 +5,56 @@ Every edit that renames or removes tensors says what becomes of each name; this 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..core.checkpoint import Checkpoint
-from ..core.records import FREEZE, REMOVED, records, whole_module, with_records
-from ..core.sections import StateDict
+from ..core.sections import Sections, StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import Obj, attributes, mapping, path_text, rebuild, set_at, with_entries
-from ..errors import CollisionError, RefusedError, UsageError
-from .optimizer import drop_parameters, rename_parameters
+from ..core.tree import mapping, path_text, rebuild, set_at, walk, with_entries
+from ..errors import RefusedError, UsageError
+from .modules import rename_module
+from .optimizer import drop_parameters, rename_parameters, surviving
+from .renaming import Plan, Renaming, rename_state_dict
 
-# What becomes of each name that changes: its new name, or None where the tensor is removed.
-Renaming = Mapping[str, "str | None"]
 OptimizerPolicy = Literal["keep", "drop"]
 
 
 def remap(
-    ckpt: Checkpoint,
-    plan: Callable[[Sequence[str]], Renaming],
-    *,
-    optimizer: OptimizerPolicy = "keep",
+    ckpt: Checkpoint, plan: Plan, *, optimizer: OptimizerPolicy = "keep", record: bool = False
 ) -> Checkpoint:
     """Rename and remove tensors in every section.
 
     ``plan`` gets the names of a state_dict (the model's first, then each EMA copy's, then the
     optimizer's ``param_names``) and says what changes. With ``optimizer="drop"`` optimizer and
-    scheduler are left out instead of being kept in step.
+    scheduler are left out instead of being kept in step. With ``record`` the model's state_dict
+    says what was removed from it.
 
     Raises:
         CollisionError: two tensors would get one name.
-        RefusedError, AmbiguousError: the optimizer can't be kept in step.
+        RefusedError, AmbiguousError: the optimizer can't be kept in step, or a whole module
+            can't be changed so without its class.
     """
     check_choice("optimizer", optimizer, ("keep", "drop"))
     sections = ckpt.sections
     model = sections.model()
-    if any(part.is_module for part in (model, *sections.ema)):
-        raise whole_module("be renamed or cut")
     renaming = plan(list(model.entries))
     removed = {name for name, new in renaming.items() if new is None}
     if removed.issuperset(model.tensors()):
         raise RefusedError("no tensor would be left in the model")
-    if removed and sections.nameless_ema:
-        where = path_text(sections.nameless_ema[0])
-        raise RefusedError(
-            f"the EMA copy at '{where}' has no names: which of its tensors to remove is unknown",
-            hint="save the EMA copy as a state_dict",
-        )
     changes: dict[int, Any] = {}
     notes = []
     for copy in sections.ema:
         of_copy = plan(list(copy.entries))
-        changes[id(copy.node)] = _rename_state_dict(copy, of_copy, record=False)
+        changes[id(copy.node)] = _renamed(copy, of_copy, record=False)
         if of_copy:
             gone = sum(new is None for new in of_copy.values())
             notes.append(
                 f"EMA copy '{path_text(copy.path)}': {len(of_copy) - gone} renamed, {gone} removed"
             )
-    changes[id(model.node)] = _rename_state_dict(model, renaming, record=True)
+    if removed:
+        changes.update(_without_removed(sections, model.tensors(), removed))
+    changes[id(model.node)] = _renamed(model, renaming, record=record)
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
@@ -85,98 +77,46 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
         raise UsageError(f"{option} is {' or '.join(choices)}, not {value!r}")
 
 
+def _renamed(part: StateDict, renaming: Renaming, *, record: bool) -> Any:
+    rename = rename_module if part.is_module else rename_state_dict
+    return rename(part, renaming, record=record)
+
+
+def _without_removed(
+    sections: Sections, model: Mapping[str, TensorRef], removed: Collection[str]
+) -> dict[int, Any]:
+    """The EMA copies that are lists (``shadow_params``) without what is removed: they hold the
+    parameters in the model's order, so the shapes must prove which is which."""
+    changes: dict[int, Any] = {}
+    for path in sections.nameless_ema:
+        for inner, node in walk(_at(sections.root, path)):
+            refs = [ref for ref in node if isinstance(ref, TensorRef)] if _is_list(node) else []
+            if not refs:
+                continue
+            if len(refs) != len(node):
+                raise RefusedError(
+                    f"the EMA copy '{path_text((*path, *inner))}' is no list of tensors"
+                )
+            kept = surviving(
+                path_text((*path, *inner)), [ref.shape for ref in refs], model, removed
+            )
+            changes[id(node)] = type(node)(
+                ref for ref, stays in zip(node, kept, strict=True) if stays
+            )
+    return changes
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list) or type(node) is tuple
+
+
+def _at(root: Any, path: tuple[Any, ...]) -> Any:
+    return (mapping(root) or {})[path[0]]
+
+
 def _without(root: Any, paths: Iterable[tuple[Any, ...]]) -> Any:
     for path in {path[:1] for path in paths if path}:
         entries = mapping(root) or {}
         kept = {key: value for key, value in entries.items() if key != path[0]}
         root = set_at(root, (), with_entries(root, kept))
     return root
-
-
-def _rename_state_dict(model: StateDict, renaming: Renaming, *, record: bool) -> Any:
-    if not renaming:
-        return model.node
-    entries: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    removed = []
-    for name, value in model.entries.items():
-        new = renaming.get(name, name)
-        if new is None:
-            if isinstance(value, TensorRef):
-                removed.append(
-                    {"name": name, "shape": list(value.shape), "dtype": value.dtype.name}
-                )
-            continue
-        if new in origin:
-            raise CollisionError(
-                f"'{origin[new]}' and '{name}' would both be named '{new}'",
-                hint="rename or drop one of them first",
-            )
-        origin[new] = name
-        entries[new] = value
-    node = _rename_metadata(with_entries(model.node, entries), model.entries, renaming)
-    changes: dict[str, Any] = {}
-    ours = records(node)
-    if removed and record:
-        changes[REMOVED] = [*ours.get(REMOVED, []), *removed]
-    freeze = mapping(ours.get(FREEZE))
-    if freeze is not None:
-        names = [renaming.get(name, name) for name in freeze.get("frozen", [])]
-        changes[FREEZE] = {**freeze, "frozen": [name for name in names if name is not None]}
-    return with_records(node, changes) if changes else node
-
-
-def _rename_metadata(node: Any, names: Iterable[str], renaming: Renaming) -> Any:
-    """``_metadata`` has a key a module: they move with the tensors under them."""
-    boxed = attributes(node).get("_metadata") if isinstance(node, Obj) else None
-    old = mapping(boxed)
-    if old is None or boxed is None:
-        return node
-    modules = _module_renaming(names, renaming)
-    entries: dict[str, Any] = {}
-    for module, value in old.items():
-        new = _renamed_module(module, modules)
-        if new is None:
-            continue
-        if new in entries:  # a wrapper's own entry: the wrapped module's counts, records stay
-            value = {**(mapping(entries[new]) or {}), **(mapping(value) or {})}
-        entries[new] = value
-    return node.replace(state={**attributes(node), "_metadata": with_entries(boxed, entries)})
-
-
-def _module_renaming(names: Iterable[str], renaming: Renaming) -> dict[str, str | None]:
-    """What becomes of each module, from what becomes of the tensors in it."""
-    modules: dict[str, str | None] = {}
-    kept: set[str] = set()
-    for name in names:
-        parts = name.split(".")[:-1]
-        new = renaming.get(name, name)
-        if new is None:
-            for end in range(1, len(parts) + 1):
-                modules.setdefault(".".join(parts[:end]), None)
-            continue
-        new_parts = new.split(".")[:-1]
-        for end in range(len(parts), 0, -1):
-            cut = len(parts) - end
-            if cut > len(new_parts):  # a wrapper around a wrapper: both become the root
-                modules.setdefault(".".join(parts[:end]), "")
-                continue
-            if parts[end:] != new_parts[len(new_parts) - cut :]:
-                break
-            module = ".".join(parts[:end])
-            if module not in kept:
-                kept.add(module)
-                modules[module] = ".".join(new_parts[: len(new_parts) - cut])
-    return modules
-
-
-def _renamed_module(module: str, modules: Mapping[str, str | None]) -> str | None:
-    """The new name of a module; one without tensors goes where the module above it goes."""
-    above, below = module, ""
-    while above:
-        if above in modules:
-            new = modules[above]
-            return None if new is None else ".".join(part for part in (new, below) if part)
-        above, _, last = above.rpartition(".")
-        below = f"{last}.{below}" if below else last
-    return module
