@@ -46,8 +46,8 @@ ONLY = {
     "shelve": (),
     "dill": (),
 }
-NEVER_AT_START = {"numpy", "torch", "rich", "tabulate"}
-ALLOWED_LIBRARIES = {*sys.stdlib_module_names, "numpy", "tomli"}
+NEVER_AT_START = {"numpy", "torch", "rich", "tabulate", "isal"}
+ALLOWED_LIBRARIES = {*sys.stdlib_module_names, "numpy", "tomli", "isal"}
 
 
 def module_name(path: Path) -> str:
@@ -206,6 +206,7 @@ def test_it_sees_every_room() -> None:
         ("core.x", "import numpy as np"),
         ("core.x", "if True:\n    import numpy"),
         ("core.x", "class C:\n    import numpy"),
+        ("storage.x", "from isal import isal_zlib"),
         ("core.x", "import requests"),
         ("pickles.x", "import pickle"),
         ("pickles.x", "from pickle import loads"),

@@ -61,9 +61,9 @@ class Sink:
         if storage.crc32 is not None:
             self.copy(storage)
             return storage.crc32
-        crc = 0
+        crc, crc32 = 0, _fastest_crc32()
         for piece in storage.chunks():
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             self.write(piece)
         return crc
 
@@ -89,3 +89,13 @@ class Sink:
         self.position += size
         if self._progress is not None:
             self._progress(size)
+
+
+def _fastest_crc32() -> Callable[[bytes, int], int]:
+    """ISA-L's, ten times as fast as zlib's, where it is installed."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.crc32
+    crc32: Callable[[bytes, int], int] = isal_zlib.crc32
+    return crc32
