@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .core.checkpoint import Checkpoint
 from .core.records import METADATA, add_history, write_records
+from .core.sections import is_state_dict
 from .core.tree import find_path
-from .errors import LossError
-from .formats import detect, for_writing
+from .errors import LossError, WriteError
+from .formats import destination, detect
 from .formats.sharded import find_in_folder
+from .formats.sharding import MAX_SHARD_SIZE, parse_size, superseded, write_shards
 from .storage.source import FileSource
-from .storage.staging import staged
+from .storage.staging import staged, staged_files
 
-__all__ = ["Saved", "open", "save", "staged"]
+__all__ = ["Saved", "open", "save", "staged", "staged_files"]
 
 PathLike = str | os.PathLike[str]
 
 
 class Saved(NamedTuple):
-    """What :func:`save` wrote: where, in which format, how many bytes."""
+    """What :func:`save` wrote: the file (of shards the index), its format, all bytes and files."""
 
     path: Path
     format: str
     bytes_written: int
+    files: int = 1
 
 
 def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = False) -> Checkpoint:
@@ -77,13 +80,21 @@ def save(
     *,
     to: str | None = None,
     overwrite: bool = False,
+    max_shard_size: int | str | None = None,
     history: Sequence[str] = (),
+    progress: Callable[[int, int], object] | None = None,
 ) -> Saved:
     """Write a checkpoint, whole or not at all; the old file is intact until the new one stands.
 
-    The format is ``to``, or what the suffix of ``path`` says. Tensors that were not changed are
-    copied from the files they lie in, which may include ``path`` itself. ``history`` adds
-    lines to what the file says was done to it.
+    The format is ``to``, or what the suffix of ``path`` says. A folder, or the name of an index
+    (``model.safetensors.index.json``), takes shards of at most ``max_shard_size`` (``"5GB"``,
+    decimal) and their index; where all fits into one, that one. Tensors that were not changed
+    are copied from the files they lie in, which may include ``path`` itself.
+
+    Args:
+        history: lines to add to what the file says was done to it.
+        progress: called with the bytes written since the last call, and about how many there
+            will be in all.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
@@ -92,38 +103,58 @@ def save(
         WriteError: the output can't be written; nothing was changed.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
-    target = os.fspath(path)
-    fmt = for_writing(to, target)
+    place = destination(os.fspath(path), to, max_shard_size is not None)
+    fmt = place.format
     if history:
         ckpt = add_history(ckpt, history)
     if fmt.name != "safetensors" and ckpt.sections.models and not ckpt.sections.models[0].is_module:
         extra = {key: text for key, text in ckpt.metadata.items() if key != "format"}
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
-    check_losses(ckpt, target, to)
-    with staged(target, overwrite=overwrite, expected=fmt.size(ckpt)) as sink:
-        fmt.write(ckpt, sink, os.path.basename(target))
-    return Saved(Path(target), fmt.name, sink.position)
+    check_losses(ckpt, path, to, max_shard_size)
+    expected = fmt.size(ckpt)
+    options: dict[str, Any] = {
+        "overwrite": overwrite,
+        "expected": expected,
+        "sources": [source for source in ckpt.resources if isinstance(source, FileSource)],
+        "progress": None if progress is None else lambda done: progress(done, expected),
+    }
+    if place.shards is None:
+        with staged(place.path, **options) as sink:
+            fmt.write(ckpt, sink, os.path.basename(place.path))
+        return Saved(Path(place.path), fmt.name, sink.position)
+    limit = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
+    old = superseded(Path(place.path), *place.shards)
+    if old and not overwrite:
+        raise WriteError(
+            f"{os.path.join(place.path, old[0])}: exists already", hint="--overwrite replaces it"
+        )
+    with staged_files(place.path, **options) as group:
+        written = write_shards(ckpt, group, fmt, place.shards, limit, old)
+    return Saved(Path(place.path, written.name), fmt.name, written.nbytes, written.files)
 
 
-def format_of(path: PathLike, to: str | None = None) -> str:
-    """The name of the format that :func:`save` would write. Raises UsageError."""
-    return for_writing(to, os.fspath(path)).name
-
-
-def check_losses(ckpt: Checkpoint, path: PathLike, to: str | None = None) -> None:
+def check_losses(
+    ckpt: Checkpoint,
+    path: PathLike,
+    to: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
     """What :func:`save` would refuse, before anything is written.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
         UsageError: no format is named.
     """
+    place = destination(os.fspath(path), to, max_shard_size is not None)
     if ckpt.outside is not None:
         raise LossError(
             f"{path}: {ckpt.outside} can't be written, and would be lost",
             hint="'modelctl convert --weights-only' keeps the model's tensors alone",
         )
-    lost = for_writing(to, os.fspath(path)).losses(ckpt)
+    lost = place.format.losses(ckpt)
+    if place.shards is not None and not is_state_dict(ckpt.root):
+        lost = [f"shards hold one flat state_dict, this is a {ckpt.sections.kind}"]
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         whole = "one flat state_dict" in lost[0]

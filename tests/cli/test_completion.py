@@ -20,10 +20,12 @@ from .files import net, write
         ("modelctl ls nothing.pt lay", set()),
         ("modelctl freeze m.pt --pattern f", {"fc"}),
         ("modelctl strip-h", {"strip-head"}),
+        ("modelctl convert m.pt -o m", {"m.pt", "more/"}),
     ],
 )
 def test_names_are_completed(tmp_path: Path, line: str, expected: set[str]) -> None:
     write(tmp_path / "m.pt", net())
+    (tmp_path / "more").mkdir()
     env = os.environ | {
         "_MODELCTL_COMPLETE": "complete_bash",
         "COMP_WORDS": line,

@@ -104,7 +104,29 @@ def test_several_sources(cli: Cli, place: Path) -> None:
     assert cli("strip-prefix", "a.pt", "b.th", "--in-place").code == 0
     with mc.open("b.th") as ckpt:
         assert list(ckpt.state_dict()) == list(net())
-    assert cli("strip-prefix", "a.pt", "-o", "out").code == 2  # one source: a file, not a folder
+
+
+def test_one_source_and_a_folder(cli: Cli, place: Path) -> None:
+    """The Hugging Face layout: shards and their index, or the one file that holds all."""
+    write(place / "a.pt", net("module."))
+    result = cli("strip-prefix", "a.pt", "-o", "out/")
+    assert result.code == 0
+    assert result.out.startswith("a.pt -> out/model.safetensors ")
+    result = cli("convert", "a.pt", "-o", "shards", "--max-shard-size", "700")
+    assert result.code == 0
+    assert result.out.startswith("a.pt -> shards/model.safetensors.index.json ")
+    assert "; 3 files, " in result.out
+    with mc.open("a.pt") as a, mc.open("shards") as b:
+        assert not mc.diff(a, b).differs
+    result = cli("rename", "shards", "--map", "module.fc=module.head", "--in-place")
+    assert result.code == 0
+    assert os.listdir("shards") == ["model.safetensors"]  # of 5 GB there is but one
+    assert cli("convert", "shards", "-o", "whole.pt").code == 0
+    with mc.open("whole.pt") as ckpt:
+        assert "module.head.bias" in ckpt.state_dict()
+    assert cli("convert", "a.pt", "-o", "b.pt", "--max-shard-size", "1kB").code == 2
+    assert cli("convert", "a.pt", "-o", "c/", "--max-shard-size", "lots").code == 2
+    assert cli("convert", "a.pt", "a.pt", "-o", "out", "--max-shard-size", "1kB").code == 2
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--dry-run",)])

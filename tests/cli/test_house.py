@@ -38,7 +38,10 @@ LIBRARY: dict[str, Callable[..., Any]] = {
     "merge": mc.merge,
 }
 SOURCES = {"src", "a", "b", "ckpt", "recipe", "map_file"}
-OUTPUT = {"output", "in_place", "to", "overwrite", "dry_run", "history", "key", "follow_symlinks"}
+OUTPUT = {
+    *("output", "in_place", "to", "max_shard_size", "overwrite", "dry_run", "history", "key"),
+    "follow_symlinks",
+}
 DISPLAY = {"format", "color", "quiet"}
 # --params and --buffers are the library's role; --long is how it is shown
 SPELLED = {"ls": ({"params", "buffers", "long"}, {"role"})}

@@ -227,7 +227,9 @@ EDIT: dict[str, Any] = {
     "removed": list,
     "dropped": list,
     "added": list,
+    "trains": list,
     "notes": list,
+    "files_written": (int, None),
     "bytes_written": (int, None),
 }
 
@@ -312,7 +314,11 @@ def test_edit_json(cli: Cli, inputs: None) -> None:
         assert (dry["dry_run"], dry["bytes_written"], dry["output"]) == (True, None, None)
         for key in ("kept", "renamed", "removed", "dropped", "added"):
             assert dry[key] == found[key]
+    found = as_json(cli, "freeze", "flat.pt", "--pattern", "*", "--exclude", "fc", "--dry-run")
+    assert found["trains"][0] == {"name": "conv1.weight", "before": None, "after": False}
+    assert [one["name"] for one in found["trains"] if one["after"]] == ["fc.weight", "fc.bias"]
     found = as_json(cli, "strip-prefix", "ddp.pt", "--dry-run")
+    assert found["trains"] == []
     assert found["renamed"][0] == ["module.conv1.weight", "conv1.weight"]
     assert (found["kept"], len(found["renamed"])) == (0, 12)
     found = as_json(cli, "strip-head", "ddp.pt", "--dry-run")

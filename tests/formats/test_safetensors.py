@@ -213,3 +213,20 @@ def test_the_library_refuses_it_too(what: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(REFUSED[what])
     with pytest.raises(SafetensorError):
         safe_open(tmp_path / "a", "pt").keys()
+
+
+def test_a_tie_survives_whatever_the_names_are(tmp_path: Path) -> None:
+    shared = torch.randn(3)
+    tensors = {"embed": shared, "head": shared, "a.weight": shared, "z": torch.zeros(2)}
+    torch.save(tensors, tmp_path / "in.pt")
+    with modelctl.open(tmp_path / "in.pt") as ckpt:
+        modelctl.save(ckpt, tmp_path / "out.safetensors")
+    with modelctl.open(tmp_path / "out.safetensors") as ckpt:
+        refs = ckpt.state_dict()
+        assert set(refs) == set(tensors)
+        assert len({refs[name].identity for name in ("embed", "head", "a.weight")}) == 1
+        assert "modelctl.tied" not in ckpt.metadata
+        modelctl.save(ckpt, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").stat().st_size == (
+        tmp_path / "out.safetensors"
+    ).stat().st_size

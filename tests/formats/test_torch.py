@@ -22,6 +22,7 @@ import modelctl
 from modelctl.core.tensors import TensorRef
 from modelctl.errors import UnsupportedError
 from modelctl.files import save
+from modelctl.inspection.listing import list_tensors
 
 QUICK = settings(
     max_examples=60,
@@ -481,3 +482,10 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
         assert ckpt.tensors()["w"].nbytes == 16 << 20
         assert ckpt.bytes_read < 1 << 17
         assert os.path.getsize(tmp_path / "a.pt") > 16 << 20
+
+
+def test_a_list_of_quantized_tensors_that_is_shared(tmp_path: Path) -> None:
+    quantized = [torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.quint8)]
+    torch.save({"a": quantized, "b": quantized}, tmp_path / "q.pt")
+    with modelctl.open(tmp_path / "q.pt") as ckpt:
+        assert [row.name for row in list_tensors(ckpt, section="all")] == ["a.0", "b.0"]

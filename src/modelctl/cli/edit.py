@@ -22,6 +22,7 @@ def _shared(
     output: o.Destination = None,
     in_place: o.InPlace = False,
     to: o.To = None,
+    max_shard_size: o.MaxShardSize = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     history: o.History = True,
@@ -224,7 +225,9 @@ def convert(
 ) -> Options:
     """Write a checkpoint in another format.
 
-    What the format can't hold is refused: an optimizer is only lost with --weights-only.
+    Shards become one file, and one file shards where the output is a folder. A whole module
+    becomes its state_dict, without its class. What the format can't hold is refused: an
+    optimizer is only lost with --weights-only.
 
     Example: modelctl convert old.th -o model.safetensors --weights-only
     """

@@ -12,10 +12,12 @@ from typing import Any
 from .. import files
 from ..core.checkpoint import Checkpoint
 from ..errors import ModelctlError, UsageError
-from ..inspection.plan import Plan, plan
+from ..formats import destination
+from ..formats.sharded import find_in_folder
+from ..inspection.plan import Plan, fold_trains, plan
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import OPERATIONS, history_line, parse_recipe
-from .output import Output, size
+from .output import Column, Output, size
 
 _SUFFIX = {"torch": ".pt", "safetensors": ".safetensors"}
 _EXAMPLES = 3
@@ -29,6 +31,7 @@ class Job:
     output: str | None = None
     in_place: bool = False
     to: str | None = None
+    max_shard_size: str | None = None
     overwrite: bool = False
     dry_run: bool = False
     history: bool = True
@@ -80,6 +83,10 @@ class Job:
             raise UsageError(
                 "where does the result go?", hint="-o FILE, --in-place, or --dry-run to look first"
             )
+        if len(sources) > 1 and self.max_shard_size is not None:
+            raise UsageError(
+                "shards of several sources: edit them one by one, each with its own -o"
+            )
         if len(sources) > 1 and self.output is not None and not os.path.isdir(self.output):
             raise UsageError(
                 f"{len(sources)} sources need a folder to go to, {self.output} is none",
@@ -96,6 +103,9 @@ class Job:
 
     def target(self, source: str, of: int, ckpt: Checkpoint) -> tuple[str, str | None]:
         """The output for a source, and its format where the suffix does not say it."""
+        sharded = ckpt.origin is not None and ckpt.origin.format == "sharded"
+        if self.in_place and sharded:
+            return str(find_in_folder(source) if os.path.isdir(source) else source), self.to
         if self.in_place or self.output is None:
             format = ckpt.origin.format if ckpt.origin else "torch"
             says = next((f for f, suffix in _SUFFIX.items() if source.endswith(suffix)), None)
@@ -106,11 +116,6 @@ class Job:
                 )
             return source, self.to or (format if format in _SUFFIX else "torch")
         if of == 1:
-            if os.path.isdir(self.output):
-                raise UsageError(
-                    f"{self.output} is a folder: sharded output is not written yet",
-                    hint=f"-o {os.path.join(self.output, os.path.basename(source))}",
-                )
             return self.output, self.to
         return os.path.join(self.output, self.named(source)), self.to
 
@@ -126,7 +131,7 @@ class Job:
     def check_target(self, after: Checkpoint, target: tuple[str, str | None]) -> None:
         """Raises what saving would raise, as far as that can be known before."""
         path, to = target
-        files.check_losses(after, path, to)
+        files.check_losses(after, path, to, self.max_shard_size)
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.isdir(folder):
             raise ModelctlError(
@@ -144,31 +149,37 @@ class Job:
         path, to = target
         out = Output(self.format, self.color, self.quiet)
         unchanged = after.root is before.root and self.command != "convert"
-        written: int | None = None
+        saved: files.Saved | None = None
         if self.dry_run:
             if self.output is not None or self.in_place:
                 self.check_target(after, target)
                 if os.path.exists(path) and not (self.overwrite or self.in_place):
                     out.note(f"warning: {path} exists already: without --overwrite it is kept")
-        elif unchanged and self.in_place:
-            written = 0
-        else:
-            saved = files.save(
-                after,
-                path,
-                to=to,
-                overwrite=self.overwrite or self.in_place,
-                history=lines if self.history and not unchanged else [],
-            )
-            written = saved.bytes_written
+        elif not (unchanged and self.in_place):
+            with out.progress(os.path.basename(path)) as progress:
+                saved = files.save(
+                    after,
+                    path,
+                    to=to,
+                    overwrite=self.overwrite or self.in_place,
+                    max_shard_size=self.max_shard_size,
+                    history=lines if self.history and not unchanged else [],
+                    progress=progress,
+                )
         shown = None if self.dry_run and self.output is None and not self.in_place else path
-        report = _data(before, shown, plan(before, after), written)
+        if saved is not None and saved.path != Path(path):  # into a folder
+            shown = str(saved.path)
+        found = plan(before, after)
+        report = _data(before, shown, found, saved, self.dry_run)
         if not out.is_json:
             _print(out, before, report)
-        if self.command == "freeze" and out.is_table:
-            out.note("plain torch ignores the record; by hand it is applied so:")
-            for line in by_hand(after, path, safe=files.format_of(path, to) == "safetensors"):
-                out.note("    " + line)
+            _print_trains(out, found)
+        if self.command == "freeze" and out.is_table and not after.sections.model().is_module:
+            place = destination(path, to, self.max_shard_size is not None)
+            if place.shards is None:
+                out.note("plain torch ignores the record; by hand it is applied so:")
+                for line in by_hand(after, path, safe=place.format.name == "safetensors"):
+                    out.note("    " + line)
         return report
 
 
@@ -244,18 +255,23 @@ def merge_files(
         job.print_json([job.finish(opened["model"], merged, target, [line])])
 
 
-def _data(before: Checkpoint, path: str | None, found: Plan, written: int | None) -> dict[str, Any]:
+def _data(
+    before: Checkpoint, path: str | None, found: Plan, saved: files.Saved | None, dry_run: bool
+) -> dict[str, Any]:
+    nothing = None if dry_run else 0
     return {
         "source": before.origin.path if before.origin else None,
         "output": path,
-        "dry_run": written is None,
+        "dry_run": dry_run,
         "kept": found.kept,
         "renamed": [list(pair) for pair in found.renamed],
         "removed": found.removed,
         "dropped": found.dropped,
         "added": found.added,
+        "trains": [{"name": r.name, "before": r.before, "after": r.after} for r in found.trains],
         "notes": found.notes,
-        "bytes_written": written,
+        "files_written": saved.files if saved else nothing,
+        "bytes_written": saved.bytes_written if saved else nothing,
     }
 
 
@@ -269,7 +285,9 @@ def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
         names = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
         out.note(f"warning: unpickling {source} would run code: {names}. modelctl did not.")
     end = f"{size(written)} written" if written else "nothing to write"
-    if written is None:
+    if (report["files_written"] or 0) > 1:
+        end = f"{report['files_written']} files, {end}"
+    if report["dry_run"]:
         end = "dry run, nothing written"
     renamed, removed = report["renamed"], report["removed"]
     counts = f"{report['kept']} kept, {len(renamed)} renamed, {len(removed)} removed"
@@ -285,6 +303,24 @@ def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
     ):
         if names:
             out.line(f"  {what}: {names}")
+
+
+_GRAD = {True: "yes", False: "no", None: "?"}
+
+
+def _print_trains(out: Output, found: Plan) -> None:
+    rows = fold_trains(found.trains)
+    if rows:
+        out.line()
+        out.table(
+            [
+                Column("parameter"),
+                Column("tensors", right=True),
+                Column("grad before"),
+                Column("after"),
+            ],
+            [[row.name, f"{row.tensors:,}", _GRAD[row.before], _GRAD[row.after]] for row in rows],
+        )
 
 
 def _examples(pairs: list[list[str]]) -> str:

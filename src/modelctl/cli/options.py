@@ -37,6 +37,20 @@ def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return list(known)
 
 
+def complete_paths(incomplete: str) -> list[str]:
+    """The files and folders that begin so: the output is text, since a slash at its end counts."""
+    folder, name = os.path.split(incomplete)
+    try:
+        with os.scandir(folder or ".") as found:
+            return sorted(
+                os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")
+                for entry in found
+                if entry.name.startswith(name)
+            )
+    except OSError:
+        return []
+
+
 Src = Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint to read.")]
 Srcs = Annotated[
     list[Path], typer.Argument(metavar="SRC…", help="The checkpoints to edit, each by itself.")
@@ -61,9 +75,14 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", help="No notes, only errors.", rich_help_panel=_DISPLAY),
 ]
 Destination = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--output", "-o", metavar="DST", help="The file to write.", rich_help_panel=_OUTPUT
+        "--output",
+        "-o",
+        metavar="DST",
+        autocompletion=complete_paths,
+        help="The file to write; a folder/ or an .index.json takes shards.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 InPlace = Annotated[
@@ -79,6 +98,14 @@ To = Annotated[
     typer.Option(
         metavar="FORMAT",
         help="torch or safetensors; else DST's suffix says.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Write shards of at most this, into a folder (5GB where DST is one).",
         rich_help_panel=_OUTPUT,
     ),
 ]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..core.names import printable
+
+# Seconds before a bar appears.
+_PATIENCE = 0.5
 
 
 class Column(NamedTuple):
@@ -66,6 +71,33 @@ class Output:
             if hint:
                 print(f"hint: {printable(hint)}", file=sys.stderr)
 
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        """What to call with the bytes done since the last call, and how many there are in all: a
+        bar on stderr, where that is a terminal and it takes a while."""
+        if self.quiet or self.color == "never" or not sys.stderr.isatty():
+            yield None
+            return
+        bar: Any = None
+        done = 0
+        started = time.monotonic()
+
+        def advance(more: int, total: int) -> None:
+            nonlocal bar, done
+            done += more
+            if bar is None and time.monotonic() - started > _PATIENCE:
+                bar = _bar()
+                bar.start()
+                bar.add_task(printable(what), total=total, completed=done)
+            elif bar is not None:
+                bar.update(bar.task_ids[0], completed=done, total=max(done, total))
+
+        try:
+            yield advance
+        finally:
+            if bar is not None:
+                bar.stop()
+
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """Rows under headings: rich in a terminal, tabulate elsewhere, csv for spreadsheets."""
         clean = [[printable(cell) for cell in row] for row in rows]
@@ -120,6 +152,19 @@ class Output:
             no_color=bool(os.environ.get("NO_COLOR")) or None,
             highlight=False,
         )
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def size(nbytes: int) -> str:

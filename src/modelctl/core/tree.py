@@ -328,7 +328,7 @@ def _above(found: dict[int, tuple[Any, list[Any]]], start: Callable[[Any], bool]
 
 
 def _holding_tensors(root: Any) -> set[int]:
-    return _above(containers(root), lambda child: isinstance(child, TensorRef))
+    return _above(containers(root), lambda child: isinstance(child, TensorRef | Composite))
 
 
 def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..errors import UnreadableError, UnsupportedError, UsageError
 from ..storage.source import FileSource
@@ -66,13 +68,59 @@ def detect(source: FileSource) -> Format:
     )
 
 
+class Destination(NamedTuple):
+    """Where an output goes: a file of a format, or a folder of shards of that format."""
+
+    format: WritableFormat
+    path: str
+    # of the shards' names, stem and suffix (``model``, ``.safetensors``); None: one file
+    shards: tuple[str, str] | None = None
+
+
+_INDEX = ".index.json"
+# What Hugging Face calls the shards of a format.
+_SHARD_NAMES = {"safetensors": ("model", ".safetensors"), "torch": ("pytorch_model", ".bin")}
+
+
+def destination(path: str, to: str | None = None, sharded: bool = False) -> Destination:
+    """What ``path`` names as an output, by its suffix: a file, a folder for shards (one that is
+    there, or ends with a slash, or with ``sharded`` has no suffix), or the index of shards.
+
+    ``to`` is the name of the format where the suffix is not to say it.
+
+    Raises:
+        UsageError: no such format, or a name that does not say what is meant.
+    """
+    folder, name = os.path.split(path)
+    if name.endswith(_INDEX):
+        stem, suffix = os.path.splitext(name.removesuffix(_INDEX))
+        fmt = for_writing(None, suffix) if suffix else for_writing(to or "safetensors", path)
+        if to not in (None, fmt.name):
+            raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
+        return Destination(fmt, folder or ".", (stem or "model", suffix or fmt.suffixes[0]))
+    plain = not any(path.endswith(known.suffixes) for known in _writable())
+    if not name or os.path.isdir(path) or (sharded and plain):
+        fmt = for_writing(to or "safetensors", path)
+        return Destination(fmt, path.rstrip("/" + os.sep) or path, _SHARD_NAMES[fmt.name])
+    if sharded:
+        raise UsageError(
+            f"{path}: one file has no shards",
+            hint=f"-o {os.path.join(folder, name.partition('.')[0])}/ writes a folder of them",
+        )
+    return Destination(for_writing(to, path), path)
+
+
+def _writable() -> list[WritableFormat]:
+    return [known for known in REGISTRY if isinstance(known, WritableFormat)]
+
+
 def for_writing(name: str | None, path: str) -> WritableFormat:
     """The format to write: by its name (``--to``), else by the suffix of ``path``.
 
     Raises:
         UsageError: no such format, or a suffix that says nothing.
     """
-    writable = [known for known in REGISTRY if isinstance(known, WritableFormat)]
+    writable = _writable()
     names = ", ".join(known.name for known in writable)
     if name is not None:
         for known in writable:

@@ -16,6 +16,8 @@ from ..storage.source import FileSource, FileStorage
 from ..storage.staging import Sink
 
 MAX_HEADER = 100_000_000
+# Ties whose names alone would not show that they are: our reader needs no guess.
+_TIED = "modelctl.tied"
 _MAX_DIMS = 64
 
 
@@ -57,9 +59,11 @@ class Safetensors:
                 hint="download or save it again",
             )
         ours = _records(metadata, source)
+        sure = mapping(ours.pop(_TIED, None)) or {}
         for name, kept in metadata.items():
             # safetensors' save_model drops all but one of tied tensors and records them here
-            if kept in entries and name not in entries and _tied_names(name, kept):
+            there = kept in entries and name not in entries
+            if there and (name in sure or _tied_names(name, kept)):
                 entries[name] = entries[kept]
         plain = {
             name: text
@@ -106,10 +110,15 @@ class Safetensors:
             else:
                 metadata[key] = json.dumps(record, ensure_ascii=False)
         first: dict[Any, str] = {}
+        unsure = {}
         for tensor, ref in entries.items():
             kept = first.setdefault(ref.identity, tensor)
             if kept != tensor:
                 metadata[tensor] = kept
+                if not _tied_names(tensor, kept):
+                    unsure[tensor] = kept
+        if unsure:
+            metadata[_TIED] = json.dumps(unsure, ensure_ascii=False)
         written = {tensor: entries[tensor] for tensor in first.values()}
         # by item size, so that every tensor is aligned for its dtype
         order = sorted(written, key=lambda tensor: -written[tensor].dtype.itemsize)

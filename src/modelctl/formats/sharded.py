@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from .base import Format
 
 MAX_INDEX = 256 << 20
 # In the order in which transformers looks for them.
-INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+_USUAL_NAMES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 
 
 def find_in_folder(folder: str | os.PathLike[str]) -> Path:
@@ -30,18 +35,24 @@ def find_in_folder(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     names = sorted(os.listdir(folder))
     indices = [name for name in names if name.endswith(".index.json")]
-    for name in (*INDEX_NAMES, *SINGLE_NAMES):
+    for name in _USUAL_NAMES:
         if name in names:
             return folder / name
     if len(indices) == 1:
         return folder / indices[0]
     suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
     found = [name for name in names if name.endswith(suffixes)]
-    if len(found) == 1 and not indices:
+    if len(found) == 1 and not indices and not _SHARD.search(found[0]):
         return folder / found[0]
     if ".metadata" in names:
         raise UnreadableError(
             "a torch.distributed.checkpoint folder, which modelctl does not read yet", path=folder
+        )
+    if found and all(_SHARD.search(name) for name in found) and not indices:
+        raise UnreadableError(
+            f"a folder with shards, but without their index: {', '.join(found[:3])}",
+            path=folder,
+            hint="get the .index.json that belongs to them",
         )
     if found or indices:
         raise UnreadableError(
@@ -85,7 +96,8 @@ class Sharded:
         by_shard: dict[str, list[str]],
         opened: list[FileSource],
     ) -> Checkpoint:
-        found: dict[str, TensorRef] = {}
+        found: dict[str, Any] = {}
+        tied: dict[str, TensorRef] = {}
         warnings: list[str] = []
         parts: list[Checkpoint] = []
         labels: dict[str, None] = {}
@@ -97,24 +109,32 @@ class Sharded:
             labels[part.origin.label if part.origin else "?"] = None
             entries = mapping(part.root) or {}
             for name in names:
-                ref = entries.get(name)
-                if not isinstance(ref, TensorRef):
+                if name not in entries:
                     raise UnreadableError(
                         f"the index puts {name!r:.200} into {shard}, which does not hold it",
                         path=source.name,
                         hint="download the shards again, all of one version",
                     )
-                found[name] = ref
+                found[name] = entries[name]
             unlisted = [name for name in entries if index["weight_map"].get(name) != shard]
+            # safetensors keeps tied tensors once: the index has the name of that one alone
+            known = {ref.identity for ref in found.values() if isinstance(ref, TensorRef)}
+            tied |= {
+                n: entries[n]
+                for n in unlisted
+                if n not in index["weight_map"] and _is_tied(entries[n], known)
+            }
+            unlisted = [name for name in unlisted if name not in tied]
             if unlisted:
                 warnings.append(
                     f"{shard} holds {len(unlisted)} tensors that the index does not put there: "
                     f"{', '.join(map(str, unlisted[:3]))}"
                 )
             warnings += part.warnings
-        entries_in_order = {name: found[name] for name in index["weight_map"]}
+        entries_in_order = {name: found[name] for name in index["weight_map"]} | tied
         total = (index.get("metadata") or {}).get("total_size")
-        unique = sum({ref.identity: ref.nbytes for ref in entries_in_order.values()}.values())
+        refs = [ref for ref in entries_in_order.values() if isinstance(ref, TensorRef)]
+        unique = sum({ref.identity: ref.nbytes for ref in refs}.values())
         if type(total) is int and total != unique:
             warnings.append(f"the index says {total:,} bytes in all, its tensors have {unique:,}")
         metadata: dict[str, str] = {}
@@ -144,6 +164,10 @@ class Sharded:
             if known.sniff(head):
                 return known.read(source)
         raise UnreadableError("a shard that is no checkpoint", path=source.name)
+
+
+def _is_tied(value: Any, known: Collection[Any]) -> bool:
+    return isinstance(value, TensorRef) and value.identity in known
 
 
 def _index(source: FileSource) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def _set_flags(ckpt: Checkpoint, trains: dict[str, bool], bn_eval: bool = False)
         notes.append(
             f"BatchNorm in eval mode: {count}; model.train() turns them on again, "
             "modelctl.nn.freeze(bn_eval=True) keeps them"
+            if count
+            else "warning: no BatchNorm is frozen: --bn-eval changes nothing"
         )
     return ckpt.replace(root=rebuild(ckpt.root, {id(module): changed})).noting(*notes)
 
