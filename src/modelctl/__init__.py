@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .errors import ModelctlError as ModelctlError
     from .files import open as open
     from .files import save as save
+    from .files import save_parts as save_parts
     from .inspection.diff import diff as diff
     from .inspection.listing import list_tensors as list_tensors
     from .inspection.summary import summarize as summarize
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .surgery.rename import drop as drop
     from .surgery.rename import keep as keep
     from .surgery.rename import rename as rename
+    from .surgery.split import split as split
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,8 @@ _WHERE = {
     "unfreeze": "surgery.freeze",
     "convert": "surgery.convert",
     "merge": "surgery.merge",
+    "split": "surgery.split",
+    "save_parts": "files",
     "apply": "surgery.recipe",
     "summarize": "inspection.summary",
     "list_tensors": "inspection.listing",

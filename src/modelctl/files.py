@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from .core.records import METADATA, add_history, write_records
 from .core.sections import is_state_dict
 from .core.tree import find_path
 from .errors import LossError, WriteError
-from .formats import destination, detect
+from .formats import destination, detect, for_writing
 from .formats.sharded import find_in_folder
 from .formats.sharding import MAX_SHARD_SIZE, parse_size, superseded, write_shards
 from .storage.source import FileSource
@@ -132,6 +132,45 @@ def save(
     with staged_files(place.path, **options) as group:
         written = write_shards(ckpt, group, fmt, place.shards, limit, old)
     return Saved(Path(place.path, written.name), fmt.name, written.nbytes, written.files)
+
+
+def save_parts(
+    parts: Mapping[str, Checkpoint],
+    folder: PathLike,
+    *,
+    to: str = "torch",
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Saved]:
+    """Write checkpoints as files of one folder (``model.pt``, ``optimizer.pt``, …), all or none.
+
+    With ``to="safetensors"`` those that it can hold are written so.
+
+    Raises:
+        RefusedError, UsageError, WriteError, DurabilityError: as :func:`save`.
+    """
+    places = {}
+    for name, part in parts.items():
+        fmt = for_writing(to, name)
+        if fmt.losses(part):
+            fmt = for_writing("torch", name)
+        places[name] = (fmt, name + fmt.suffixes[0])
+    total = sum(fmt.size(parts[name]) for name, (fmt, _) in places.items())
+    saved = {}
+    with staged_files(
+        folder,
+        overwrite=overwrite,
+        expected=total,
+        sources=[
+            one for one in next(iter(parts.values())).resources if isinstance(one, FileSource)
+        ],
+        progress=None if progress is None else lambda done: progress(done, total),
+    ) as group:
+        for name, (fmt, file) in places.items():
+            with group.open(file) as sink:
+                fmt.write(parts[name], sink, file)
+            saved[name] = Saved(Path(folder, file), fmt.name, sink.position)
+    return saved
 
 
 def check_losses(

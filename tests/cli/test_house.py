@@ -36,6 +36,7 @@ LIBRARY: dict[str, Callable[..., Any]] = {
     "unfreeze": mc.unfreeze,
     "convert": mc.convert,
     "merge": mc.merge,
+    "split": mc.split,
 }
 SOURCES = {"src", "a", "b", "ckpt", "recipe", "map_file"}
 OUTPUT = {
@@ -267,6 +268,7 @@ def process(*argv: str, never: str = "torch,safetensors,torchvision") -> Result:
         ("unfreeze", "frozen.pt", "--pattern", "conv1", "-o", "4.pt"),
         ("convert", "ddp.pt", "-o", "5.safetensors", "--weights-only"),
         ("merge", "--model", "flat.pt", "--optimizer", "ddp.pt", "-o", "6.pt"),
+        ("split", "ddp.pt", "-o", "parts"),
         ("apply", "r.toml", "ddp.pt", "-o", "7.pt"),
     ],
     ids=lambda argv: argv[0],

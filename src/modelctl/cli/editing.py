@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,32 +227,6 @@ def read_maps(path: Path) -> list[str]:
     if not found:
         raise UsageError(f"{path}: no map in it, OLD=NEW a line")
     return found
-
-
-def merge_files(
-    job: Job, parts: dict[str, str | None], numbers: dict[str, Any], values: dict[str, Any]
-) -> None:
-    """Open the parts, merge them, save."""
-    from ..surgery.merge import merge
-
-    if parts["model"] is None:
-        raise UsageError(
-            "there is no model to merge into", hint="--model takes a state_dict or a checkpoint"
-        )
-    job.check([parts["model"]])
-    with ExitStack() as stack:
-        opened: dict[str, Any] = {
-            name: stack.enter_context(files.open(path))
-            for name, path in parts.items()
-            if path is not None
-        }
-        merged = merge(**opened, **numbers, set=values)
-        given: dict[str, Any] = {n: os.path.basename(path) for n, path in parts.items() if path}
-        given.update(numbers)
-        given["set"] = [f"{key}={value}" for key, value in values.items()]
-        line = history_line("merge", given)
-        target = (job.output or parts["model"], job.to)
-        job.print_json([job.finish(opened["model"], merged, target, [line])])
 
 
 def _data(

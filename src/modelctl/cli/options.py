@@ -85,6 +85,17 @@ Destination = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Folder = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        autocompletion=complete_paths,
+        help="The folder to write the parts to.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 InPlace = Annotated[
     bool,
     typer.Option(

@@ -37,6 +37,10 @@ def merge(
     like: Annotated[
         Path | None, typer.Option(metavar="REF", help="Use this checkpoint's keys.")
     ] = None,
+    rest: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="What split left: the other values, and what goes where."),
+    ] = None,
     output: o.Destination = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
@@ -52,7 +56,7 @@ def merge(
 
     Example: modelctl merge --model m.pt --optimizer o.pt --epoch 12 --lr 1e-3 -o resume.pt
     """
-    from .editing import merge_files
+    from .joining import merge_files
 
     values = dict(_pair(one) for one in set or [])
     parts = {
@@ -61,6 +65,7 @@ def merge(
         "scheduler": scheduler,
         "ema": ema,
         "like": like,
+        "rest": rest,
     }
     numbers = {"epoch": epoch, "step": step, "lr": lr}
     names = ("output", "overwrite", "dry_run", "history", "format", "color", "quiet")
@@ -83,4 +88,32 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, value
 
 
-COMMANDS = (merge,)
+def split(
+    src: o.Src,
+    output: o.Folder = None,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    history: o.History = True,
+    key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
+    format: o.Format = "table",
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+) -> None:
+    """Take a training checkpoint apart: model, optimizer, scheduler, EMA copy, and the rest.
+
+    The inverse of merge: the rest keeps the other values, and where each part was.
+
+    Example: modelctl split last.ckpt -o parts/
+    """
+    names = ("output", "to", "overwrite", "dry_run", "history", "key", "follow_symlinks")
+    given = locals()
+    display = {"format": format, "color": color, "quiet": quiet}
+    job = make_job("split", {name: given[name] for name in names} | display)
+    from .joining import split_file
+
+    split_file(job, str(src))
+
+
+COMMANDS = (merge, split)

@@ -11,6 +11,7 @@ from ..core.tensors import TensorRef
 from ..core.tree import Obj, Path, children, get, mapping, path_text, rebuild, set_at, with_entries
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
 from .optimizer import assign_names, set_lr
+from .split import PARTS, places
 
 
 def merge(
@@ -23,6 +24,7 @@ def merge(
     lr: float | None = None,
     set: Mapping[str, Any] | None = None,
     like: Checkpoint | None = None,
+    rest: Checkpoint | None = None,
 ) -> Checkpoint:
     """One resumable checkpoint of separately saved parts.
 
@@ -31,10 +33,12 @@ def merge(
     ``range(epoch, epochs)``), ``step`` and ``lr``, or those that ``model`` or the reference
     checkpoint ``like`` uses for them. ``lr`` goes to every place that holds it: each
     param_group's ``lr`` and ``initial_lr``, the scheduler's ``base_lrs`` and ``_last_lr``, and
-    ``lr``. ``set`` adds values under other keys.
+    ``lr``. ``set`` adds values under other keys. ``rest`` is what :func:`~modelctl.split` left:
+    each part goes back where it was, among the values that were beside it.
 
     Raises:
-        UsageError: nothing to merge, or numbers that can't be.
+        UsageError: nothing to merge, numbers that can't be, or a part that ``rest`` has a place
+            for and that is not given.
         NoMatchError: a part is not in its file.
         RefusedError: the optimizer does not belong to the model.
     """
@@ -47,9 +51,14 @@ def merge(
             raise UsageError(f"--{name} is {number}: it counts from 0")
     if lr is not None and not 0 <= lr < float("inf"):
         raise UsageError(f"--lr is {lr}: it is a finite number from 0")
-    parts = [part for part in (model, optimizer, scheduler, ema) if part is not None]
-    layout = _Layout.of(model, like)
-    root = _base(model, layout)
+    parts = [part for part in (model, optimizer, scheduler, ema, rest) if part is not None]
+    if rest is not None:
+        given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "ema": ema}
+        layout = _Layout(_paths_of_rest(rest, given, like))
+        root = layout.put(rest.root, "model", model.sections.model().node)
+    else:
+        layout = _Layout.of(model, like)
+        root = _base(model, layout)
     if optimizer is not None:
         root = layout.put(root, "optimizer", _part(optimizer, "optimizer"))
     if scheduler is not None:
@@ -156,6 +165,33 @@ def _paths(sections: Sections) -> dict[str, Path]:
         if number is not None:
             found[name] = number[0]
     return found
+
+
+def _paths_of_rest(
+    rest: Checkpoint, given: Mapping[str, Checkpoint | None], like: Checkpoint | None
+) -> dict[str, Path]:
+    found = places(rest)
+    if like is not None or "model" not in found:
+        raise UsageError(
+            "--rest says itself where the parts go"
+            if like is not None
+            else "--rest has no place for a model: it takes what 'modelctl split' left"
+        )
+    model = given["model"]
+    if model is not None and model.sections.model().path != ():
+        raise UsageError("with --rest the model is a part by itself, not in a checkpoint")
+    for part in found:
+        if given[part] is None:
+            raise UsageError(
+                f"--rest has a place for the {part}", hint=f"--{part} FILE, which split wrote, too"
+            )
+    numbers = ("epoch", "step", "lr")
+    known = {name: getattr(rest.sections, name) for name in numbers}
+    return {
+        **{name: (name,) for name in (*PARTS, *numbers)},
+        **{name: number[0] for name, number in known.items() if number is not None},
+        **found,
+    }
 
 
 def _base(model: Checkpoint, layout: _Layout) -> Any:
