@@ -109,8 +109,16 @@ class Lock:
             for name in names:
                 found = _LOCK.fullmatch(name)
                 if found and found[1] != self.stem:
-                    with suppress(OSError):
-                        Lock(self.folder, found[1], "")._remove_if_dead(names)
+                    Lock(self.folder, found[1], "").remove_if_dead()
+
+    def remove_if_dead(self) -> None:
+        """Without being its holder: remove the lock of a killed writer, and what it left."""
+        with suppress(OSError):
+            if fcntl and not _may_live(self._owner()) and self._acquire(create=False):
+                try:
+                    self._remove_temps(os.listdir(self.folder))
+                finally:
+                    self.__exit__()
 
     def _remove_temps(self, names: list[str]) -> None:
         for name in names:
@@ -118,13 +126,6 @@ class Lock:
             if found and found[1] == self.stem:
                 with suppress(OSError):
                     remove(self.folder / name)
-
-    def _remove_if_dead(self, names: list[str]) -> None:
-        if not _may_live(self._owner()) and self._acquire(create=False):
-            try:
-                self._remove_temps(names)
-            finally:
-                self.__exit__()
 
     def _acquire(self, create: bool = True) -> bool:
         """Whether the lock is held now: that of the file that stands there, not of one removed."""

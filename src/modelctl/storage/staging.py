@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,9 +47,10 @@ def staged(
         DurabilityError: the new file is in place, but the directory could not be synced.
     """
     target = resolve_target(path)
-    _check_parent(target, path)
-    output = _Output(target, path, overwrite, sources)
-    with _failing(path), Lock(target.parent, target.name, path) as lock:
+    with _failing(path), ExitStack() as stack:
+        _check_parent(target, path)
+        output = _Output(target, path, overwrite, sources)
+        lock = stack.enter_context(Lock(target.parent, target.name, path))
         lock.remove_leftovers()
         _check_space(target.parent, expected, path)
         output.check()
@@ -92,12 +93,18 @@ def staged_files(
         DurabilityError: the files are in place, but the directory could not be synced.
     """
     target = resolve_target(folder, folder=True)
-    new = not target.is_dir()
-    place = _new_folder(target, folder) if new else nullcontext(target)
-    with _failing(folder), place as base, Lock(base, "", folder) as lock, ExitStack() as locks:
+    with _failing(folder), ExitStack() as stack:
+        new = not target.is_dir()
+        if new:
+            base = stack.enter_context(_new_folder(target, folder))
+        else:
+            base = target
+            # of one that made it, and was killed at its end
+            Lock(target.parent, target.name, folder).remove_if_dead()
+        lock = stack.enter_context(Lock(base, "", folder))
         lock.remove_leftovers()
         _check_space(base, expected, folder)
-        group = FileGroup(folder, lock, locks, overwrite, tuple(sources), progress)
+        group = FileGroup(folder, lock, stack, overwrite, tuple(sources), progress)
         try:
             yield group
             group._put_in_place()
@@ -313,7 +320,8 @@ def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
     with Lock(target.parent, target.name, shown) as lock:
         lock.remove_leftovers()
         if os.path.lexists(target):
-            raise WriteError(f"{shown}: exists already")
+            what = "" if target.is_dir() else ", and is no directory"
+            raise WriteError(f"{shown}: exists already{what}")
         temp = lock.temp()
         try:
             os.mkdir(temp)
