@@ -57,6 +57,13 @@ def test_the_mode_is_kept(mode: int, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == mode
 
 
+def test_what_replaces_a_private_file_is_private_from_the_start(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(OLD)
+    (tmp_path / "f").chmod(0o600)
+    with staged(tmp_path / "f", overwrite=True) as sink:
+        assert stat.S_IMODE(sink.path.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize("target", ["real/f", "real/none"])
 def test_a_link_stays_a_link(target: str, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()

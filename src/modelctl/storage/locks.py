@@ -128,19 +128,18 @@ class Lock:
                     remove(self.folder / name)
 
     def _acquire(self, create: bool = True) -> bool:
-        """Whether the lock is held now: that of the file that stands there, not of one removed."""
-        while True:
-            fd = _open(self.path, create)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(fd, self.path):
-                    self.fd = fd
-                    return True
-            except BlockingIOError:
-                return False
-            finally:
-                if self.fd != fd:
-                    os.close(fd)
+        """Try once. What was removed before it could be held, is not the lock any more."""
+        fd = _open(self.path, create)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(fd, self.path):
+                self.fd = fd
+        except BlockingIOError:
+            pass
+        finally:
+            if self.fd != fd:
+                os.close(fd)
+        return self.fd == fd
 
     def _owner(self) -> tuple[int, str] | None:
         """The process that says it holds the lock, and its machine; None where nobody does yet."""
