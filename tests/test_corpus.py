@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from safetensors import safe_open
 
 import modelctl
-from modelctl.errors import ModelctlError
+from modelctl.errors import AmbiguousError, LossError, ModelctlError, NoMatchError
 from modelctl.files import save
+from modelctl.formats.safetensors import Safetensors
 
 from .conftest import SHARED
 
@@ -102,6 +104,53 @@ def test_copy(path: Path, tmp_path: Path) -> None:
         )
     with modelctl.open(tmp_path / "copy.pt") as ckpt:
         check(facts, ckpt)
+
+
+@pytest.mark.parametrize("path", [p for p in FACTS if p.stem not in BROKEN], ids=by_id)
+def test_convert_to_zip(path: Path, tmp_path: Path) -> None:
+    facts, file = load(path)
+    with modelctl.open(file) as ckpt:
+        if ckpt.outside is not None:
+            with pytest.raises(LossError, match="would be lost"):
+                save(ckpt, tmp_path / "copy.pt")
+            return
+        save(ckpt, tmp_path / "copy.pt")
+    with modelctl.open(tmp_path / "copy.pt") as copy:
+        check(facts, copy)
+
+
+@pytest.mark.parametrize("path", [p for p in FACTS if p.stem not in BROKEN], ids=by_id)
+def test_convert_to_safetensors(path: Path, tmp_path: Path) -> None:
+    """Every tensor of the model, by the official reader; or a reason why not."""
+    _, file = load(path)
+    with modelctl.open(file) as ckpt:
+        try:
+            model = modelctl.convert(ckpt, weights_only=True)
+        except (NoMatchError, AmbiguousError):
+            found = ckpt.sections
+            assert not found.models or not found.certain or not found.models[0].entries
+            return
+        refs = model.state_dict()
+        lost = Safetensors().losses(model)
+        if lost:
+            assert all(REASONS.search(one) for one in lost)
+            with pytest.raises(LossError):
+                save(model, tmp_path / "copy.safetensors")
+            return
+        save(model, tmp_path / "copy.safetensors")
+        with safe_open(tmp_path / "copy.safetensors", "pt") as official:
+            names = set(official.keys())
+            metadata = official.metadata()
+            assert metadata["format"] == "pt"
+            for name, ref in refs.items():
+                tensor = official.get_tensor(name if name in names else metadata[name])
+                assert list(tensor.shape) == list(ref.shape)
+                raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                assert raw == ref.tobytes(), name
+            assert names <= set(refs)
+
+
+REASONS = re.compile(r"share memory|which safetensors does not know|is a \w+ tensor")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -26,6 +27,11 @@ EDITS = [
     ("strip-head", "ddp.pt"),
     ("freeze", "ddp.pt", "--pattern", "*conv1.*"),
     ("convert", "ddp.pt", "--weights-only"),
+    ("add-prefix", "ddp.pt", "--prefix", "m"),
+    ("rename", "ddp.pt", "--map", "module.*=net.*"),
+    ("keep", "ddp.pt", "--pattern", "module.layer1"),
+    ("drop", "ddp.pt", "--pattern", "module.layer1"),
+    ("unfreeze", "frozen.pt", "--pattern", "module.layer1"),
     ("apply", "r.toml", "ddp.pt"),
 ]
 
@@ -33,6 +39,7 @@ EDITS = [
 @pytest.mark.parametrize("argv", EDITS, ids=lambda argv: argv[0])
 def test_a_dry_run_writes_nothing(cli: Cli, ddp: Path, place: Path, argv: tuple[str, ...]) -> None:
     Path("r.toml").write_text('[[edit]]\ndo = "strip-prefix"\n')
+    assert cli("freeze", "ddp.pt", "--pattern", "module.layer1", "-o", "frozen.pt").code == 0
     before = tree(place)
     for where in ((), ("-o", "out.pt"), ("--in-place",)):
         result = cli(*argv, "--dry-run", *where)
@@ -182,6 +189,45 @@ def test_a_recipe_is_the_commands(cli: Cli, ddp: Path) -> None:
     assert one["optimizer"]["param_groups"] == three["optimizer"]["param_groups"]
 
 
+def test_maps_from_a_file(cli: Cli, ddp: Path) -> None:
+    Path("maps.txt").write_text("# names of the other library\nmodule.*=*\n\nlayer1=stage1\n")
+    assert cli("rename", ddp, "--map-file", "maps.txt", "-o", "1.pt").code == 0
+    maps = ("--map", "module.*=*", "--map", "layer1=stage1")
+    assert cli("rename", ddp, *maps, "-o", "2.pt").code == 0
+    Path("r.toml").write_text('[[edit]]\ndo = "rename"\nmap-file = "maps.txt"\n')
+    assert cli("apply", "r.toml", ddp, "-o", "3.pt").code == 0
+    for name in ("1.pt", "2.pt", "3.pt"):
+        with mc.open(name) as ckpt:
+            assert "stage1.0.weight" in ckpt.state_dict()
+            assert "conv1.weight" in ckpt.state_dict()
+    Path("maps.txt").write_text("# nothing\n")
+    for argv in (("--map-file", "maps.txt"), ("--map-file", "none.txt"), ()):
+        result = cli("rename", ddp, *argv, "-o", "4.pt")
+        assert result.code == 2
+        assert result.err.startswith("error: ")
+        assert "bug" not in result.err
+
+
+def test_split_and_merge(cli: Cli, ddp: Path) -> None:
+    dry = cli("split", ddp, "--dry-run")
+    assert (dry.code, os.listdir()) == (0, ["ddp.pt"])
+    result = cli("split", ddp, "-o", "parts")
+    assert result.code == 0
+    assert result.err.startswith("together again: modelctl merge --model parts/model.pt ")
+    assert cli("split", ddp, "-o", "parts").code == 2  # they are there already
+    assert cli("split", ddp, "-o", "parts", "--overwrite").code == 0
+    argv = result.err.split("modelctl ")[1].split()
+    assert cli(*argv).code == 0
+    assert cli("diff", ddp, "whole.pt").code == 0
+    found = json.loads(cli("split", ddp, "-o", "st", "--to", "safetensors", "--format", "json").out)
+    assert [one["part"] for one in found["parts"]] == ["model", "optimizer", "rest"]
+    for one in found["parts"]:
+        assert one["bytes_written"] == Path(one["output"]).stat().st_size
+    assert found["parts"][0]["output"] == "st/model.safetensors"
+    assert cli("split", ddp).code == 2
+    assert cli("split", "parts/model.pt", "-o", "more").code == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -194,6 +240,9 @@ def test_a_recipe_is_the_commands(cli: Cli, ddp: Path) -> None:
         "[[edit",
         "[[edit]]\ndo = 'nothing'",
         "[[edit]]\ndo = 'freeze'",
+        "[[edit]]\ndo = 'rename'",
+        "[[edit]]\ndo = 'rename'\nmap-file = 3",
+        "[[edit]]\ndo = 'rename'\nmap = 3",
         "\udcff",
     ],
 )

@@ -83,6 +83,11 @@ def test_nothing_runs_before_all_is_checked() -> None:
 def test_an_edit_that_fails_says_so() -> None:
     with pytest.raises(NoMatchError):
         mc.apply(in_memory({"a.weight": (1,)}), [{"do": "freeze", "pattern": "zzz"}])
+    with pytest.raises(NoMatchError, match="^edit 2, freeze: no parameter matches 'zzz'"):
+        mc.apply(
+            in_memory({"a.weight": (1,)}),
+            [{"do": "add-prefix", "prefix": "m"}, {"do": "freeze", "pattern": "zzz"}],
+        )
 
 
 def test_every_operation_is_a_function_of_the_library() -> None:

@@ -16,7 +16,7 @@ from ..formats import destination
 from ..formats.sharded import find_in_folder
 from ..inspection.plan import Plan, fold_trains, plan
 from ..surgery.freeze import by_hand
-from ..surgery.recipe import OPERATIONS, history_line, parse_recipe
+from ..surgery.recipe import history_line, parse_recipe, run
 from .output import Column, Output, size
 
 _SUFFIX = {"torch": ".pt", "safetensors": ".safetensors"}
@@ -64,10 +64,7 @@ class Job:
     ) -> Iterator[tuple[Checkpoint, Checkpoint]]:
         """A source, opened, and what the edits make of it."""
         with files.open(source, key=self.key, follow_symlinks=self.follow_symlinks) as before:
-            after = before
-            for name, values in edits:
-                after = OPERATIONS[name](after, **values)
-            yield before, after
+            yield before, run(before, edits)
 
     def print_json(self, reports: list[dict[str, Any]]) -> None:
         """One document, however many files."""
@@ -209,6 +206,9 @@ def read_recipe(path: Path) -> list[tuple[str, dict[str, Any]]]:
             f"{path}: a recipe is a list of [[edit]] tables{extra}",
             hint='[[edit]]\\ndo = "strip-prefix"'.replace("\\n", "  "),
         )
+    for edit in edits:
+        if isinstance(edit, dict) and isinstance(edit.get("map-file"), str) and "map" not in edit:
+            edit["map"] = read_maps(path.parent / edit.pop("map-file"))
     try:
         return parse_recipe(edits)
     except UsageError as e:

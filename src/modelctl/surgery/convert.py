@@ -7,7 +7,8 @@ from ..core.records import FREEZE, records, with_records
 from ..core.roles import parameters
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import ordered_dict, with_entries
+from ..core.tree import Composite, mapping, ordered_dict, path_text, walk, with_entries
+from ..errors import NoMatchError
 
 
 def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
@@ -19,7 +20,8 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     records (freeze, removed, history) stay.
 
     Raises:
-        NoMatchError, AmbiguousError: ``weights_only``, and no state_dict is clearly the model's.
+        NoMatchError, AmbiguousError: ``weights_only``, and no state_dict is clearly the model's; or
+            a whole module without tensors.
     """
     sections = ckpt.sections
     first = sections.models[0] if sections.models and sections.certain else None
@@ -35,6 +37,9 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     if others:
         node = with_entries(node, model.tensors())
     out = ckpt.replace(root=node, key=None, outside=None)
+    top = mapping(ckpt.root) or {}
+    if model.path == ("state_dict",) and "ema_state_dict" in top and "meta" in top:
+        out = out.noting("mmengine swaps them: 'state_dict' holds the averaged (EMA) weights")
     if others:
         out = out.noting(f"left out, no tensors: {', '.join(others[:6])}")
     return out
@@ -43,6 +48,8 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
 def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     """The state_dict that a whole module would give; which parameters train goes on as a record."""
     tensors = model.tensors()
+    if not tensors:
+        raise NoMatchError("the module in this file has no tensors")
     plain = {name: ref.replace(role=None, requires_grad=None) for name, ref in tensors.items()}
     node = ordered_dict(plain)
     known = parameters(tensors)
@@ -51,4 +58,8 @@ def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     if frozen:
         ours[FREEZE] = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
     node = with_records(node, ours)
-    return ckpt.replace(root=node, key=None, outside=None)
+    out = ckpt.replace(root=node, key=None, outside=None)
+    special = [path_text(path) for path, one in walk(model.node) if isinstance(one, Composite)]
+    if special:
+        return out.noting(f"warning: left out, no plain tensors: {', '.join(special[:6])}")
+    return out

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import nearest
-from ..errors import UsageError
+from ..errors import ModelctlError, UsageError
 from .convert import convert
 from .freeze import freeze, unfreeze
 from .head import strip_head
@@ -37,8 +37,19 @@ def apply(ckpt: Checkpoint, edits: Sequence[Mapping[str, Any]]) -> Checkpoint:
         UsageError: an unknown edit or option, or a value of the wrong type.
         ModelctlError: whatever an edit raises, with its number.
     """
-    for edit, options in parse_recipe(edits):
-        ckpt = OPERATIONS[edit](ckpt, **options)
+    return run(ckpt, parse_recipe(edits))
+
+
+def run(ckpt: Checkpoint, edits: Sequence[tuple[str, Mapping[str, Any]]]) -> Checkpoint:
+    """Run edits that were parsed; of several, an error says which one it was."""
+    for number, (edit, options) in enumerate(edits, 1):
+        try:
+            ckpt = OPERATIONS[edit](ckpt, **options)
+        except ModelctlError as e:
+            if len(edits) > 1:
+                e.message = f"edit {number}, {edit}: {e.message}"
+                e.args = (e.message,)
+            raise
     return ckpt
 
 

@@ -28,6 +28,8 @@ def rename(ckpt: Checkpoint, map: Patterns, regex: bool = False) -> Checkpoint:
         CollisionError: two tensors would get one name.
         RefusedError: the model is a whole module, whose names are its class's.
     """
+    if not as_list(map):
+        raise UsageError("what is renamed?", hint="--map OLD=NEW, or --map-file with one a line")
     names = list(ckpt.sections.model().entries)
     current = dict(zip(names, names, strict=True))
     for text in as_list(map):
