@@ -408,6 +408,9 @@ def test_every_change_is_seen(change: str, when: str, tmp_path: Path) -> None:
     path.write_bytes(b"old")
     source = FileSource(path)
 
+    # by another way to the same place
+    (tmp_path / "way").symlink_to(".")
+
     def his() -> None:
         if change == "replaced":
             (tmp_path / "new").write_bytes(b"his")
@@ -422,7 +425,7 @@ def test_every_change_is_seen(change: str, when: str, tmp_path: Path) -> None:
     def edit() -> None:
         if when == "before":
             his()
-        with staged(path, overwrite=True, sources=[source]) as sink:
+        with staged(tmp_path / "way" / "f", overwrite=True, sources=[source]) as sink:
             sink.write(b"mine")
             if when == "during":
                 his()

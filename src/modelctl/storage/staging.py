@@ -92,7 +92,7 @@ def staged_files(
         WriteError: nothing was changed, or, where a rename failed, says what was; says why.
         DurabilityError: the files are in place, but the directory could not be synced.
     """
-    target = resolve_target(folder, folder=True)
+    target = resolve_target(folder)
     with _failing(folder), ExitStack() as stack:
         new = not target.is_dir()
         if new:
@@ -146,7 +146,13 @@ class FileGroup:
         """
         if name in self._outputs:
             raise WriteError(f"{self._path(name)}: to be written twice")
-        output = self._output(name, self._overwrite)
+        target = self._lock.folder / _plain(name)
+        if target.is_symlink():
+            raise WriteError(
+                f"{self._path(name)}: a symbolic link, which is not replaced",
+                hint="choose another folder",
+            )
+        output = _Output(target, self._path(name), self._overwrite, self._sources)
         self._locks.enter_context(Lock(self._lock.folder, name, self._path(name)))
         output.check()
         self._outputs[name] = output
@@ -160,19 +166,11 @@ class FileGroup:
 
     def remove_after(self, names: Iterable[str]) -> None:
         """Files of the folder that are removed once all the others stand: those that nothing
-        names any more. What can't be removed then, stays."""
+        names any more. What is no plain file, or can't be removed then, stays."""
         for name in names:
-            if self.exists(name):
-                self._old[name] = self._output(name, True)
-
-    def _output(self, name: str, overwrite: bool) -> _Output:
-        target = self._lock.folder / _plain(name)
-        if target.is_symlink():
-            raise WriteError(
-                f"{self._path(name)}: a symbolic link, which is not replaced",
-                hint="choose another folder",
-            )
-        return _Output(target, self._path(name), overwrite, self._sources)
+            target = self._lock.folder / _plain(name)
+            if target.is_file() and not target.is_symlink():
+                self._old[name] = _Output(target, self._path(name), True, self._sources)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._shown, name)
@@ -301,15 +299,14 @@ class _Output:
             self.temp = None
 
 
-def resolve_target(path: PathLike, *, folder: bool = False) -> Path:
+def resolve_target(path: PathLike) -> Path:
     """Where an output for ``path`` really goes: through links, so that a link stays one."""
-    target = Path(path)
     try:
-        if "\0" in str(target):
+        os.fsencode(path)  # no half characters
+        if "\0" in os.fspath(path):
             raise ValueError("a NUL in its name")
-        os.fsencode(target)
-        return target.resolve() if folder or target.is_symlink() else target.absolute()
-    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, half a character
+        return Path(path).resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # also a loop of links
         raise WriteError(f"{str(path)!r}: not a place to write to: {e}") from None
 
 
