@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
+from modelctl.core.nodes import ordered_dict
 from modelctl.core.tensors import MemoryStorage, TensorRef
-from modelctl.core.tree import ordered_dict
 
 
 class Result(NamedTuple):

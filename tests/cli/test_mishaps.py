@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import modelctl as mc
+from modelctl.core.nodes import ordered_dict
 from modelctl.core.records import FREEZE, HISTORY, read_record
-from modelctl.core.tree import ordered_dict
 
 from .files import Cli, net, tensor, training, write
 

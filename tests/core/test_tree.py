@@ -9,20 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelctl.core.dtypes import BY_NAME
+from modelctl.core.nodes import Global, Obj, children, is_module, mapping, ordered_dict
 from modelctl.core.tensors import MemoryStorage, TensorRef
-from modelctl.core.tree import (
-    Global,
-    Obj,
-    children,
-    containers,
-    get,
-    is_module,
-    mapping,
-    ordered_dict,
-    rebuild,
-    set_at,
-    walk,
-)
+from modelctl.core.tree import containers, get, rebuild, set_at, walk
 
 
 def tensor() -> TensorRef:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 import modelctl
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_TAG
+from modelctl.core.nodes import ordered_dict
 from modelctl.core.tensors import MemoryStorage, TensorRef
-from modelctl.core.tree import ordered_dict
 from modelctl.errors import LossError, UnreadableError
 from modelctl.files import save
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
+from modelctl.core.nodes import ordered_dict
 from modelctl.core.tensors import MemoryStorage, TensorRef
-from modelctl.core.tree import ordered_dict
 from modelctl.errors import NoMatchError
 from modelctl.inspection.diff import Diff
 

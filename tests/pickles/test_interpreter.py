@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modelctl.core.checkpoint import Finding
-from modelctl.core.tree import Global, Obj
+from modelctl.core.nodes import Global, Obj
 from modelctl.errors import UnreadableError
 from modelctl.pickles import interpreter
 from modelctl.pickles.interpreter import MAX_DEPTH, unpickle

@@ -13,8 +13,8 @@ from torch import nn
 import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
+from modelctl.core.nodes import ordered_dict
 from modelctl.core.tensors import MemoryStorage, TensorRef
-from modelctl.core.tree import ordered_dict
 
 
 class Net(nn.Module):

@@ -83,7 +83,7 @@ def test_nothing_runs_before_all_is_checked() -> None:
 def test_an_edit_that_fails_says_so() -> None:
     with pytest.raises(NoMatchError):
         mc.apply(in_memory({"a.weight": (1,)}), [{"do": "freeze", "pattern": "zzz"}])
-    with pytest.raises(NoMatchError, match="^edit 2, freeze: no parameter matches 'zzz'"):
+    with pytest.raises(NoMatchError, match=r"^edit 2, freeze: no parameter"):
         mc.apply(
             in_memory({"a.weight": (1,)}),
             [{"do": "add-prefix", "prefix": "m"}, {"do": "freeze", "pattern": "zzz"}],

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .nodes import Global, Obj, attributes, children, is_module, mapping, ordered_dict
 from .tensors import TensorRef
-from .tree import Global, Obj, attributes, children, is_module, mapping, ordered_dict
 
 # What nn.Module itself keeps in its state: no hyperparameters of the layer.
 INTERNAL = frozenset(

@@ -12,15 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .tree import (
-    Obj,
-    attributes,
-    is_module,
-    mapping,
-    ordered_dict,
-    rebuild,
-    with_attributes,
-)
+from .nodes import Obj, attributes, is_module, mapping, ordered_dict, with_attributes
+from .tree import rebuild
 
 PREFIX = "modelctl."
 FREEZE = "modelctl.freeze"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from .tree import Global, Obj
+from .nodes import Global, Obj
 
 # numpy's codes of plain numbers, as struct writes them
 _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"} | {

@@ -17,21 +17,10 @@ from typing import Any
 from ..errors import AmbiguousError, NoMatchError
 from .modules import module_tensors
 from .names import nearest
+from .nodes import ABSENT, Composite, Obj, attributes, children, is_module, mapping
 from .scalars import plain_number
 from .tensors import TensorRef
-from .tree import (
-    ABSENT,
-    Composite,
-    Obj,
-    Path,
-    attributes,
-    children,
-    get,
-    is_module,
-    mapping,
-    path_text,
-    walk,
-)
+from .tree import Path, get, path_text, walk
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),

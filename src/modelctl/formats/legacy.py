@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Finding, Origin
+from ..core.nodes import mapping
 from ..core.tensors import Storage, StorageRef
-from ..core.tree import mapping
 from ..errors import UnreadableError, UnsupportedError
 from ..pickles.interpreter import MAX_SIZE, Unpickled, unpickle
 from ..pickles.machine import CutOffError

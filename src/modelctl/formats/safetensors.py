@@ -7,10 +7,10 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint, Origin
 from ..core.dtypes import BY_TAG
+from ..core.nodes import ABSENT, Composite, mapping, ordered_dict
 from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
 from ..core.tensors import TensorRef
-from ..core.tree import ABSENT, Composite, mapping, ordered_dict
 from ..errors import UnreadableError
 from ..storage.source import FileSource, FileStorage
 from ..storage.staging import Sink

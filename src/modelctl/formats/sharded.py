@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Origin
+from ..core.nodes import ABSENT, mapping, ordered_dict
 from ..core.tensors import TensorRef
-from ..core.tree import ABSENT, mapping, ordered_dict
 from ..errors import UnreadableError
 from ..storage.source import FileSource
 from .base import Format

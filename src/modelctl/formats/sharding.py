@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import Composite, Obj, attributes, mapping, ordered_dict, with_attributes
 from ..core.records import without_records
 from ..core.tensors import TensorRef
-from ..core.tree import Composite, Obj, attributes, mapping, ordered_dict, with_attributes
 from ..errors import UsageError, WriteError
 from ..storage.staging import FileGroup
 from .base import WritableFormat

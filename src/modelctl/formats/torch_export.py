@@ -13,8 +13,8 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint, Origin
 from ..core.dtypes import BY_NAME, DType
+from ..core.nodes import mapping, ordered_dict
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import mapping, ordered_dict
 from ..errors import UnreadableError
 from ..pickles.rebuild import view
 from ..storage.source import FileSource, FileStorage

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.dtypes import BY_STORAGE_CLASS, DType
+from ..core.nodes import Global
 from ..core.tensors import Storage, StorageRef
-from ..core.tree import Global, brief
+from ..core.tree import brief
 from ..errors import UnreadableError
 
 _UNTYPED = {Global("torch.storage", "UntypedStorage"), Global("torch", "UntypedStorage")}

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint, Finding, Origin
 from ..core.dtypes import BY_STORAGE_CLASS, DType
+from ..core.nodes import Global
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import Global
 from ..errors import UnreadableError
 from ..pickles.interpreter import unpickle
 from ..pickles.rebuild import view

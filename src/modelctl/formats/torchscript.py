@@ -10,8 +10,9 @@ import re
 from typing import Any
 
 from ..core.modules import make_module
+from ..core.nodes import Global, Obj, attributes
 from ..core.tensors import TensorRef
-from ..core.tree import Global, Obj, attributes, containers, rebuild
+from ..core.tree import containers, rebuild
 from ..storage.zipdir import ZipDirectory
 
 MAX_CODE = 64 << 20

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, no_match, select
+from ..core.nodes import Global, Obj
 from ..core.records import PREFIX
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import Global, Obj, path_text, walk
+from ..core.tree import path_text, walk
 
 
 class Change(NamedTuple):

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
 from ..core.names import Patterns, select
+from ..core.nodes import Composite, mapping
 from ..core.records import FREEZE, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
-from ..core.tree import Composite, Path, mapping, path_text, walk
+from ..core.tree import Path, path_text, walk
 from ..errors import NoMatchError, UsageError
 
 SECTIONS = ("model", "optimizer", "ema", "constants", "all")

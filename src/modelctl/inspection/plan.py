@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import mapping
 from ..core.roles import parameters
-from ..core.tree import mapping
 from .listing import trainability
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from ..core.modules import class_name, hyperparameters, submodules
 from ..core.names import WRAPPERS
+from ..core.nodes import Obj, attributes, mapping
 from ..core.roles import STATISTICS, role_of
 from ..core.tensors import TensorRef
-from ..core.tree import Obj, attributes, mapping
 
 
 class Row(NamedTuple):

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from ..core.checkpoint import Checkpoint
 from ..core.modules import is_training, submodules
 from ..core.names import WRAPPERS, common_prefix, natural
+from ..core.nodes import Obj, mapping
 from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
-from ..core.tree import Obj, mapping
 from .listing import trainability
 from .rows import Row, folded, labelled, module_rows
 from .stats import Stats, tensor_stats

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import mapping
 from ..core.sections import param_groups
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import mapping, walk
+from ..core.tree import walk
 
 
 class Training(NamedTuple):

@@ -9,22 +9,11 @@ from typing import Any, NamedTuple
 from ..core.checkpoint import Checkpoint
 from ..core.modules import hyperparameters, is_training
 from ..core.names import nearest
+from ..core.nodes import Composite, Global, Obj, attributes, children, is_module, mapping
 from ..core.scalars import plain_number
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import (
-    Composite,
-    Global,
-    Obj,
-    Path,
-    attributes,
-    children,
-    find_path,
-    get,
-    is_module,
-    mapping,
-    path_text,
-)
+from ..core.tree import Path, find_path, get, path_text
 from ..errors import NoMatchError
 from .diff import numbers
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..core.names import Patterns, as_list
+from ..core.nodes import mapping
 from ..core.records import FREEZE, read_record
-from ..core.tree import mapping
 from ..errors import NoMatchError, UsageError
 from ..files import open as open_checkpoint
 from .batchnorm import (

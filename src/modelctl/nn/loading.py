@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import nearest, unwrapped
+from ..core.nodes import mapping
 from ..core.records import FREEZE, REMOVED, read_record
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import mapping
 from ..errors import RefusedError, UnsupportedError, UsageError
 from ..files import open as open_checkpoint
 from .freezing import Frozen, apply_record

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..core.dtypes import BY_NAME
+from ..core.nodes import ORDERED_DICT, Global, Obj
 from ..core.tensors import TensorRef
-from ..core.tree import ORDERED_DICT, Global, Obj, walk
+from ..core.tree import walk
 from ..errors import RefusedError, UnsupportedError
 from .tensors import to_tensors
 

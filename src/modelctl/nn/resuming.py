@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import mapping
 from ..core.records import FREEZE, read_record
-from ..core.tree import mapping
 from ..errors import AmbiguousError, RefusedError
 from ..files import open as open_checkpoint
 from . import schedules

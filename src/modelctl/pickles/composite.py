@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
+from ..core.nodes import Composite, Global, Obj, attributes, mapping
 from ..core.tensors import StorageRef, TensorRef
-from ..core.tree import Composite, Global, Obj, attributes, mapping
 
 _UTILS = "torch._utils"
 _SPARSE_PARTS = {

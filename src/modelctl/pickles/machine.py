@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from ..core.checkpoint import Finding
+from ..core.nodes import ORDERED_DICT, Global, Obj
 from ..core.tensors import Rebuild, TensorRef
-from ..core.tree import ORDERED_DICT, Global, Obj, brief
+from ..core.tree import brief
 from ..errors import UnreadableError
 from .composite import composite
 from .policy import judge, judge_state, judge_subclass

@@ -6,7 +6,7 @@ import codecs
 import struct
 from typing import Any
 
-from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
+from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..errors import UnreadableError
 from .machine import KINDS, MAX_MARKS, MAX_MEMO, Machine
 from .policy import judge_state

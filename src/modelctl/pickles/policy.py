@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from ..core.checkpoint import Finding
-from ..core.tree import Global
+from ..core.nodes import Global
 
 _REBUILDS = (
     "_rebuild_tensor",

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
+from ..core.nodes import Global, Obj
 from ..core.tensors import Rebuild, StorageRef, TensorRef
-from ..core.tree import Global, Obj, brief
+from ..core.tree import brief
 from ..errors import UnreadableError
 
 _MAX_DIMS = 64

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from ..core.dtypes import STORAGE_CLASS, DType
+from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..core.tensors import Storage, StorageRef, TensorRef
-from ..core.tree import ABSENT, ORDERED_DICT, Global, Obj
 from ..errors import RefusedError, UnsupportedError
 from .policy import judge, judge_state
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import Composite, mapping, ordered_dict, with_entries
 from ..core.records import FREEZE, records, with_records
 from ..core.roles import parameters
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import Composite, mapping, ordered_dict, path_text, walk, with_entries
+from ..core.tree import path_text, walk
 from ..errors import NoMatchError
 
 

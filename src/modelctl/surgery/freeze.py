@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, as_list, select
+from ..core.nodes import mapping
 from ..core.records import FREEZE, read_record, write_records
 from ..core.roles import parameters
-from ..core.tree import mapping, rebuild
+from ..core.tree import rebuild
 from ..errors import NoMatchError
 from .modules import frozen_batchnorm_in_eval, set_requires_grad
 from .optimizer import drop_parameters

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import Obj, children, mapping, with_entries
 from ..core.sections import Sections, StateDict, find_sections, is_optimizer, is_scheduler
 from ..core.tensors import TensorRef
-from ..core.tree import Obj, Path, children, get, mapping, path_text, rebuild, set_at, with_entries
+from ..core.tree import Path, get, path_text, rebuild, set_at
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
 from .optimizer import assign_names, set_lr
 from .split import PARTS, places

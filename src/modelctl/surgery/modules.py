@@ -12,19 +12,11 @@ from typing import Any
 
 from ..core.modules import INTERNAL, submodules
 from ..core.names import WRAPPERS
+from ..core.nodes import Global, Obj, attributes, is_module, mapping, with_attributes, with_entries
 from ..core.records import records, with_records
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import (
-    Global,
-    Obj,
-    attributes,
-    is_module,
-    mapping,
-    rebuild,
-    with_attributes,
-    with_entries,
-)
+from ..core.tree import rebuild
 from ..errors import RefusedError
 from .renaming import Renaming, follow_records
 

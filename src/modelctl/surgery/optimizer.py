@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core.names import unwrapped
+from ..core.nodes import mapping, with_entries
 from ..core.roles import parameters
 from ..core.sections import param_groups
 from ..core.tensors import TensorRef
-from ..core.tree import mapping, with_entries
 from ..errors import AmbiguousError, RefusedError
 
 Shape = tuple[int, ...]

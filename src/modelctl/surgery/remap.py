@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..core.checkpoint import Checkpoint
+from ..core.nodes import mapping, with_entries
 from ..core.sections import Sections, StateDict
 from ..core.tensors import TensorRef
-from ..core.tree import mapping, path_text, rebuild, set_at, walk, with_entries
+from ..core.tree import path_text, rebuild, set_at, walk
 from ..errors import RefusedError, UsageError
 from .modules import rename_module
 from .optimizer import drop_parameters, rename_parameters, surviving

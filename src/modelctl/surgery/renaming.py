@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.names import unwrapped, wrappers
+from ..core.nodes import Obj, attributes, mapping, with_attributes, with_entries
 from ..core.records import FREEZE, REMOVED, records, with_records, without_records
 from ..core.sections import StateDict
-from ..core.tree import Obj, attributes, mapping, with_attributes, with_entries
 from ..errors import CollisionError
 
 # What becomes of each name that changes: its new name, or None where the tensor is removed.
