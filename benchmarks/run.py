@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,46 @@ from safetensors import safe_open
 with safe_open(sys.argv[1], "np") as f:
     for name in f.keys():
         s = f.get_slice(name); print(name, s.get_dtype(), s.get_shape())
+"""
+
+
+# What a user would write today.
+TORCH_STRIP = """
+import sys, torch
+state = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+torch.save({name.removeprefix("module."): t for name, t in state.items()}, sys.argv[2])
+"""
+SAFE_STRIP = """
+import sys
+from safetensors.torch import load_file, save_file
+state = {name.removeprefix("module."): t for name, t in load_file(sys.argv[1]).items()}
+save_file(state, sys.argv[2], metadata={"format": "pt"})
+"""
+TORCH_TO_SAFE = """
+import sys, torch
+from safetensors.torch import save_file
+state = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+save_file({n: t.contiguous() for n, t in state.items()}, sys.argv[2], metadata={"format": "pt"})
+"""
+SAFE_TO_TORCH = """
+import sys, torch
+from safetensors.torch import load_file
+torch.save(load_file(sys.argv[1]), sys.argv[2])
+"""
+HUB_SHARD = """
+import os, sys
+from safetensors.torch import load_file
+from huggingface_hub import save_torch_state_dict
+os.makedirs(sys.argv[2])
+save_torch_state_dict(load_file(sys.argv[1]), sys.argv[2], max_shard_size=sys.argv[3])
+"""
+HUB_UNSHARD = """
+import glob, sys
+from safetensors.torch import load_file, save_file
+state = {}
+for path in sorted(glob.glob(sys.argv[1] + "/*.safetensors")):
+    state.update(load_file(path))
+save_file(state, sys.argv[2], metadata={"format": "pt"})
 """
 
 
@@ -81,7 +122,44 @@ def compare(title: str, ours: list[str], peer_name: str, peer: list[str], pairs:
     print(f"| {title} | {middle(a)} | {peer_name}: {middle(b)} | {ratio:.2f} |", flush=True)
 
 
-def python(code: str, *arguments: Path) -> list[str]:
+def compare_writes(
+    title: str, ours: list[str], output: Path, copied: Path, script: list[str], pairs: int
+) -> None:
+    """Time an edit, ``cp`` and fsync of the same bytes, and a user's script, in turn."""
+    copy = output.with_name("copy")
+    # our output is on the disk when we are done: cp's is to be, too
+    cp = ["sh", "-c", 'cp -r "$0" "$1" && find "$1" -type f -exec sync {} +', copied, copy]
+    commands = {"ours": ours, "cp": [str(part) for part in cp], "script": script}
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for _ in range(pairs):
+        for name, command in commands.items():
+            remove(output), remove(copy)
+            runs[name].append(run(command))
+    remove(output), remove(copy)
+
+    def ratio(peer: str) -> float:
+        return statistics.median(
+            a.wall / b.wall for a, b in zip(runs["ours"], runs[peer], strict=True)
+        )
+
+    wall = {name: statistics.median(r.wall for r in found) for name, found in runs.items()}
+    peak = {name: max(r.peak_mb for r in found) for name, found in runs.items()}
+    print(
+        f"| {title} | {wall['ours']:.2f} s, {peak['ours']:.0f} MB | {wall['cp']:.2f} s | "
+        f"{ratio('cp'):.2f} | {wall['script']:.2f} s, {peak['script']:,.0f} MB | "
+        f"{ratio('script'):.2f} |",
+        flush=True,
+    )
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def python(code: str, *arguments: Path | str) -> list[str]:
     return [PYTHON, "-c", code, *map(str, arguments)]
 
 
@@ -131,7 +209,43 @@ def of_size(total: int) -> Callable[[Path], None]:
     return write
 
 
+def named_layers(total: int) -> dict[str, object]:
+    """Tensors like a language model's, under DataParallel's prefix."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    rows = total // 4 // 100 // 1024
+    return {
+        f"module.layers.{i}.weight": torch.randn(rows, 1024, generator=generator)
+        for i in range(100)
+    }
+
+
+def ddp_pt(path: Path) -> None:
+    import torch
+
+    torch.save(named_layers(SIZE), path)
+
+
+def ddp_safetensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(named_layers(SIZE), path, metadata={"format": "pt"})
+
+
+def sharded(path: Path) -> None:
+    source = make(path.parent, "ddp.safetensors")
+    command = [*MODELCTL, "convert", str(source), "-o", f"{path}/", "--max-shard-size", SHARD]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+SIZE = int(float(os.environ.get("MODELCTL_BENCH_GB", "1")) * 1e9)
+SHARD = f"{SIZE // 5_000_000}MB"
+
 INPUTS = {
+    "ddp.pt": ddp_pt,
+    "ddp.safetensors": ddp_safetensors,
+    "shards": sharded,
     "resnet50.pt": resnet50,
     "many.pt": many_pt,
     "many.safetensors": many_safetensors,
@@ -173,7 +287,66 @@ def bench_size(folder: Path, pairs: int) -> None:
         print(f"{path.name}: {source['bytes_read']:,} of {source['bytes_on_disk']:,} bytes read")
 
 
-BENCHES = {"ls": bench_ls, "many": bench_many, "size": bench_size}
+def bench_write(folder: Path, pairs: int) -> None:
+    pt, st = make(folder, "ddp.pt"), make(folder, "ddp.safetensors")
+    shards = make(folder, "shards")
+    out_pt, out_st = folder / "out.pt", folder / "out.safetensors"
+    out = folder / "out"
+    print("\n| what | modelctl | cp + fsync | ratio | a script | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |")
+
+    def ours(command: str, source: Path, output: Path, *options: str) -> list[str]:
+        slash = "" if output.suffix else "/"
+        return [*MODELCTL, command, str(source), "-o", f"{output}{slash}", *options]
+
+    def row(title: str, command: list[str], output: Path, source: Path, script: list[str]) -> None:
+        compare_writes(title, command, output, source, script, pairs)
+
+    row(
+        "strip-prefix .pt",
+        ours("strip-prefix", pt, out_pt),
+        out_pt,
+        pt,
+        python(TORCH_STRIP, pt, out_pt),
+    )
+    row(
+        "strip-prefix .safetensors",
+        ours("strip-prefix", st, out_st),
+        out_st,
+        st,
+        python(SAFE_STRIP, st, out_st),
+    )
+    row(
+        ".pt to .safetensors",
+        ours("convert", pt, out_st),
+        out_st,
+        pt,
+        python(TORCH_TO_SAFE, pt, out_st),
+    )
+    row(
+        ".safetensors to .pt",
+        ours("convert", st, out_pt),
+        out_pt,
+        st,
+        python(SAFE_TO_TORCH, st, out_pt),
+    )
+    row(
+        "shard .safetensors",
+        ours("convert", st, out, "--max-shard-size", SHARD),
+        out,
+        st,
+        python(HUB_SHARD, st, out, SHARD),
+    )
+    row(
+        "unshard .safetensors",
+        ours("convert", shards, out_st),
+        out_st,
+        shards,
+        python(HUB_UNSHARD, shards, out_st),
+    )
+
+
+BENCHES = {"ls": bench_ls, "many": bench_many, "size": bench_size, "write": bench_write}
 
 
 def main() -> None:
@@ -190,7 +363,8 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
-        print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
+        if options.names != ["write"]:
+            print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
         for name in options.names or BENCHES:
             BENCHES[name](folder, options.pairs)
 
