@@ -262,9 +262,42 @@ def test_doubts_are_said(tmp_path: Path) -> None:
         opened(tmp_path / "o.pt", optimizer.state_dict()) as opt,
         opened(tmp_path / "s.pt", scheduler.state_dict()) as sched,
     ):
-        notes = mc.merge(model=model, optimizer=opt, scheduler=sched).notes
+        notes = mc.merge(model=model, optimizer=opt).notes
+        with pytest.raises(RefusedError, match="2 base_lrs, the optimizer 1 param_groups"):
+            mc.merge(model=model, optimizer=opt, scheduler=sched)
     assert any("ways" in note and note.startswith("warning:") for note in notes)
-    assert any("2 base_lrs, the optimizer 1 param_groups" in note for note in notes)
+
+
+def test_an_ema_copy_of_another_model(tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": value for name, value in Net().state_dict().items()}
+    merged(tmp_path, {"model": Net().state_dict(), "ema": wrapped})
+    with pytest.raises(RefusedError, match=r"'fc.weight' has the shape \[3, 6\], the model's \[5"):
+        merged(tmp_path, {"model": Net().state_dict(), "ema": Net(classes=3).state_dict()})
+    with pytest.raises(RefusedError, match="no name is one of the model's"):
+        merged(tmp_path, {"model": Net().state_dict(), "ema": nn.Linear(2, 2).state_dict()})
+
+
+def test_state_that_is_one_for_all_goes_through(tmp_path: Path) -> None:
+    net = Net()
+    optimizer = torch.optim.LBFGS(net.parameters())
+    image = torch.randn(2, 3, 4, 4)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = net(image).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    parts = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    with (
+        opened(tmp_path / "m.pt", parts["model"]) as model,
+        opened(tmp_path / "o.pt", parts["optimizer"]) as opt,
+    ):
+        out = mc.merge(model=model, optimizer=opt)
+        assert any("LBFGS" in note for note in out.notes)
+        loaded = load(out, tmp_path / "out.pt")
+    torch.optim.LBFGS(net.parameters()).load_state_dict(loaded["optimizer"])
 
 
 def test_mistakes(tmp_path: Path, trained: Trained) -> None:

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.names import unwrapped
 from ..core.nodes import Obj, children, mapping, with_entries
-from ..core.sections import Sections, StateDict, find_sections, is_optimizer, is_scheduler
+from ..core.sections import (
+    Sections,
+    StateDict,
+    find_sections,
+    is_optimizer,
+    is_scheduler,
+    param_groups,
+)
 from ..core.tensors import TensorRef
 from ..core.tree import Path, get, path_text, rebuild, set_at
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
-from .optimizer import assign_names, set_lr
+from .optimizer import assign_names, is_flat, set_lr
 from .split import PARTS, places
 
 
@@ -41,7 +49,8 @@ def merge(
         UsageError: nothing to merge, numbers that can't be, or a part that ``rest`` has a place
             for and that is not given.
         NoMatchError: a part is not in its file.
-        RefusedError: the optimizer does not belong to the model.
+        RefusedError: the optimizer or the EMA copy does not belong to the model, or the scheduler
+            to the optimizer.
     """
     if model is None:
         raise UsageError(
@@ -260,27 +269,52 @@ def _scheduler_lr(scheduler: Any, lr: float) -> Any:
 
 
 def _checked(ckpt: Checkpoint) -> Checkpoint:
-    """Refuse an optimizer that would fail, or load into the wrong parameters, on resuming."""
-    tensors = ckpt.sections.model().tensors()
-    for path, node in ckpt.sections.optimizers:
+    """Refuse parts that would fail, or load into the wrong parameters, on resuming."""
+    sections = ckpt.sections
+    tensors = sections.model().tensors()
+    for path, node in sections.optimizers:
         try:
             assign_names(node, tensors)
-        except RefusedError as e:
-            hint = "merge the optimizer that was trained with this model"
-            raise RefusedError(e.message, hint=hint) from None
-        except AmbiguousError as e:
+        except (AmbiguousError, RefusedError) as e:
+            if isinstance(e, RefusedError) and not is_flat(node, tensors):
+                hint = "merge the optimizer that was trained with this model"
+                raise RefusedError(e.message, hint=hint) from None
             ckpt = ckpt.noting(
-                f"warning: {'.'.join(map(str, path))}: {e.message}: check that it was trained "
+                f"warning: {path_text(path)}: {e.message}: check that it was trained "
                 "with this model"
             )
-    for path, node in ckpt.sections.schedulers:
-        lrs = (mapping(node) or {}).get("base_lrs")
-        groups = sum(
-            len((mapping(opt) or {})["param_groups"]) for _, opt in ckpt.sections.optimizers
-        )
-        if isinstance(lrs, list) and groups and len(lrs) != groups:
-            ckpt = ckpt.noting(
-                f"warning: {'.'.join(map(str, path))} has {len(lrs)} base_lrs, the optimizer "
-                f"{groups} param_groups"
-            )
+    for copy in sections.ema:
+        _check_ema(copy, tensors)
+    for path, node in sections.schedulers:
+        _check_scheduler(path_text(path), node, [opt for _, opt in sections.optimizers])
     return ckpt
+
+
+def _check_ema(copy: StateDict, model: Mapping[str, TensorRef]) -> None:
+    """An EMA copy has the model's names, as far as wrappers go, and its shapes."""
+    hint = "merge the copy that was made of this model"
+    known = {unwrapped(name): ref.shape for name, ref in model.items()}
+    common = 0
+    for name, ref in copy.tensors().items():
+        shape = known.get(unwrapped(name))
+        common += shape is not None
+        if shape not in (None, ref.shape):
+            raise RefusedError(
+                f"{path_text(copy.path)}: '{name}' has the shape {list(ref.shape)}, the model's "
+                f"{list(shape or ())}",
+                hint=hint,
+            )
+    if not common:
+        raise RefusedError(f"{path_text(copy.path)}: no name is one of the model's", hint=hint)
+
+
+def _check_scheduler(where: str, scheduler: Any, optimizers: list[Any]) -> None:
+    """One ``base_lr`` a param_group: torch loads any number, and goes on wrongly."""
+    lrs = (mapping(scheduler) or {}).get("base_lrs")
+    counts = {len(param_groups(optimizer)) for optimizer in optimizers}
+    if isinstance(lrs, list) and counts and len(lrs) not in counts:
+        raise RefusedError(
+            f"{where} has {len(lrs)} base_lrs, the optimizer "
+            f"{' or '.join(map(str, sorted(counts)))} param_groups",
+            hint="merge the scheduler that was made for this optimizer",
+        )

@@ -8,7 +8,7 @@ the model's parameters in order, each group takes an ordered subsequence of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core.names import unwrapped
@@ -75,6 +75,19 @@ def _state_shape(state: Mapping[Any, Any]) -> Shape | None:
     return shapes.pop() if len(shapes) == 1 else None
 
 
+def is_flat(optimizer: Any, model: Mapping[str, TensorRef]) -> bool:
+    """True where state is not kept a parameter (LBFGS, FSDP): nothing proves whose it is."""
+    state = mapping((mapping(optimizer) or {}).get("state")) or {}
+    lbfgs = any(key in (mapping(one) or {}) for one in state.values() for key in _LBFGS)
+    return lbfgs or _flat_param(model) is not None
+
+
+def _flat_param(model: Iterable[str]) -> str | None:
+    return next(
+        (name for name in model if name.rpartition(".")[2].lstrip("_") == "flat_param"), None
+    )
+
+
 def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[str]]:
     """The model's name of each id, group by group.
 
@@ -119,9 +132,7 @@ def _prove(
     way_out: str,
 ) -> list[list[str]]:
     """The only names that groups of parameters with these shapes can have in the model."""
-    flat = next(
-        (name for name in model if name.rpartition(".")[2].lstrip("_") == "flat_param"), None
-    )
+    flat = _flat_param(model)
     if flat is not None:
         raise RefusedError(f"'{flat}' is several parameters in one (FSDP)", hint=way_out)
     candidates = _candidates(model)
