@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save_file, save_model
 from torch import nn
 from torch.nn.utils import prune
 
@@ -165,6 +166,10 @@ FOUND: dict[str, tuple[Shapes, set[str]]] = {
     ),
     "head.l": (norm("head.bn", 8) | linear("head.l", 5, 8), {"head.l"}),
     "a list of heads": (linear("heads.0", 5, 8) | linear("heads.1", 5, 6), {"heads.0", "heads.1"}),
+    "a list of heads, as wide as the model": (
+        linear("heads.0", 8, 8) | linear("heads.1", 8, 8) | linear("heads.2", 8, 6),
+        {"heads.0", "heads.1", "heads.2"},
+    ),
     "conv_head": (linear("conv_head", 32, 8) | linear("classifier", 5, 32), {"classifier"}),
     "dense, out_proj": (
         linear("classifier.dense", 8, 8) | linear("classifier.out_proj", 8, 8),
@@ -223,7 +228,8 @@ REFUSED: dict[str, tuple[Shapes, type[ModelctlError], str]] = {
         "its last parameters, 'norm2'",
     ),
     "many alike": (BODY | linear("last", 8, 8), NoMatchError, "one of several alike"),
-    "more than it reads": (BODY | linear("project", 32, 8), NoMatchError, "more than the 8 inputs"),
+    "more than it reads": (BODY | linear("tail", 32, 8), NoMatchError, "more than the 8 inputs"),
+    "features": (BODY | linear("conv_head", 6, 8), NoMatchError, "what comes before one"),
     "side by side": (
         BODY | linear("pi", 2, 8) | linear("value", 1, 8),
         AmbiguousError,
@@ -327,6 +333,19 @@ def test_a_safetensors_file(tmp_path: Path) -> None:
         head = mc.find_head(ckpt)
     assert (head.modules, head.confidence) == (("classifier.1",), "high")
     assert "last layer" not in head.evidence  # the file does not say which is
+
+
+def test_a_tied_head_that_safetensors_keeps_under_one_name(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"lm_head": nn.Linear(8, 100, bias=False), "wte": nn.Embedding(100, 8)})
+    net["lm_head"].weight = net["wte"].weight
+    save_model(net, str(tmp_path / "tied.safetensors"))
+    with safe_open(tmp_path / "tied.safetensors", "pt") as file:
+        assert file.keys() == ["lm_head.weight"]
+    with (
+        mc.open(tmp_path / "tied.safetensors") as ckpt,
+        pytest.raises(RefusedError, match=r"'lm_head\.weight' is tied to 'wte\.weight'"),
+    ):
+        mc.find_head(ckpt)
 
 
 def test_the_record_counts_until_the_head_is_there_again(tmp_path: Path) -> None:

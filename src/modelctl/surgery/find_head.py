@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _AUXILIARY = re.compile(r"(?:^|\.)aux", re.IGNORECASE)
+# What a last layer may be that is not the head: the features before it.
+_BEFORE = re.compile(r"(?:^|\.)(?:pre_\w+|conv_head|project\w*)$", re.IGNORECASE)
 # Models that make boxes, key points or motion beside classes or instead of them.
 _OTHER_TASKS = re.compile(
     r"(?:^|[._])(?:roi_heads|bbox\w*|regression\w*|rpn|anchors?|dfl|flow_head)(?:[._]|$)",
@@ -140,7 +142,7 @@ def _by_name(modules: _Modules, layers: Sequence[_Layer]) -> list[_Layer]:
         raise AmbiguousError(
             f"several layers could be the head: {_few(candidates)}", hint="name it: --head PATTERN"
         )
-    ends = [one for one in candidates if not any(_feeds(one, other) for other in candidates)]
+    ends = [one for one in candidates if not any(_feeds(one, other, named) for other in candidates)]
     for module in named & {module for module, refs in modules.items() if list(refs) == ["bias"]}:
         outputs = modules[module]["bias"].shape[:1]
         if not any((one.outputs,) == outputs for one in ends if _inside(one.module, module)):
@@ -177,6 +179,8 @@ def _by_place(
         )
     if anchor.module != last:
         what = f"its last parameters, '{last}', are no linear layer's or convolution's"
+    elif _BEFORE.search(last):
+        what = f"its last layer, {anchor}, is named like what comes before one"
     elif widths[(anchor.outputs,)] > 1:
         what = f"its last layer, {anchor}, is one of several alike"
     elif anchor.outputs > anchor.inputs:
@@ -192,7 +196,7 @@ def _by_place(
     raise NoMatchError(f"no head is found: {what}", hint=hint)
 
 
-def _feeds(one: _Layer, other: _Layer) -> bool:
+def _feeds(one: _Layer, other: _Layer, named: Container[str]) -> bool:
     """Whether ``other`` reads what ``one`` makes, as far as shapes, places and numbers tell."""
     above, _, name = one.module.rpartition(".")
     beside, _, next_name = other.module.rpartition(".")
@@ -208,8 +212,8 @@ def _feeds(one: _Layer, other: _Layer) -> bool:
     if one.outputs != other.outputs:
         return one.place is not None or numbered or one.inputs != other.outputs
     # As many outputs: heads side by side, or a hidden layer as wide as there are classes? fc1 and
-    # fc2 are a chain; so are 0 and 3 (an activation stands between); 0 and 1 are a list of heads.
-    return numbered and (bool(stem) or int(next_name) - int(name) > 1)
+    # fc2 are a chain; so are 0 and 3, where an activation follows 0: else they are a list of heads.
+    return numbered and (bool(stem) or f"{above}.{int(name) + 1}" not in named)
 
 
 def _fits(one: _Layer, other: _Layer) -> bool:
