@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def dead() -> int:
 # ------------------------------------------------------------------ two writers at once
 
 
-def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks.time, "sleep", None)
     (tmp_path / "f").write_bytes(b"old")
     with staged(tmp_path / "f", overwrite=True) as sink:
         sink.write(b"new")
@@ -64,13 +68,11 @@ def test_a_second_writer_through_a_link(tmp_path: Path) -> None:
 
 def test_other_targets_in_the_folder_do_not_matter(tmp_path: Path) -> None:
     names = ["f", "g", "f.pt", ".f", "n" * 255, "n" * 254 + "m"]
-    with staged(tmp_path / "e") as sink:
-        sink.write(b"new")
+    with ExitStack() as all_at_once:
         for name in names:
-            with staged(tmp_path / name) as other:
-                other.write(name.encode())
-                write(tmp_path / "h")
-    assert sorted(os.listdir(tmp_path)) == sorted([*names, "e", "h"])
+            all_at_once.enter_context(staged(tmp_path / name)).write(name.encode())
+            write(tmp_path / "h")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "h"])
     assert all((tmp_path / name).read_text() == name for name in names)
 
 
@@ -230,6 +232,31 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(WriteError, match="Permission denied"):
         write(tmp_path / "f")
+
+
+def test_a_lock_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / ".f.modelctl.lock").symlink_to("elsewhere")
+    with pytest.raises(WriteError, match="not written"):
+        write(tmp_path / "f")
+    assert os.listdir(tmp_path) == [".f.modelctl.lock"]
+
+
+def test_a_lock_is_removed_while_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would be removed from under who has just taken it."""
+    real, told = os.unlink, []
+
+    def unlink(path: Path) -> None:
+        if path.suffix == ".lock":
+            with open(path) as again, pytest.raises(BlockingIOError):
+                locks.fcntl.flock(again, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
+            told.append(path.name)
+        real(path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    write(tmp_path / "f")
+    assert told == [".f.modelctl.lock"]
 
 
 def test_the_lock_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +443,9 @@ def test_every_change_is_seen(change: str, when: str, tmp_path: Path) -> None:
             (tmp_path / "new").write_bytes(b"his")
             os.replace(tmp_path / "new", path)
         elif change == "longer":
+            status = path.stat()
             path.write_bytes(b"longer")
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         elif change == "touched":
             os.utime(path, ns=(1, 1))
         else:
@@ -426,6 +455,7 @@ def test_every_change_is_seen(change: str, when: str, tmp_path: Path) -> None:
         if when == "before":
             his()
         with staged(tmp_path / "way" / "f", overwrite=True, sources=[source]) as sink:
+            assert when == "during"
             sink.write(b"mine")
             if when == "during":
                 his()

@@ -89,8 +89,6 @@ class Lock:
             if _is_at(self.fd, self.path):  # while it is held: nobody else can have made it
                 os.unlink(self.path)
         with suppress(OSError):
-            fcntl.flock(self.fd, fcntl.LOCK_UN)  # also for what was forked meanwhile
-        with suppress(OSError):
             os.close(self.fd)
         self.fd = -1
 
