@@ -12,7 +12,7 @@ from torch import nn
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import CollisionError, RefusedError, UnsupportedError, UsageError
-from modelctl.nn import tensors
+from modelctl.nn import reading
 
 from .nets import Net, same
 
@@ -92,7 +92,7 @@ def test_load_with_key_and_device(other, tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"model": Net().state_dict(), "ema": {"inner": other.state_dict()}}, path)
     assert same(mnn.load(path, key="ema.inner"), other.state_dict())
-    assert mnn.load(path, device="auto")["fc.bias"].device == tensors.resolve_device("auto")
+    assert mnn.load(path, device="auto")["fc.bias"].device == mnn.choose_device("auto")
     assert mnn.load(path, device="meta")["fc.bias"].is_meta
     with pytest.raises(UsageError, match="no device"):
         mnn.load(path, device="gpu")
@@ -199,7 +199,7 @@ def test_dtypes_are_converted_by_torch(net, other, tmp_path, dtype, device):
 
 
 def test_a_staged_copy_in_several_windows(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensors, "STAGE", 64)
+    monkeypatch.setattr(reading, "STAGE", 64)
     source = torch.randn(13, 11)
     torch.save({"weight": source, "bias": torch.randn(13)}, tmp_path / "a.pt")
     model = nn.Linear(11, 13, dtype=torch.float64)

@@ -19,6 +19,9 @@ except ModuleNotFoundError as e:
     ) from None
 
 if TYPE_CHECKING:
+    from .devices import choose_device as choose_device
+    from .devices import to_device as to_device
+    from .devices import visible_devices as visible_devices
     from .freezing import Frozen as Frozen
     from .freezing import Trainable as Trainable
     from .freezing import apply_freeze as apply_freeze
@@ -45,6 +48,7 @@ _WHERE = {
     "Resumed": "resuming",
     "Trainable": "freezing",
     "apply_freeze": "freezing",
+    "choose_device": "devices",
     "describe_groups": "groups",
     "evaluating": "modes",
     "freeze": "freezing",
@@ -54,9 +58,11 @@ _WHERE = {
     "param_groups": "groups",
     "resume": "resuming",
     "save_checkpoint": "saving",
+    "to_device": "devices",
     "trainable": "freezing",
     "unfreeze": "thawing",
     "unwrap": "naming",
+    "visible_devices": "devices",
     "warmup_cosine": "schedules",
 }
 __all__ = [*_WHERE]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import _IncompatibleKeys
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import nearest, unwrapped
@@ -19,10 +19,14 @@ from ..core.sections import StateDict
 from ..core.tensors import TensorRef
 from ..errors import RefusedError, UnsupportedError, UsageError
 from ..files import open as open_checkpoint
-from .freezing import Frozen, apply_record
-from .naming import Slot, is_lazy, match_names, places, slots
+from .devices import Device, choose_device
+from .freezing import Frozen, apply_record, parse_record
+from .matching import find_prefix, fits, given_prefix, match, only_plain, without
+from .naming import Slot, is_lazy, places, slots
 from .plain import live
-from .tensors import Device, read_into, resolve_device, to_tensors
+from .reading import Reader
+from .rules import Computed
+from .tensors import to_tensors
 from .text import some
 
 Path = str | os.PathLike[str]
@@ -40,6 +44,7 @@ class LoadReport:
         mismatched: (name, shape in the file, shape in the model): left as they are.
         removed: those of ``missing`` whose removal the file itself records (``strip-head``).
         frozen: what the file's freeze record did, or None.
+        prefix: what was taken off the file's names, wrappers aside (Lightning's ``model.``).
     """
 
     loaded: tuple[str, ...]
@@ -48,6 +53,7 @@ class LoadReport:
     mismatched: tuple[Mismatch, ...] = ()
     removed: tuple[str, ...] = ()
     frozen: Frozen | None = None
+    prefix: str = ""
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -71,6 +77,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} tensors", *self.problems()]
+        if self.prefix:
+            lines[0] += f", by the file's names without '{self.prefix}'"
         if self.frozen is not None:
             lines.append(f"freeze record applied: {self.frozen}")
         return "\n".join(lines)
@@ -84,34 +92,39 @@ def _with_nearest(names: list[str], others: tuple[str, ...]) -> str:
 # ------------------------------------------------------------------ load
 
 
-def load(path: Path, *, device: Device = "cpu", key: str | None = None) -> dict[str, Tensor]:
+def load(
+    path: Path, *, device: str | int | torch.device = "cpu", key: str | None = None
+) -> dict[str, Any]:
     """The model's state_dict in a file of any format that modelctl reads; nothing is run.
 
-    Names are the file's own. Tied tensors are one tensor; views of one storage share it where
-    that reads no more than they need. ``device`` is where the tensors go, whatever device they
-    were saved on; ``"auto"`` is cuda where there is one, else mps, else cpu. ``key`` is the
-    dotted path of the state_dict, where the one that is found isn't meant.
+    Names are the file's own, and the versions of modules that it recorded go along
+    (``_metadata``), so that ``load_state_dict`` treats it as what ``torch.load`` gives. Tied
+    tensors are one tensor; views of one storage share it where that reads no more than they
+    need. ``device`` is where the tensors go, whatever device they were saved on, chosen as by
+    :func:`choose_device`. ``key`` is the dotted path of the state_dict, where the one that is
+    found isn't meant.
 
     Raises:
         UnreadableError: the file.
-        UnsupportedError: a dtype that this torch lacks; a sparse, quantized or wrapped tensor.
+        UnsupportedError: a dtype that this torch lacks; a sparse, quantized or wrapped tensor;
+            an extra state that is an object.
+        UsageError: not a device, or none that is there.
         NoMatchError, AmbiguousError: no state_dict, or which one is not clear.
     """
-    where = resolve_device(device)
+    where = choose_device(device)
     with open_checkpoint(path, key=key) as ckpt:
         section = ckpt.sections.model()
-        _only_plain(section, section.composites())
-        return to_tensors(section.tensors(), where)
-
-
-def _only_plain(section: StateDict, names: Iterable[str]) -> None:
-    """Raises UnsupportedError where one of these is a sparse, quantized or wrapped tensor."""
-    odd = {name: node.layout for name, node in section.composites().items() if name in {*names}}
-    for name, layout in odd.items():
-        raise UnsupportedError(
-            f"'{name}' is a {layout} tensor ({len(odd)} such): only strided ones are loaded",
-            hint="save it dense, or drop it from the file with modelctl",
+        only_plain(section, [*section.composites()])
+        tensors = to_tensors(section.tensors(), where)
+        state: OrderedDict[str, Any] = OrderedDict(
+            (name, tensors[name] if name in tensors else live(entry, name))
+            for name, entry in section.entries.items()
+            if isinstance(name, str)
         )
+        if section.metadata:
+            recorded = live(section.metadata, "_metadata")
+            state.__dict__["_metadata"] = OrderedDict(recorded)
+        return state
 
 
 # ------------------------------------------------------------------ load_into
@@ -125,41 +138,57 @@ def load_into(
     dtype: torch.dtype | None = None,
     on_mismatch: str = "error",
     key: str | None = None,
+    prefix: str | None = None,
 ) -> LoadReport:
     """Load a file's weights into a live model, and apply the file's freeze record.
 
     Values go straight into the model's parameters and buffers, one tensor at a time through
     bounded memory; nothing that the file names is run. Parameters stay the same objects, except
     those on ``meta``, which are made anew. Wrapper prefixes on either side don't matter; a tied
-    tensor is loaded by any of its names. As in torch, a BatchNorm saved before version 2 may lack
-    ``num_batches_tracked``, and shape ``[1]`` loads into a scalar. Modules' own load hooks are
-    not run. A freeze record only freezes (see :func:`apply_freeze`).
+    tensor is loaded by any of its names. Files of older versions load as ``load_state_dict``
+    would load them: the modules' own load hooks are asked what becomes of the names (on tensors
+    without data, before anything is read), and their post-hooks are run. A freeze record only
+    freezes (see :func:`apply_freeze`).
 
     Args:
-        device: where the whole model goes, ``"auto"`` included; by default each tensor stays
-            where it is, and those on ``meta`` go to the CPU.
+        device: where the whole model goes, chosen as by :func:`choose_device`; by default each
+            tensor stays where it is, and those on ``meta`` go to the CPU.
         dtype: what the model's floating tensors become; by default each keeps its own, and the
             file's values are converted to that.
         on_mismatch: ``"error"`` changes nothing unless every name and shape fits; ``"skip"``
             loads what fits and reports the rest.
         key: the dotted path of the state_dict, where the one that is found isn't meant.
+        prefix: the part of the file's names that is meant, and taken off them (``"teacher."``):
+            other names don't count then. By default a prefix that the model lacks is found where
+            only without it the names fit (Lightning's ``model.``), and the report says so.
 
     Raises:
-        RefusedError: names or shapes don't fit (with ``"error"``), nothing fits, or something
-            would stay on ``meta``; nothing was changed.
-        UsageError: not a device, or not a way to treat mismatches.
+        RefusedError: names or shapes don't fit (with ``"error"``), nothing fits, a module's own
+            code refuses the file, or something would stay on ``meta``; nothing was changed.
+        AmbiguousError: which state_dict, or which prefix, is not clear.
+        NoMatchError: no state_dict; no name with the prefix.
+        UsageError: not a device, or none that is there; not a way to treat mismatches.
         CollisionError: two of the file's names mean the same tensor.
-        UnsupportedError: a tensor that is needed is sparse, quantized or wrapped.
+        UnsupportedError: a tensor that is needed is sparse, quantized or wrapped, or a module's
+            own code computes it.
         UnreadableError: the file; where its structure is sound but its data can't be read, the
             model may have been loaded in part.
     """
     if on_mismatch not in ("error", "skip"):
         raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
-    where = resolve_device(device)
+    where = None if device is None else choose_device(device)
     with open_checkpoint(path, key=key) as ckpt:
-        plan = plan_load(model, ckpt.sections.model(), removed=_removed(ckpt))
+        section = ckpt.sections.model()
+        if prefix is None:
+            start = find_prefix(section, slots(model))
+        else:
+            start = given_prefix(section, prefix)
+        plan = plan_load(model, section, removed=_removed(ckpt), prefix=start)
+        if prefix is not None:
+            inside = [name for name in plan.report.unexpected if without(name, start) is not None]
+            plan.report = replace(plan.report, unexpected=tuple(inside))
         plan.check(os.fspath(path), strict=on_mismatch == "error")
-        record = read_record(ckpt, FREEZE)
+        record = _freeze_record(ckpt, start)
         plan.run(where, dtype)
         if record is None:
             return plan.report
@@ -172,32 +201,47 @@ def _removed(ckpt: Checkpoint) -> list[str]:
     return [entry["name"] for entry in found if isinstance(entry.get("name"), str)]
 
 
+def _freeze_record(ckpt: Checkpoint, prefix: str) -> Any:
+    """The file's freeze record in the model's names; None where it says nothing of the model."""
+    record = read_record(ckpt, FREEZE)
+    if record is None or not prefix:
+        return record
+    names, bn_eval, patterns = parse_record(record)
+    frozen = [bare for name in names if (bare := without(name, prefix)) is not None]
+    kept = [bare for pattern in patterns if (bare := without(pattern, prefix)) is not None]
+    record = {"version": 1, "frozen": frozen, "bn_eval": bn_eval, "patterns": kept}
+    return record if frozen else None
+
+
 @dataclass
 class Plan:
-    """A load that was matched up but not done: which slots get which tensor of the file.
+    """A load that was matched up but not done: which slots get which tensor.
 
-    ``zeros`` are counters on ``meta`` that a file of an old version does not have.
+    ``fill`` are tensors that are made, not read: what a module's own code gave, and counters on
+    ``meta`` that a file of an old version does not have.
     """
 
     model: nn.Module
     pairs: list[tuple[list[Slot], TensorRef]]
     report: LoadReport
-    zeros: list[Slot] = field(default_factory=list)
-    extras: list[tuple[str, nn.Module, Any]] = field(default_factory=list)
+    fill: list[tuple[list[Slot], Tensor]] = field(default_factory=list)
+    extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
 
     def check(self, path: str, *, strict: bool) -> None:
         """Raises RefusedError where the plan must not be run; nothing was changed."""
         report = self.report
         problems = report.problems()
         if not self.pairs or (strict and problems):
+            if self.pairs:
+                hint = "load_into(model, path, on_mismatch='skip') loads what fits"
+                if report.prefix:
+                    hint += f", prefix='{report.prefix}' looks at these names alone"
+            else:
+                hint = "'modelctl match' finds the rename that mends it"
             raise RefusedError(
-                f"{path} does not fit the model: {'; '.join(problems) or 'no tensors'}",
-                hint="load_into(model, path, on_mismatch='skip') loads what fits"
-                if self.pairs
-                else "'modelctl match' finds the rename that mends it",
+                f"{path} does not fit the model: {'; '.join(problems) or 'no tensors'}", hint=hint
             )
-        filled = {id(slot.tensor) for found, _ in self.pairs for slot in found}
-        filled.update(id(slot.tensor) for slot in self.zeros)
+        filled = {id(slot.tensor) for found, _ in (*self.pairs, *self.fill) for slot in found}
         left = [
             s.name for s in slots(self.model) if s.tensor.is_meta and id(s.tensor) not in filled
         ]
@@ -211,18 +255,26 @@ class Plan:
     @torch.no_grad()
     def run(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         """Copy the values, and bring the whole model to ``device`` and ``dtype``."""
-        for found, ref in self.pairs:
-            read_into(ref, _destination(found, ref, device, dtype))
-        for slot in self.zeros:
-            setattr(slot.owner, slot.attr, torch.zeros_like(slot.tensor, device=device or "cpu"))
-        for _, module, value in self.extras:
-            module.set_extra_state(value)
+        with Reader() as reader:
+            for found, ref in self.pairs:
+                reader.read(ref, _destination(found, ref, device, dtype))
+        for found, value in self.fill:
+            _destination(found, value, device, dtype).copy_(value)
+        for module, state in self.extras:
+            module.set_extra_state(state)
         if device is not None or dtype is not None:
             self.model.to(device=device, dtype=dtype)
+        found_not = _IncompatibleKeys([*self.report.missing], [*self.report.unexpected])
+        for place in reversed(list(places(self.model))):  # children first, as load_state_dict
+            for hook in place.module._load_state_dict_post_hooks.values():
+                hook(place.module, found_not)
 
 
 def _destination(
-    found: list[Slot], ref: TensorRef, device: torch.device | None, dtype: torch.dtype | None
+    found: list[Slot],
+    value: TensorRef | Tensor,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     """The tensor to read into, in the model under each of its names."""
     old = found[0].tensor
@@ -230,7 +282,7 @@ def _destination(
     floating = old.dtype.is_floating_point or old.dtype.is_complex
     kind = dtype if dtype is not None and floating else old.dtype
     if is_lazy(old):
-        cast(Any, old).materialize(ref.shape, device=where, dtype=kind)
+        cast(Any, old).materialize(value.shape, device=where, dtype=kind)
         return old.detach()
     if old.is_meta:
         new = torch.empty_like(old, device=where, dtype=kind, requires_grad=False)
@@ -247,66 +299,69 @@ def _destination(
 
 
 def plan_load(
-    model: nn.Module, section: StateDict, *, removed: list[str] | tuple[str, ...] = ()
+    model: nn.Module,
+    section: StateDict,
+    *,
+    removed: list[str] | tuple[str, ...] = (),
+    prefix: str = "",
 ) -> Plan:
-    """Match a file's state_dict with a model, by names without wrappers; nothing is changed.
+    """Match a file's state_dict with a model, by names without wrappers and ``prefix``; nothing
+    is changed.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
-        UnsupportedError: one that the model has is sparse, quantized or wrapped in the file.
+        RefusedError: a module's own code refuses the file.
+        UnsupportedError: one that the model has is sparse, quantized or wrapped in the file, or
+            computed by a module's own code.
     """
-    refs = section.tensors()
-    own: dict[str, Slot] = {slot.name: slot for slot in slots(model) if slot.persistent}
     states = _extra_states(model)
-    found = match_names(
-        [name for name in section.entries if isinstance(name, str)], {**own, **states}
-    )
-    _only_plain(section, found)
+    names = [slot.name for slot in slots(model) if slot.persistent]
+    matched = match(model, section, names, states, prefix)
     tied: dict[int, list[Slot]] = {}
-    for slot in own.values():
-        tied.setdefault(id(slot.tensor), []).append(slot)
-    given: dict[str, TensorRef] = {}
-    extras, with_state = [], set()
-    for name, meant in found.items():
-        if meant in states:
-            with_state.add(meant)
-            extras.append((meant, states[meant], live(section.entries[name], name)))
-        elif name in refs:
-            given[meant] = refs[name]
-    old_norms = _old_norms(model, section)
-    pairs, loaded, missing, mismatched, zeros = [], [], [], [], []
+    for slot in slots(model):  # again: a module's own code may have changed it
+        if slot.persistent:
+            tied.setdefault(id(slot.tensor), []).append(slot)
+    plan = Plan(model, [], LoadReport(()))
+    loaded, missing, mismatched = [], [], []
     for group in tied.values():
-        names = [slot.name for slot in group]
+        own = [slot.name for slot in group]
         # as load_state_dict, which copies every one of tied names: the last counts
-        ref = next((given[name] for name in reversed(names) if name in given), None)
+        value = next((matched.values[n] for n in reversed(own) if n in matched.values), None)
         tensor = group[0].tensor
-        if ref is None:
-            if names[0] not in old_norms:
-                missing += names
-            elif tensor.is_meta:
-                zeros += group
-        elif _fits(ref, tensor):
-            pairs.append((group, ref))
-            loaded += names
+        if isinstance(value, Computed):
+            raise UnsupportedError(
+                f"'{own[0]}' is computed from the file's tensors by {value.by}'s own code",
+                hint="model.load_state_dict(load(path)) runs that",
+            )
+        if value is None and own[0] not in matched.old_norms:
+            missing += own
+        elif value is None:
+            if tensor.is_meta:
+                plan.fill.append((group, torch.zeros(tensor.shape, dtype=tensor.dtype)))
+        elif not fits(value, tensor):
+            mismatched.append((own[0], tuple(value.shape), tuple(tensor.shape)))
         else:
-            mismatched.append((names[0], ref.shape, tuple(tensor.shape)))
-    missing += [name for name in states if name not in with_state]
-    gone = {unwrapped(name) for name in removed}
-    report = LoadReport(
-        tuple(loaded + [name for name, _, _ in extras]),
+            loaded += own
+            if isinstance(value, TensorRef):
+                plan.pairs.append((group, value))
+            else:
+                plan.fill.append((group, value))
+    for name, module in states.items():
+        if name in matched.extras:
+            loaded.append(name)
+            plan.extras.append((module, live(matched.extras[name], name)))
+        else:
+            missing.append(name)
+    gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix)) is not None}
+    plan.report = LoadReport(
+        tuple(loaded),
         tuple(missing),
-        tuple(name for name in section.entries if isinstance(name, str) and name not in found),
+        tuple(matched.unexpected),
         tuple(mismatched),
         tuple(name for name in missing if unwrapped(name) in gone),
+        prefix=prefix,
     )
-    return Plan(model, pairs, report, zeros, extras)
-
-
-def _fits(ref: TensorRef, tensor: Tensor) -> bool:
-    if is_lazy(tensor):
-        return True
-    # before 0.4 there were no scalars
-    return tuple(tensor.shape) == ref.shape or (tensor.ndim == 0 and ref.shape == (1,))
+    return plan
 
 
 def _extra_states(model: nn.Module) -> dict[str, nn.Module]:
@@ -315,19 +370,4 @@ def _extra_states(model: nn.Module) -> dict[str, nn.Module]:
         (f"{place.name}." if place.name else "") + "_extra_state": place.module
         for place in places(model)
         if type(place.module).get_extra_state is not nn.Module.get_extra_state
-    }
-
-
-def _old_norms(model: nn.Module, section: StateDict) -> set[str]:
-    """``num_batches_tracked`` of the norms that the file has in a version from before it."""
-    versions = {}
-    for name, entry in section.metadata.items():
-        if isinstance(name, str):
-            versions[unwrapped(f"{name}.x")[:-2]] = (mapping(entry) or {}).get("version")
-    return {
-        f"{place.name}.num_batches_tracked" if place.name else "num_batches_tracked"
-        for place in places(model)
-        if isinstance(place.module, _NormBase)
-        and place.module.track_running_stats
-        and (versions.get(place.name) or 1) < 2
     }
