@@ -4,7 +4,6 @@ and refusals where a guess would be wrong."""
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -84,10 +83,9 @@ def test_every_model_of_torchvision(name: str) -> None:
         assert kind in MAY_REFUSE
         assert found(plain) is None
         return
-    # the nasty number of classes is a width that the model has everywhere inside
-    widths = Counter(shape[0] for shape in plain.values() if len(shape) > 1).most_common(2)
-    wide = next(w for width, _ in widths if truth(plain, w := built(name, width)))
     head = truth(plain, single)
+    # the nasty number of classes is the width that the head reads: hidden layers have as many
+    wide = built(name, max(plain[f"{module}.weight"][1] for module in head))
     assert head == truth(plain, wide)
     cases = {"plain": plain, "a hidden width": wide, "1 class": single}
     if kind not in MAY_REFUSE:
@@ -204,7 +202,7 @@ REFUSED: dict[str, tuple[Shapes, type[ModelctlError], str]] = {
     "a policy and a value": (
         BODY | linear("policy_head", 4, 8) | linear("value_head", 1, 8),
         AmbiguousError,
-        r"several layers could be the head: policy_head \(4\), value_head \(1\)",
+        r"several layers could be the head: policy_head \(4 outputs\), value_head \(1 output\)",
     ),
     "detection with transformers": (
         BODY | linear("class_embed", 5, 8) | linear("bbox_embed.layers.2", 4, 8),

@@ -68,12 +68,16 @@ class _Layer(NamedTuple):
     dims: int
     place: int | None
 
+    @property
+    def makes(self) -> str:
+        return f"{self.outputs} output{'' if self.outputs == 1 else 's'}"
+
     def __str__(self) -> str:
-        return f"{self.module} ({self.outputs})"
+        return f"{self.module} ({self.makes})"
 
 
 _Modules = dict[str, dict[str, TensorRef]]
-_MOST = 200  # no model has so many heads; each is compared with each
+_MOST = 64  # no model has so many heads; each is compared with each
 
 
 def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
@@ -109,13 +113,13 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
     evidence = ["named like a head"] if found else []
     found = found or [_by_place(modules, layers, widths)]
     outputs = found[0].outputs
-    evidence.append(f"{outputs} output{'' if outputs == 1 else 's'}")
+    evidence.append(found[0].makes)
     at_end = ordered and any(layer.module == list(modules)[-1] for layer in found)
     alone = widths[(outputs,)] <= len(found)
     if at_end:
         evidence.append("the model's last layer")
     elif alone:
-        evidence.append("as no other layer has")
+        evidence.append("which no other layer has")
     # The last of a Sequential may be what is left of one: its place is no evidence of its own.
     numbered = found[-1].module.rpartition(".")[2].isdecimal()
     sure = evidence[0].startswith("named") and (alone or (at_end and not numbered))
@@ -143,8 +147,10 @@ def _by_name(modules: _Modules, layers: Sequence[_Layer]) -> list[_Layer]:
             f"several layers could be the head: {_few(candidates)}", hint="name it: --head PATTERN"
         )
     ends = [one for one in candidates if not any(_feeds(one, other, named) for other in candidates)]
-    for module in named & {module for module, refs in modules.items() if list(refs) == ["bias"]}:
-        outputs = modules[module]["bias"].shape[:1]
+    for module, refs in modules.items():
+        if module not in named or list(refs) != ["bias"]:
+            continue
+        outputs = refs["bias"].shape
         if not any((one.outputs,) == outputs for one in ends if _inside(one.module, module)):
             raise RefusedError(
                 f"the weight of the head '{module}' is not in the file: it is tied to "
