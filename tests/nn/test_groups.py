@@ -83,23 +83,56 @@ def _matched(named, pattern):
     return [n for n in named if fnmatchcase(n, pattern) or n.startswith(pattern + ".")]
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam",
-                                  "Adamax", "Adadelta", "ASGD", "Rprop", "Adafactor"])  # fmt: skip
+OPTIMIZERS = [
+    name
+    for name, kind in vars(optim).items()
+    if isinstance(kind, type) and issubclass(kind, optim.Optimizer) and kind is not optim.Optimizer
+]
+ONE_GROUP = {"LBFGS"}
+MATRICES = {"Muon"}  # and nothing else
+ANY_LR = {"Rprop", "Adafactor"}  # not the lr alone scales their steps
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer_takes_them_and_saves_their_names(net, kind):
-    if not hasattr(optim, kind):
-        pytest.skip(f"this torch has no {kind}")
-    groups = mnn.param_groups(net, {"fc": {"lr": 0.5}, "layer1": {"lr": 0.0}}, lr=0.01)
+    """All that torch has, so that a new one is noticed."""
+    if kind == "SparseAdam":
+        net = nn.Sequential(
+            nn.Embedding(5, 2, sparse=True), nn.Embedding(5, 2, sparse=True), nn.Embedding(5, 2)
+        ).requires_grad_()
+        mnn.freeze(net, "2")
+    if kind in MATRICES:
+        mnn.freeze(net, [n for n, p in net.named_parameters() if p.ndim != 2])
+    names = [name for name, p in net.named_parameters() if p.requires_grad]
+    rules = {} if kind in ONE_GROUP else {names[-1]: {"lr": 0.5}}
+    if len(names) > 1 and rules:
+        rules[names[0]] = {"lr": 0.0}
+    # Rprop and LBFGS know no weight_decay: a group may say what its optimizer does not read
+    groups = mnn.param_groups(net, rules, no_decay=kind not in ONE_GROUP, lr=0.01)
     optimizer = getattr(optim, kind)(groups)
     scheduler = optim.lr_scheduler.StepLR(optimizer, 1)
-    before = {name: p.clone() for name, p in net.named_parameters()}
-    train_step(net, optimizer, scheduler)
-    assert not torch.equal(net.fc.weight, before["fc.weight"])
-    if kind not in ("Rprop", "Adafactor"):  # whose steps lr alone does not scale
-        assert torch.equal(net.layer1[0].weight, before["layer1.0.weight"])
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+
+    def loss():
+        optimizer.zero_grad()
+        if kind == "SparseAdam":
+            value = (net[0](torch.tensor([1])) + net[1](torch.tensor([2]))).square().sum()
+        else:
+            value = net(torch.randn(4, 3, 8, 8)).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss) if kind == "LBFGS" else (loss(), optimizer.step())
+    scheduler.step()
+    now = dict(net.named_parameters())
+    assert not torch.equal(now[names[-1]], before[names[-1]])
+    if len(names) > 1 and rules and kind not in ANY_LR:
+        assert torch.equal(now[names[0]], before[names[0]])
+    assert all(torch.equal(now[n], before[n]) for n in before if n not in names)
     saved = optimizer.state_dict()["param_groups"]
-    assert saved[0]["param_names"] == ["fc.weight", "fc.bias"]
-    assert saved[1]["param_names"][0] == "layer1.0.weight"
-    assert math.isclose(optimizer.param_groups[0]["lr"], 0.05)
+    assert sorted(n for group in saved for n in group["param_names"]) == sorted(names)
+    assert saved[0]["param_names"] == (names if kind in ONE_GROUP else [names[-1]])
+    assert math.isclose(float(optimizer.param_groups[0]["lr"]), 0.001 if not rules else 0.05)
 
 
 def test_the_update_of_each_parameter_is_its_own_lr(net):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .resuming import resume as resume
     from .saving import save_checkpoint as save_checkpoint
     from .schedules import warmup_cosine as warmup_cosine
+    from .seeds import seed_everything as seed_everything
     from .thawing import unfreeze as unfreeze
 
 # Resolved on first use, like the names of modelctl itself.
@@ -58,6 +59,7 @@ _WHERE = {
     "param_groups": "groups",
     "resume": "resuming",
     "save_checkpoint": "saving",
+    "seed_everything": "seeds",
     "to_device": "devices",
     "trainable": "freezing",
     "unfreeze": "thawing",

@@ -7,23 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from ..core.names import Patterns
 from ..errors import RefusedError, UsageError
+from .layering import depths, is_norm
 from .naming import Parameters, is_lazy, numel, places
 from .text import some, table
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 _RESERVED = ("params", "param_names")
 
 
 def param_groups(
     model: nn.Module,
-    rules: Mapping[str, Mapping[str, Any]],
+    rules: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     no_decay: Literal[False, True] | Patterns = False,
+    layer_decay: float | None = None,
+    layers: Sequence[Patterns] | None = None,
     **defaults: Any,
 ) -> list[dict[str, Any]]:
     """Groups for any ``torch.optim`` optimizer: different settings for different layers.
@@ -35,28 +36,46 @@ def param_groups(
     tied ones once; frozen ones are left out.
 
     Args:
-        rules: settings by pattern; they go over ``defaults``.
+        rules: settings by pattern; they go over ``defaults``. None are fine.
         no_decay: the parameters whose ``weight_decay`` is 0 whatever the rules say, in groups of
             their own: those that these patterns match, or, with True, biases, parameters of
-            norms, and all others with fewer than two dimensions.
+            norms, all others with fewer than two dimensions (the rule of nanoGPT and timm, for
+            which "Bag of Tricks", arXiv:1812.01187, is the source), and those that the model's
+            own ``no_weight_decay()`` names, as timm's models do. Embeddings are matrices, so
+            they decay, as in nanoGPT; the rule ``{"*embed*": {"weight_decay": 0}}`` ends that.
+        layer_decay: the lr of a group times this for every layer between it and the last one
+            (0.65 to 0.9 are usual), as in BEiT, arXiv:2106.08254: in ``lr`` itself, where timm
+            writes an ``lr_scale`` that no torch optimizer reads. The layers are found: the row
+            of numbered siblings that holds most tensors is the blocks (``layer1`` … of a resnet,
+            ``blocks.0``, ``stages.0``, ``features.0``, ``encoder_layer_0`` …), one layer each;
+            what is before them is the stem, what is after them the head, each a layer. Norms
+            right after the last block go with it.
+        layers: says the layers instead, patterns from the input on; what none matches is the
+            head, a layer after them.
         defaults: settings of every group, by keyword.
 
     Returns:
         Dicts with ``params`` (a list of parameters), ``param_names`` (their names without
         wrapper prefixes, which the optimizer's state_dict then carries) and the settings; those
-        of a rule in the order of the rules, with decay before without.
+        of a rule in the order of the rules, within it layers from the input on, with decay
+        before without.
 
     Raises:
-        NoMatchError: a rule, or a pattern of ``no_decay``, matches no parameter.
+        NoMatchError: a rule, or a pattern of ``no_decay`` or ``layers``, matches no parameter;
+            no layers are found.
+        AmbiguousError: two rows could be the layers, as in an encoder with a decoder.
         RefusedError: no parameter is trainable.
-        UsageError: a setting called ``params`` or ``param_names``.
+        UsageError: a setting called ``params`` or ``param_names``; a ``layer_decay`` that is not
+            above 0 and at most 1, or where a group has no ``lr``; ``layers`` without it.
     """
+    rules = rules or {}
     for settings in (defaults, *rules.values()):
         for key in _RESERVED:
             if key in settings:
                 raise UsageError(f"'{key}' is no setting: the patterns choose the parameters")
     params = Parameters(model)
     undecayed = _undecayed(model, params, no_decay)
+    scales = _scales(model, params, layer_decay, layers)
     left = {name: p for name, p in params.by_name.items() if p.requires_grad}
     if not left:
         raise RefusedError(
@@ -75,23 +94,55 @@ def param_groups(
             warnings.warn(
                 f"the rule '{pattern}' gets no group: all that it matches is {why}", stacklevel=2
             )
-        groups += _split(taken, {**defaults, **settings}, undecayed)
-    return groups + _split(left, defaults, undecayed)
+        groups += _split(taken, {**defaults, **settings}, undecayed, scales)
+    return groups + _split(left, defaults, undecayed, scales)
 
 
 def _split(
-    named: Mapping[str, nn.Parameter], settings: Mapping[str, Any], undecayed: set[str]
+    named: Mapping[str, nn.Parameter],
+    settings: Mapping[str, Any],
+    undecayed: set[str],
+    scales: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    parts = (
-        ({n: p for n, p in named.items() if n not in undecayed}, settings),
-        ({n: p for n, p in named.items() if n in undecayed}, {**settings, "weight_decay": 0.0}),
-    )
-    # names beside the parameters, not (name, parameter) pairs: every torch takes that
-    return [
-        {"params": list(part.values()), "param_names": list(part), **values}
-        for part, values in parts
-        if part
-    ]
+    """Groups of parameters with the same settings, by the scale of their lr and by decay."""
+    lr = settings.get("lr")
+    if named and scales and lr is None:
+        raise UsageError(
+            f"layer_decay scales the lr, and '{next(iter(named))}' gets none",
+            hint="give lr=, the one of the last layer",
+        )
+    parts: dict[tuple[float, bool], list[str]] = {}
+    for name in named:
+        parts.setdefault((scales.get(name, 1.0), name in undecayed), []).append(name)
+    groups = []
+    for scale, bare in sorted(parts):
+        names = parts[scale, bare]
+        # names beside the parameters, not (name, parameter) pairs: every torch takes that
+        group = {"params": [named[name] for name in names], "param_names": names, **settings}
+        if lr is not None:
+            group["lr"] = lr * scale  # a tensor of its own, where it is one
+        if bare:
+            group["weight_decay"] = 0.0
+        groups.append(group)
+    return groups
+
+
+def _scales(
+    model: nn.Module,
+    params: Parameters,
+    layer_decay: float | None,
+    layers: Sequence[Patterns] | None,
+) -> dict[str, float]:
+    """What the lr of each parameter is multiplied by; nothing without ``layer_decay``."""
+    if layer_decay is None:
+        if layers is not None:
+            raise UsageError("layers= says where layer_decay= counts: give that too")
+        return {}
+    if not 0 < layer_decay <= 1:
+        raise UsageError(f"layer_decay={layer_decay}: it must be above 0 and at most 1")
+    depth = depths(model, params, layers)
+    last = max(depth.values(), default=0)
+    return {name: layer_decay ** (last - layer) for name, layer in depth.items()}
 
 
 def _undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) -> set[str]:
@@ -104,9 +155,12 @@ def _undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) 
         for n, p in params.by_name.items()
         if n.endswith("bias") or (not is_lazy(p) and p.ndim < 2)
     }
-    for place in places(model):
-        if isinstance(place.module, _NORMS) or type(place.module).__name__.endswith("RMSNorm"):
-            found.update(params.name_of(p) or "" for p in place.module.parameters())
+    for name, _, module, _ in places(model):
+        if is_norm(module):
+            found.update(params.name_of(p) or "" for p in module.parameters())
+        says = getattr(module, "no_weight_decay", None)
+        for own in says() if callable(says) else ():
+            found.update(params.called.get(f"{name}.{own}" if name else own, ()))
     return found
 
 
