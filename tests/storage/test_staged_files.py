@@ -200,6 +200,8 @@ def test_a_file_that_failed_is_left_out(new: bool, tmp_path: Path) -> None:
         with suppress(ZeroDivisionError), group.open("b") as sink:
             sink.write(b"half")
             raise ZeroDivisionError
+        with pytest.raises(WriteError, match="twice"), group.open("b"):
+            pass
     assert content(folder) == {"a": "a"}
 
 

@@ -231,6 +231,19 @@ def test_a_write_that_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "f").read_bytes() == OLD
 
 
+def test_a_file_that_is_not_as_long_as_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(OLD)
+
+    def more() -> None:
+        with staged(tmp_path / "f", overwrite=True) as sink:
+            sink.write(NEW)
+            os.write(sink.fd, b"x")
+
+    with pytest.raises(WriteError, match="not as long as what was written"):
+        more()
+    assert (tmp_path / "f").read_bytes() == OLD
+
+
 @pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="no copy_file_range")
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
 @pytest.mark.parametrize("nth", [1, 2])

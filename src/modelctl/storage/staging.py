@@ -161,7 +161,6 @@ class FileGroup:
                 yield sink
         except BaseException:
             output.discard()
-            del self._outputs[name]
             raise
 
     def remove_after(self, names: Iterable[str]) -> None:
