@@ -7,6 +7,7 @@ renames, drops or adds entries of the state_dict before it loads them. Here it g
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,7 +97,9 @@ def _ask(place: Place, prefix: str, given: dict[str, Value], entry: Any) -> dict
 def _run(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     lists: tuple[list[str], list[str], list[str]] = ([], [], [])
     if type(module)._load_from_state_dict not in _LOADERS:
-        module._load_from_state_dict(state, prefix, metadata, False, *lists)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*which is a no-op.*")  # that is the point of it
+            module._load_from_state_dict(state, prefix, metadata, False, *lists)
         return
     for hook in module._load_state_dict_pre_hooks.values():
         hook(state, prefix, metadata, False, *lists)
