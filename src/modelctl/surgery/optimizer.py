@@ -8,7 +8,9 @@ the model's parameters in order, each group takes an ordered subsequence of them
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..core.names import unwrapped
@@ -143,6 +145,8 @@ def _prove(
             "they don't belong together",
             hint=way_out,
         )
+    if _sorted(list(candidates)):
+        return _prove_by_shape(whose, shapes, candidates, way_out)
     found, count = _embeddings(shapes, list(candidates.values()))
     if count == 0:
         raise RefusedError(
@@ -159,6 +163,38 @@ def _prove(
         )
     names = list(candidates)
     return [[names[i] for i in group] for group in found]
+
+
+def _sorted(names: Sequence[str]) -> bool:
+    """Whether a file has its names sorted, as safetensors' own writer does, one dtype or shard
+    after the other: their order is not the model's then, where every third name or so goes back."""
+    back = sum(one > other for one, other in pairwise(names))
+    return len(names) > 1 and 10 * back < len(names)
+
+
+def _prove_by_shape(
+    whose: str,
+    shapes: Sequence[Sequence[Shape | None]],
+    candidates: Mapping[str, Shape],
+    way_out: str,
+) -> list[list[str]]:
+    """As :func:`_prove`, where there is no order to go by: each shape must be one parameter's."""
+    there: dict[Shape | None, list[str]] = {}
+    for name, shape in candidates.items():
+        there.setdefault(shape, []).append(name)
+    wanted = Counter(shape for group in shapes for shape in group)
+    unknown = wanted.pop(None, 0)
+    if any(count > len(there.get(shape, ())) for shape, count in wanted.items()):
+        raise RefusedError(f"{whose}'s parameters don't fit the model's in shape", hint=way_out)
+    if unknown or any(len(there[shape]) > 1 for shape in wanted):
+        raise AmbiguousError(
+            f"{whose} does not record names, and the model's are sorted: they don't tell the "
+            "order of its parameters",
+            hint=f"{way_out}; or merge it with weights as torch saved them"
+            if way_out is _DROP
+            else way_out,
+        )
+    return [[there[shape][0] for shape in group] for group in shapes]
 
 
 def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]:
@@ -250,24 +286,31 @@ def drop_parameters(
     if not any(name in removed for name in parameters(dict(model))):
         return optimizer
     names = assign_names(optimizer, model)
-    # a tied parameter goes when the last of its names goes
-    alive = {ref.identity: name for name, ref in model.items() if name not in removed}
+    # a tied parameter goes when the last of its names goes, and until then has the first that stays
+    alive: dict[Any, str] = {}
+    for name, ref in model.items():
+        if name not in removed:
+            alive.setdefault(ref.identity, name)
+    place = {name: i for i, name in enumerate(model)}
     named = _is_named([group["params"] for group in groups])
     new_groups, new_state = [], dict[Any, Any]()
     next_id = 0
     for group, of_group in zip(groups, names, strict=True):
-        ids: list[Any] = []
-        recorded = []
+        kept = []  # each one's id, its name in the model now, and the one to record
         for i, (id_, name) in enumerate(zip(group["params"], of_group, strict=True)):
-            survivor = alive.get(model[name].identity)
-            if survivor is None:
-                continue
-            old = id_ if named else (group.get("param_names") or of_group)[i]
-            recorded.append(old if name not in removed else survivor)
-            ids.append(recorded[-1] if named else next_id)
-            next_id += 1
-            if id_ in state:
-                new_state[ids[-1]] = state[id_]
+            now = alive.get(model[name].identity)
+            if now is not None:
+                old = id_ if named else (group.get("param_names") or of_group)[i]
+                kept.append((id_, now, now) if name in removed else (id_, name, old))
+        if of_group == sorted(of_group, key=place.__getitem__):
+            # so does the model that is built for this file, where a tied one stands elsewhere now
+            kept.sort(key=lambda one: place[one[1]])
+        recorded = [record for _, _, record in kept]
+        ids = recorded if named else list(range(next_id, next_id + len(kept)))
+        next_id += len(kept)
+        new_state.update(
+            (new, state[old]) for new, (old, _, _) in zip(ids, kept, strict=True) if old in state
+        )
         changed = {**group, "params": ids}
         if isinstance(group.get("param_names"), list):
             changed["param_names"] = recorded
