@@ -63,7 +63,7 @@ class Training:
         self.scheduler = mnn.warmup_cosine(self.optimizer, steps // 2, epochs * steps)
         # AMP helps on GPUs; float16 needs a scaler, bfloat16 none
         self.amp = device.type == "cuda"
-        self.half = self.amp and not torch.cuda.is_bf16_supported()
+        self.half = self.amp and not torch.cuda.is_bf16_supported(including_emulation=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
         self.epoch, self.accuracy = 0, [self.validate()]
 

@@ -194,6 +194,8 @@ def test_describe_groups(net):
     optimizer = optim.AdamW(groups, weight_decay=0.1)
     assert "weight_decay" in mnn.describe_groups(optimizer)
     assert "?" in mnn.describe_groups(optim.SGD(net.parameters(), lr=1))
+    groups = mnn.param_groups(net, lr=torch.tensor(0.25))
+    assert mnn.describe_groups(groups).splitlines()[1].split()[3] == "0.25"
 
 
 # ------------------------------------------------------------------ warm-up and cosine
@@ -247,6 +249,20 @@ SCHEDULERS = {
         [optim.lr_scheduler.ConstantLR(o, 0.5, 3), optim.lr_scheduler.ExponentialLR(o, 0.9)]
     ),
 }
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_keeps_what_layers_are_to_each_other(net, name):
+    groups = mnn.param_groups(net, {"fc": {"lr": 8.0}}, lr=0.4, layer_decay=0.5)
+    optimizer = optim.SGD(groups, momentum=0.9)
+    scheduler = SCHEDULERS[name](optimizer)
+    # these two have lrs of their own, and one for all groups unless they are given a list
+    flat = name in ("onecycle", "cyclic")
+    expected = [1.0] * 4 if flat else [160.0, 1.0, 2.0, 4.0]
+    for _ in range(8):
+        lrs = [group["lr"] for group in optimizer.param_groups]
+        assert [lr / lrs[1] for lr in lrs] == pytest.approx(expected)
+        train_step(net, optimizer, scheduler)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..core.names import Patterns
@@ -196,4 +196,6 @@ def _differing(groups: Iterable[Mapping[str, Any]], known: set[str]) -> list[str
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Tensor) and value.numel() == 1:  # an lr may be one
+        value = value.item()
     return f"{value:g}" if isinstance(value, float) else str(value)
