@@ -1,184 +1,18 @@
 from __future__ import annotations
 
 import argparse
-import collections
-import os
 import random
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn, optim
 
-import modelctl as mc
 import modelctl.nn as mnn
-from modelctl.errors import AmbiguousError, RefusedError, UnsupportedError, WriteError
+from modelctl.errors import AmbiguousError, RefusedError, UnsupportedError
 
 from .nets import Net, same, train_step
-
-CASES = ["sgd", "adamw", "wrapped", "frozen", "reordered", "thaw_before", "thaw_after"]
-
-
-def equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Every case trained straight, and in two processes with a checkpoint between them."""
-    folder = tmp_path_factory.mktemp("runs")
-    root = Path(__file__).parents[2]
-    for phase in ("straight", "first", "second"):
-        module = [sys.executable, "-W", "ignore", "-m", "tests.nn.training"]
-        command = [*module, str(folder), phase, *CASES]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_resume_is_bit_exact_in_a_new_process(runs, case):
-    straight, second = (
-        torch.load(runs / f"{case}.{phase}", weights_only=True) for phase in ("straight", "second")
-    )
-    for part, expected in straight.items():
-        assert equal(second[part], expected), part
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_file_is_one_that_plain_torch_reads(runs, case):
-    whole = torch.load(runs / case, weights_only=True)
-    keys = {"model", "optimizer", "scheduler", "epoch", "step", "lr", "rng", "extra"}
-    assert whole.keys() - {"ema"} == keys
-    Net().load_state_dict(whole["model"])
-    assert type(whole["lr"]) is float
-    with mc.open(runs / case) as ckpt:
-        assert ckpt.sections.kind == "training checkpoint"
-        assert ckpt.sections.epoch == (("epoch",), 2)
-        assert not ckpt.findings
-
-
-def test_torch_load_state_dict_gives_the_same(runs):
-    whole = torch.load(runs / "adamw", weights_only=True)
-    net = Net()
-    optimizer = optim.AdamW(net.named_parameters(), lr=0.01)
-    mine, other = Net(), Net()
-    mine_optimizer = optim.AdamW(mine.named_parameters(), lr=0.01)
-    net.load_state_dict(whole["model"])
-    optimizer.load_state_dict(whole["optimizer"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mnn.resume(runs / "adamw", model=mine, optimizer=mine_optimizer)
-        state = mnn.resume(runs / "adamw", model=other)
-    assert same(mine.state_dict(), net.state_dict())
-    assert equal(mine_optimizer.state_dict(), optimizer.state_dict())
-    assert state.restored == ("model", "rng")
-    assert state.unused == ("optimizer", "scheduler", "ema")
-
-
-# ------------------------------------------------------------------ saving
-
-
-def test_numpy_scalars_are_converted_and_objects_refused_by_their_key(net, tmp_path):
-    path = tmp_path / "a.pt"
-    good = {
-        "a": np.float64(0.5),
-        "b": [np.int64(3), (np.bool_(True), np.str_("x"))],
-        np.int64(4): collections.defaultdict(list, {"k": [1]}),
-        "counter": collections.Counter("aab"),
-        "size": torch.Size([2, 3]),
-        "dtype": torch.bfloat16,
-        "device": torch.device("cpu"),
-        "bytes": b"\x00\xff",
-        "complex": None,
-    }
-    mnn.save_checkpoint(path, model=net, extra=good)
-    expected = {**good, "a": 0.5, "b": [3, (True, "x")], 4: {"k": [1]}}
-    plain = torch.load(path, weights_only=True)["extra"]
-    assert plain == expected
-    assert type(plain["a"]) is float
-    back = mnn.resume(path, model=net).extra
-    assert back == expected
-    assert type(back["counter"]) is collections.Counter
-    before = path.read_bytes()
-    for bad, advice in (
-        (argparse.Namespace(lr=1), "vars"),
-        (tmp_path, "str"),
-        (np.zeros(3), "from_numpy"),
-        ({1, 2}, "sorted"),
-        (net, "state_dict"),
-    ):
-        with pytest.raises(RefusedError, match=r"'extra\.deep\.1' is a") as e:
-            mnn.save_checkpoint(path, model=net, extra={"deep": [0, bad]})
-        assert advice in e.value.hint
-    with pytest.raises(RefusedError, match="epoch"):
-        mnn.save_checkpoint(path, model=net, epoch=1.5)
-    assert path.read_bytes() == before
-
-
-def test_names_and_versions_are_the_bare_models(net, tmp_path):
-    net.layer1 = torch.compile(net.layer1)
-    mnn.freeze(net, "layer1.0")
-    mnn.save_checkpoint(tmp_path / "a.pt", model=nn.DataParallel(torch.compile(net)))
-    saved = torch.load(tmp_path / "a.pt", weights_only=True)["model"]
-    plain = Net()
-    assert list(saved) == list(plain.state_dict())
-    assert saved._metadata["layer1.1"] == {"version": 2}
-    assert saved._metadata.keys() == plain.state_dict()._metadata.keys()
-    assert saved._metadata[""]["modelctl.freeze"]["frozen"] == ["layer1.0.weight", "layer1.0.bias"]
-    plain.load_state_dict(saved)
-
-
-def test_no_record_unless_something_is_or_was_frozen(net, tmp_path):
-    def record():
-        mnn.save_checkpoint(tmp_path / "a.pt", model=net)
-        saved = torch.load(tmp_path / "a.pt", weights_only=True)["model"]
-        return saved._metadata[""].get("modelctl.freeze")
-
-    assert record() is None
-    mnn.freeze(net, "fc")
-    assert record()["frozen"] == ["fc.weight", "fc.bias"]
-    mnn.unfreeze(net, "*")
-    assert record() == {"version": 1, "frozen": [], "bn_eval": False, "patterns": []}
-
-
-def test_a_failing_disk_leaves_the_old_checkpoint(net, tmp_path, monkeypatch):
-    from modelctl.storage.staging import Sink
-
-    path = tmp_path / "a.pt"
-    mnn.save_checkpoint(path, model=net, epoch=1)
-    before, write = path.read_bytes(), Sink.write
-
-    def failing(self, data):
-        if self.position > 2000:
-            raise OSError(28, "No space left on device")
-        write(self, data)
-
-    monkeypatch.setattr(Sink, "write", failing)
-    with pytest.raises(WriteError, match="No space left"):
-        mnn.save_checkpoint(path, model=net, epoch=2)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-
-
-def test_overwrite(net, tmp_path):
-    path = tmp_path / "a.pt"
-    mnn.save_checkpoint(path, model=net, rng=False)
-    with pytest.raises(WriteError, match="exists"):
-        mnn.save_checkpoint(path, model=net, overwrite=False)
-    assert torch.load(path, weights_only=True).keys() == {"model"}
-
+from .training import equal
 
 # ------------------------------------------------------------------ what does not fit
 
@@ -211,7 +45,7 @@ def adamw(model, **options):
         ("adam", "is no Adam"),
         ("adamax", "is no Adamax"),
         ("scheduler", "is no StepLR"),
-        ("schedulers", "has 1 schedulers, 2 are given"),
+        ("schedulers", "has 1 scheduler, 2 schedulers are given"),
         ("state", r"'exp_avg' of 'fc\.weight' is \[2, 2\]"),
         ("rng", "rng is not one"),
         ("object", "optimizer.state.0.odd"),
@@ -241,7 +75,7 @@ def test_what_does_not_fit_changes_nothing(trained, tmp_path, change, match):
     before = snapshot(other, made, *each)
     with pytest.raises((RefusedError, UnsupportedError), match=match) as e:
         mnn.resume(path, model=other, optimizer=made, scheduler=schedulers)
-    assert e.value.hint or change == "schedulers"
+    assert e.value.hint
     assert all(map(equal, snapshot(other, made, *each), before))
 
 
@@ -295,7 +129,7 @@ def test_another_lr_warns_and_the_saved_one_is_used(trained, tmp_path):
     other = Net()
     made = optim.AdamW(mnn.param_groups(other, {"fc": {"lr": 0.5}}, lr=0.01))
     schedule = mnn.warmup_cosine(made, 2, 10)
-    with pytest.warns(UserWarning, match=r"group 0: .* lr 0\.5, the checkpoint has 0\.1"):
+    with pytest.warns(UserWarning, match=r"group 0: built with lr 0\.5; used is lr 0\.1"):
         state = mnn.resume(tmp_path / "a.pt", model=other, optimizer=made, scheduler=schedule)
     assert state.lr == made.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
     with warnings.catch_warnings():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .loading import load_into as load_into
     from .modes import evaluating as evaluating
     from .naming import unwrap as unwrap
-    from .resuming import Resumed as Resumed
+    from .resumed import Resumed as Resumed
     from .resuming import resume as resume
     from .saving import save_checkpoint as save_checkpoint
     from .schedules import warmup_cosine as warmup_cosine
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Frozen": "freezing",
     "LoadReport": "loading",
-    "Resumed": "resuming",
+    "Resumed": "resumed",
     "Trainable": "freezing",
     "apply_freeze": "freezing",
     "choose_device": "devices",

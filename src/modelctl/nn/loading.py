@@ -183,25 +183,26 @@ def load_into(
             start = find_prefix(section, slots(model))
         else:
             start = given_prefix(section, prefix)
-        plan = plan_load(model, section, removed=_removed(ckpt), prefix=start)
+        plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start)
         if prefix is not None:
             inside = [name for name in plan.report.unexpected if without(name, start) is not None]
             plan.report = replace(plan.report, unexpected=tuple(inside))
         plan.check(os.fspath(path), strict=on_mismatch == "error")
-        record = _freeze_record(ckpt, start)
+        record = saved_freeze(ckpt, start)
         plan.run(where, dtype)
         if record is None:
             return plan.report
         return replace(plan.report, frozen=apply_record(model, record, strict=False))
 
 
-def _removed(ckpt: Checkpoint) -> list[str]:
+def removed_names(ckpt: Checkpoint) -> list[str]:
+    """What the file says was removed from its model, by name."""
     entries = read_record(ckpt, REMOVED)
     found = [mapping(entry) or {} for entry in entries] if isinstance(entries, list) else []
     return [entry["name"] for entry in found if isinstance(entry.get("name"), str)]
 
 
-def _freeze_record(ckpt: Checkpoint, prefix: str) -> Any:
+def saved_freeze(ckpt: Checkpoint, prefix: str) -> Any:
     """The file's freeze record in the model's names; None where it says nothing of the model."""
     record = read_record(ckpt, FREEZE)
     if record is None or not prefix:

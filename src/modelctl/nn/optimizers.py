@@ -1,4 +1,4 @@
-"""A saved optimizer's state onto a live optimizer: by name, or by an order that can't be wrong.
+"""A saved optimizer's state onto a live optimizer.
 
 ``Optimizer.load_state_dict`` goes by position and checks only sizes of groups: a re-ordered
 optimizer gets another parameter's state without a word. Here entries are matched first.
@@ -6,16 +6,17 @@ optimizer gets another parameter's state without a word. Here entries are matche
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import AmbiguousError, CollisionError, RefusedError
+from ..errors import RefusedError
 from . import schedules
-from .naming import Parameters, match_names
+from .naming import Parameters
+from .targets import WAY_OUT, Group, find_targets, misfit
 from .text import some
 from .thawing import add_group
 
@@ -24,13 +25,6 @@ _HOW = ("foreach", "fused", "capturable", "differentiable")
 # Settings that some versions of torch don't have.
 _RECENT = ("maximize", "decoupled_weight_decay")
 _NOT_SETTINGS = ("params", "param_names")
-# State of the parameter's own shape, by torch's optimizers.
-_SHAPED = (
-    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg"),
-    *("grad_avg", "acc_delta", "sum", "ax", "prev", "step_size"),
-)
-
-Group = dict[str, Any]
 
 
 @dataclass
@@ -42,8 +36,10 @@ class OptimizerPlan:
         ids: the saved id of each live parameter's state, by the parameter's identity.
         source: for each live group, added ones last, the saved group, or None for a fresh one.
         added: (saved group, parameters by name) that the live optimizer lacks.
-        fresh: parameters of the live optimizer that the saved one does not know.
-        lrs: (live group, its lr, the saved one) where the two differ.
+        fresh: parameters of the live optimizer that get no state: the saved one has none that
+            fits.
+        dropped: parameters of the saved one that are left aside.
+        changed: for each live group its settings that differ: (own, saved) by key.
     """
 
     saved: dict[str, Any]
@@ -51,7 +47,8 @@ class OptimizerPlan:
     source: list[int | None]
     added: list[tuple[int, dict[str, nn.Parameter]]]
     fresh: list[str]
-    lrs: list[tuple[int, float, float]]
+    dropped: list[str]
+    changed: dict[int, dict[str, tuple[Any, Any]]]
 
     def run(self, optimizer: Optimizer, scheduler: schedules.Schedulers) -> None:
         """Add the missing groups to the optimizer and its schedulers, then load the state."""
@@ -62,10 +59,13 @@ class OptimizerPlan:
         state: dict[int, Any] = {}
         count = 0
         loaded: list[Group] = []
+        pace = self._pace() if schedules.each(scheduler) else 1.0
         for group, i in zip(optimizer.param_groups, self.source, strict=True):
             merged = _settings(group, ("params",))
             if i is not None:
                 merged.update(_settings(groups[i], (*_NOT_SETTINGS, *_HOW)))
+            elif "initial_lr" in merged:
+                merged["lr"] = merged["initial_lr"] * pace
             merged["params"] = list(range(count, count + len(group["params"])))
             count += len(group["params"])
             for index, parameter in zip(merged["params"], group["params"], strict=True):
@@ -74,6 +74,14 @@ class OptimizerPlan:
                     state[index] = kept
             loaded.append(merged)
         optimizer.load_state_dict({"state": state, "param_groups": loaded})
+
+    def _pace(self) -> float:
+        """How far the schedule has brought the lr, for groups that it did not know."""
+        for i in self.source:
+            group = {} if i is None else self.saved["param_groups"][i]
+            if float(group.get("initial_lr", 0)) > 0:
+                return float(group["lr"]) / float(group["initial_lr"])
+        return 1.0
 
     def _state_of(self, parameter: Tensor, optimizer: Optimizer) -> Any:
         if id(parameter) in self.ids:
@@ -85,14 +93,20 @@ def _settings(group: Mapping[str, Any], without: Sequence[str]) -> Group:
     return {key: value for key, value in group.items() if key not in without}
 
 
-def plan_optimizer(optimizer: Optimizer, saved: Any, params: Parameters) -> OptimizerPlan:
+def plan_optimizer(
+    optimizer: Optimizer,
+    saved: Any,
+    params: Parameters,
+    names_in_file: Callable[[], Mapping[Any, str] | None] = lambda: None,
+    *,
+    skip: bool = False,
+) -> OptimizerPlan:
     """Match a saved optimizer with a live one over a model's parameters.
 
-    By names where the saved one carries them and the model, or the live one, has them all. Else
-    by position where the groups have the same sizes, else where the saved parameters fit the
-    live ones in order in exactly one way, judged by the shapes of their state. Live parameters
-    that the saved one does not know start fresh; saved groups over parameters of the model that
-    the live one lacks are added to it (they were thawed in between).
+    By names where there are any, see :func:`find_targets`. Live parameters that the saved one
+    does not know start fresh; saved groups over parameters of the model that the live one lacks
+    are added to it (they were thawed in between). With ``skip`` saved parameters that the model
+    lacks, or that have another shape there, are left aside.
 
     Raises:
         RefusedError: another kind of optimizer, state of other shapes, or parameters that are
@@ -103,17 +117,27 @@ def plan_optimizer(optimizer: Optimizer, saved: Any, params: Parameters) -> Opti
     _same_kind(optimizer, groups)
     where = {pid: i for i, group in enumerate(groups) for pid in group["params"]}
     live = [p for group in optimizer.param_groups for p in group["params"]]
-    targets = _by_name(optimizer, groups, params)
-    if targets is None:
-        targets = _by_order(optimizer, groups, saved["state"], params)
+    targets = find_targets(optimizer, groups, saved["state"], params, names_in_file, skip)
     if len({id(p) for p in targets.values()}) < len(targets):
         raise RefusedError("two of the checkpoint's optimizer entries mean one tied parameter")
-    for pid, parameter in targets.items():
-        _check_shapes(saved["state"].get(pid), parameter, params.name_of(parameter) or str(pid))
+    for pid, parameter in [*targets.items()]:
+        odd = misfit(saved["state"].get(pid), parameter)
+        if odd is not None and skip:
+            del targets[pid]
+        elif odd is not None:
+            raise RefusedError(
+                f"the optimizer's '{odd[0]}' of '{params.name_of(parameter) or pid}' is "
+                f"{list(odd[1].shape)} in the checkpoint, the parameter is "
+                f"{list(parameter.shape)}",
+                hint=WAY_OUT,
+            )
     if any("old_dirs" in entry for entry in saved["state"].values()) and (
         [id(p) for p in targets.values()] != [id(p) for p in live]
     ):
-        raise RefusedError("LBFGS has one flat state over all parameters: it can't be re-ordered")
+        raise RefusedError(
+            "LBFGS has one flat state over all parameters: it can't be re-ordered",
+            hint="resume without optimizer=",
+        )
     held = {id(p) for p in live}
     added: dict[int, dict[str, nn.Parameter]] = {}
     for pid, parameter in targets.items():
@@ -125,22 +149,59 @@ def plan_optimizer(optimizer: Optimizer, saved: Any, params: Parameters) -> Opti
         _one_source({where[ids[id(p)]] for p in group["params"] if id(p) in ids}, groups, i)
         for i, group in enumerate(optimizer.param_groups)
     ]
-    fresh = [params.name_of(p) or f"#{i}" for i, p in enumerate(live) if id(p) not in ids]
-    lrs = [
-        (i, own, theirs)
+    changed = {
+        i: _differences(optimizer.param_groups[i], groups[j], optimizer.defaults)
         for i, j in enumerate(source)
         if j is not None
-        for own, theirs in [_lrs(optimizer.param_groups[i], groups[j])]
-        if own != theirs
-    ]
-    return OptimizerPlan(saved, ids, [*source, *sorted(added)], sorted(added.items()), fresh, lrs)
+    }
+    return OptimizerPlan(
+        saved,
+        ids,
+        [*source, *sorted(added)],
+        sorted(added.items()),
+        fresh=[params.name_of(p) or f"#{i}" for i, p in enumerate(live) if id(p) not in ids],
+        dropped=_called(groups, [pid for pid in where if pid not in targets], names_in_file),
+        changed={i: differ for i, differ in changed.items() if differ},
+    )
 
 
-def _lrs(live: Group, saved: Group) -> tuple[float, float]:
-    """The constructor's lr and the saved one that corresponds to it."""
-    key = "initial_lr" if "initial_lr" in live and "initial_lr" in saved else "lr"
-    own: Any = live[key]
-    return float(own), float(saved.get(key, own))
+def _called(
+    groups: list[Group], ids: list[Any], names_in_file: Callable[[], Mapping[Any, str] | None]
+) -> list[str]:
+    """Names for saved ids, as far as anything gives them."""
+    names: dict[Any, str] = {}
+    for group in groups:
+        names.update(zip(group["params"], group.get("param_names", ()), strict=False))
+    if any(isinstance(pid, int) and pid not in names for pid in ids):
+        names.update(names_in_file() or {})
+    return [str(names.get(pid, f"#{pid}" if isinstance(pid, int) else pid)) for pid in ids]
+
+
+def _differences(
+    live: Group, saved: Group, settings: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """What the constructor said and what was saved, where the two differ; of what a scheduler
+    moves its start."""
+    cycled = ("betas", "momentum") if "max_momentum" in live or "max_momentum" in saved else ()
+    found = {}
+    for key in settings:
+        if key in (*_HOW, *cycled) or key not in live or key not in saved:
+            continue
+        own, theirs = (group[key] for group in (live, saved))
+        if key == "lr":
+            own, theirs = (
+                float(group["initial_lr" if "initial_lr" in group else "lr"])
+                for group in (live, saved)
+            )
+        if _plain(own) != _plain(theirs):
+            found[key] = (_plain(own), _plain(theirs))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _checked(saved: Any) -> list[Group]:
@@ -182,123 +243,6 @@ def _same_kind(optimizer: Optimizer, groups: list[Group]) -> None:
                 f"{some(differ)}",
                 hint="build the optimizer that was saved, or resume without optimizer=",
             )
-
-
-def _check_shapes(state: Mapping[str, Any] | None, parameter: Tensor, name: str) -> None:
-    for key, value in (state or {}).items():
-        if isinstance(value, Tensor) and not _fits(key, value, parameter):
-            raise RefusedError(
-                f"the optimizer's '{key}' of '{name}' is {list(value.shape)} in the checkpoint, "
-                f"the parameter is {list(parameter.shape)}",
-                hint="resume without optimizer=, or drop its state from the checkpoint",
-            )
-
-
-def _fits(key: str, value: Tensor, parameter: Tensor) -> bool:
-    shape = tuple(parameter.shape)
-    if key in _SHAPED:
-        return tuple(value.shape) == shape or (value.ndim == 0 and key == "step_size")
-    if key == "row_var":  # Adafactor
-        return tuple(value.shape) == (*shape[:-1], 1)
-    if key == "col_var":
-        return tuple(value.shape) == (*shape[:-2], 1, *shape[-1:])
-    return True
-
-
-# ------------------------------------------------------------------ matching
-
-
-def _by_name(
-    optimizer: Optimizer, groups: list[Group], params: Parameters
-) -> dict[Any, nn.Parameter] | None:
-    """Parameters by saved id; None where names don't decide."""
-    named = _names(groups)
-    if named is None:
-        return None
-    own = _names(optimizer.param_groups)
-    live = {} if own is None else {name: p for p, name in own.values() if p is not None}
-    try:
-        wanted = [name for _, name in named.values()]
-        found = match_names(wanted, params.called)
-        ids = {name: pid for pid, (_, name) in named.items()}
-        if len(found) == len(wanted):
-            return {pid: params.by_name[params.called[found[name]][0]] for name, pid in ids.items()}
-        # names relative to a part of the model: the live optimizer may have the same
-        found = match_names(wanted, live)
-    except CollisionError:
-        return None
-    if live and len(found) == len(wanted):
-        return {ids[name]: live[meant] for name, meant in found.items()}
-    if live or match_names(wanted, params.called):
-        lacking = [name for name in wanted if name not in match_names(wanted, params.called)]
-        raise RefusedError(
-            f"the checkpoint's optimizer has parameters that the model lacks: {some(lacking)}",
-            hint="resume without optimizer=, or strip them from the checkpoint with modelctl",
-        )
-    return None
-
-
-def _names(groups: Iterable[Group]) -> dict[Any, tuple[Any, str]] | None:
-    """(the parameter, its name) by id; None where names are missing or not unique."""
-    found: dict[Any, tuple[Any, str]] = {}
-    for group in groups:
-        names = group.get("param_names")
-        if not isinstance(names, list) or len(names) != len(group["params"]):
-            return None
-        for parameter, name in zip(group["params"], names, strict=True):
-            key = id(parameter) if isinstance(parameter, Tensor) else parameter
-            found[key] = (parameter, name)
-    unique = {name for _, name in found.values() if isinstance(name, str)}
-    return found if found and len(unique) == len(found) else None
-
-
-def _by_order(
-    optimizer: Optimizer, groups: list[Group], state: Mapping[Any, Any], params: Parameters
-) -> dict[Any, nn.Parameter]:
-    live: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    ids = [pid for group in groups for pid in group["params"]]
-    sizes = [len(group["params"]) for group in groups]
-    if sizes == [len(group["params"]) for group in optimizer.param_groups]:
-        return dict(zip(ids, live, strict=True))
-    table = [
-        [all(_fits(key, v, p) for key, v in (state.get(pid) or {}).items() if isinstance(v, Tensor))
-         for p in live]
-        for pid in ids
-    ]  # fmt: skip
-    order, ways = _embedding(table, len(live))
-    if ways == 0:
-        raise RefusedError(
-            f"the checkpoint's optimizer has {len(ids)} parameters in groups of {sizes}, without "
-            f"names, and they don't fit the {len(live)} live ones in order",
-            hint="build the optimizer over the same parameters, or resume without optimizer=",
-        )
-    if ways > 1:
-        raise AmbiguousError(
-            f"the checkpoint's optimizer has {len(ids)} parameters without names, and they fit "
-            f"the {len(live)} live ones in order in more than one way",
-            hint="build the optimizer over the same parameters, or resume without optimizer=",
-        )
-    return {pid: live[at] for pid, at in zip(ids, order, strict=True)}
-
-
-def _embedding(table: list[list[bool]], width: int) -> tuple[list[int], int]:
-    """An order-preserving way to give each row a column of its own that it allows, and how many
-    such ways there are (2 stands for all more than one)."""
-    # ways[r][c]: ways for the rows from r on in the columns from c on
-    ways = [[0] * (width + 1) for _ in range(len(table) + 1)]
-    ways[len(table)] = [1] * (width + 1)
-    for r in reversed(range(len(table))):
-        for c in reversed(range(width)):
-            taken = ways[r + 1][c + 1] if table[r][c] else 0
-            ways[r][c] = min(2, ways[r][c + 1] + taken)
-    order, c = [], 0
-    if ways[0][0] == 1:
-        for r in range(len(table)):
-            while not (table[r][c] and ways[r + 1][c + 1]):
-                c += 1
-            order.append(c)
-            c += 1
-    return order, ways[0][0]
 
 
 def _one_source(found: set[int], groups: list[Group], live: int) -> int | None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.dtypes import BY_NAME
 from ..core.nodes import ORDERED_DICT, Global, Obj
 from ..core.tensors import TensorRef
 from ..core.tree import walk
 from ..errors import RefusedError, UnsupportedError
+from .naming import is_lazy
 from .tensors import to_tensors
 
 _ATOMS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -40,13 +41,22 @@ def storable(value: Any, where: str) -> Any:
     Raises:
         RefusedError: something that torch would refuse to load; names its key.
     """
+    try:
+        return _storable(value, where)
+    except RecursionError:
+        raise RefusedError(f"'{where}' holds itself, or is nested too deeply") from None
+
+
+def _storable(value: Any, where: str) -> Any:
     if isinstance(value, np.generic):
-        return storable(value.item(), where)
-    if type(value) in _ATOMS or isinstance(value, Tensor):
+        return _storable(value.item(), where)
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, where)
+    if type(value) in _ATOMS:
         return value
     if isinstance(value, Mapping):
         items = {
-            storable(key, f"{where} (a key)"): storable(inner, f"{where}.{key}")
+            _storable(key, f"{where} (a key)"): _storable(inner, f"{where}.{key}")
             for key, inner in value.items()
         }
         if type(value) is Counter:
@@ -55,15 +65,33 @@ def storable(value: Any, where: str) -> Any:
             return items
         made = OrderedDict(items)
         if "_metadata" in value.__dict__:  # a state_dict's
-            made.__dict__["_metadata"] = storable(value.__dict__["_metadata"], f"{where}._metadata")
+            metadata = value.__dict__["_metadata"]
+            made.__dict__["_metadata"] = _storable(metadata, f"{where}._metadata")
         return made
     if type(value) in (list, tuple):
-        return type(value)(storable(inner, f"{where}.{i}") for i, inner in enumerate(value))
+        return type(value)(_storable(inner, f"{where}.{i}") for i, inner in enumerate(value))
     raise RefusedError(
         f"'{where}' is a {type(value).__module__}.{type(value).__qualname__}, which "
         "torch.load(weights_only=True) refuses",
         hint=_advice(value),
     )
+
+
+def _plain_tensor(value: Tensor, where: str) -> Tensor:
+    """The tensor itself, where plain torch can load it and it has something to load."""
+    reason, hint = None, "save a plain tensor of its values"
+    if is_lazy(value):
+        reason, hint = "has no shape yet", "save after the first batch went through the model"
+    elif value.is_meta:
+        reason, hint = "is on meta, without values", "load_into(model, path) gives it some"
+    elif type(value) not in (Tensor, nn.Parameter):
+        reason = f"is a {type(value).__module__}.{type(value).__qualname__}"
+        hint = f"{hint}; torch.distributed.checkpoint is for sharded ones"
+    elif value.is_nested:
+        reason = "is a nested tensor"
+    if reason is not None:
+        raise RefusedError(f"'{where}' {reason}: nothing that torch.load can bring back", hint=hint)
+    return value
 
 
 def _advice(value: Any) -> str:

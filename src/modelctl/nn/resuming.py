@@ -4,248 +4,333 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, MutableMapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.checkpoint import Checkpoint
 from ..core.nodes import mapping
-from ..core.records import FREEZE, read_record
-from ..errors import AmbiguousError, RefusedError
+from ..core.sections import StateDict
+from ..core.tree import Path as Place
+from ..errors import AmbiguousError, RefusedError, UsageError
 from ..files import open as open_checkpoint
+from ..surgery.optimizer import assign_names
 from . import schedules
-from .freezing import Frozen, apply_record, set_grad
-from .loading import LoadReport, Plan, plan_load
-from .naming import Parameters
+from .freezing import Frozen, apply_record, parse_record, set_grad
+from .loading import Plan, plan_load, removed_names, saved_freeze
+from .matching import find_prefix, without
+from .naming import Parameters, match_names, slots
 from .optimizers import OptimizerPlan, plan_optimizer
 from .plain import live
-from .rng import check_rng, restore_rng
+from .progress import finished_epochs, own_values
+from .resumed import Resumed
+from .rng import own_state, restore_rng
+from .rotation import newest
+from .scaling import check_scaler, find_scaler
+from .several import Label, Several, called, labelled, paired
 from .text import some
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """Where the training stands; ``str()`` is for people. What the file lacks is None.
-
-    Attributes:
-        epoch: finished epochs: go on with ``range(state.epoch, epochs)``.
-        step: finished optimizer steps.
-        lr: the first group's, as restored, or what the file says without an optimizer.
-        extra: your own values.
-        restored: the sections that were restored.
-        missing: those that were asked for and are not in the file.
-        unused: those that are in the file and were not asked for.
-        model: what was loaded into the model.
-        frozen: what the freeze record did, or None.
-        joined: parameters that joined the optimizer, because they had when this was saved.
-        fresh: parameters of the optimizer that the saved one did not know: no state yet.
-    """
-
-    epoch: int | None
-    step: int | None
-    lr: float | None
-    extra: Any
-    restored: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-    model: LoadReport
-    frozen: Frozen | None
-    joined: tuple[str, ...] = ()
-    fresh: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        known = {"epoch": self.epoch, "step": self.step, "lr": self.lr}
-        at = ", ".join(f"{key} {value}" for key, value in known.items() if value is not None)
-        lines = [f"resumed at {at or 'an unknown point'}: {', '.join(self.restored)}"]
-        for what, names in (
-            ("not in the file", self.missing),
-            ("in the file, not asked for", self.unused),
-            ("joined the optimizer", self.joined),
-            ("without optimizer state", self.fresh),
-        ):
-            if names:
-                lines.append(f"{what}: {some(names)}")
-        return "\n".join(lines)
 
 
 def resume(
     path: str | os.PathLike[str],
     *,
     model: nn.Module,
-    optimizer: Optimizer | None = None,
-    scheduler: schedules.Schedulers = None,
-    ema: nn.Module | None = None,
+    optimizer: Several[Optimizer] = None,
+    scheduler: Several[LRScheduler] = None,
+    scaler: GradScaler | None = None,
+    ema: nn.Module | MutableMapping[str, Any] | None = None,
     rng: bool = True,
+    on_mismatch: str = "error",
     key: str | None = None,
 ) -> Resumed:
-    """Restore a training from a checkpoint of :func:`save_checkpoint` or ``modelctl merge``.
+    """Restore a training from a checkpoint of :func:`save_checkpoint`, of ``modelctl merge``, or
+    of a script of your own in one of the usual layouts (``torch.save`` of a dict, timm,
+    Lightning).
 
-    Build model, optimizer and scheduler as at the start, then call this. Nothing in the file is
-    run, and nothing is changed before everything was seen to fit. Restored are the model's
-    weights (each where it is, whatever device it was saved on), what trains (the freeze record,
-    exactly: what it does not name is thawed), the optimizer, the scheduler(s), and last the
-    random number generators.
+    Build model, optimizer and scheduler as at the start, then call this, on every rank. Nothing
+    in the file is run, and nothing is changed before everything was seen to fit. Restored are the
+    model's weights (each where it is, whatever device it was saved on), what trains (the freeze
+    record, exactly: what it does not name is thawed), the optimizer (its state on the device of
+    each parameter), the scheduler, the scaler, the EMA copy, and last the random number
+    generators.
 
-    The optimizer's entries are matched by name where the file has ``param_names``, so that it
-    may have been re-ordered; else by position or by the only order that fits. Groups that a
-    saved optimizer has over parameters which the live one lacks (a block that was thawed before
-    the save) are added, to the scheduler too. ``foreach``, ``fused``, ``capturable`` and
-    ``differentiable`` stay as the constructor says; all other settings are the saved ones, with
-    a warning where the lr differs.
+    The optimizer's entries are matched by name, so that it may have been re-ordered or grouped
+    in another way; where the file has no ``param_names``, by position or by the only order that
+    fits. Groups that a saved optimizer has over parameters which the live one lacks (a block that
+    was thawed before the save) are added, to the scheduler too. ``foreach``, ``fused``,
+    ``capturable`` and ``differentiable`` stay as the constructor says; all other settings, of the
+    scheduler too, are the saved ones, with a warning where they differ.
 
     Args:
-        scheduler: one, or as many as were saved, in that order.
-        ema: the averaged copy.
-        rng: restore the generators.
+        path: a file, or a folder: there ``latest.*``, else the whole one that has come furthest.
+        optimizer, scheduler: one, or several as they were saved: in that order, or by name.
+        ema: the averaged copy, or a state_dict whose tensors are to be filled.
+        rng: restore the generators; under ``torch.distributed`` each rank its own.
+        on_mismatch: ``"skip"`` is for another head: what the model lacks, or has in another
+            shape, is left aside; what the file lacks keeps its values; the optimizer's state is
+            kept for all else, and starts fresh there.
         key: the dotted path of the model's state_dict, where the one that is found isn't meant.
 
     Raises:
-        RefusedError: model, optimizer, scheduler, ema or rng of the file don't fit the live one.
+        RefusedError: model, optimizer, scheduler, scaler, ema or rng of the file don't fit the
+            live one; or the freeze record would change what trains inside a
+            DistributedDataParallel, which looks only when it is built.
         AmbiguousError: which saved parameter is which can't be told.
+        UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.
         UnsupportedError: a section that is needed holds an object.
-        UnreadableError: the file.
+        UnreadableError: the file, or a folder without one.
     """
+    if on_mismatch not in ("error", "skip"):
+        raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
+    path = newest(path)
     with open_checkpoint(path, key=key) as ckpt:
-        plan = _Plan(ckpt, os.fspath(path), model, optimizer, scheduler, ema, rng)
-        return plan.run()
+        plan = _Plan(ckpt, path, model, on_mismatch == "skip")
+        plan.fit_optimizers(labelled(optimizer))
+        plan.fit_schedulers(labelled(scheduler))
+        plan.fit_scaler(scaler)
+        plan.fit_ema(ema)
+        plan.fit_rest(rng)
+        state = plan.run()
+    for note in plan.notes:
+        warnings.warn(note, stacklevel=2)
+    return state
+
+
+_MOST_NOTES = 3
 
 
 class _Plan:
     """Everything that was read and found to fit; :meth:`run` is the part that changes things."""
 
-    def __init__(
-        self,
-        ckpt: Checkpoint,
-        path: str,
-        model: nn.Module,
-        optimizer: Optimizer | None,
-        scheduler: schedules.Schedulers,
-        ema: nn.Module | None,
-        rng: bool,
-    ) -> None:
-        self.live, self.optimizer, self.scheduler = model, optimizer, scheduler
-        sections, top = ckpt.sections, mapping(ckpt.root) or {}
-        self.model = plan_load(model, sections.model())
-        self.model.check(path, strict=True)
-        if optimizer is not None and any(p.is_meta for p in model.parameters()):
+    def __init__(self, ckpt: Checkpoint, path: Path, model: nn.Module, skip: bool) -> None:
+        self.ckpt, self.path, self.live, self.skip = ckpt, path, model, skip
+        self.sections, self.top = ckpt.sections, mapping(ckpt.root) or {}
+        self.notes: list[str] = []
+        self.missing: list[str] = []
+        self.unused: list[str] = []
+        self.params = Parameters(model)
+        self.model = self._loading(model, self.sections.model(), str(path))
+        self.prefix = self.model.report.prefix
+        self.record = saved_freeze(ckpt, self.prefix)
+        if self.record is not None:
+            found = match_names(parse_record(self.record)[0], self.params.called).values()
+            frozen = {first for name in found for first in self.params.called[name]}
+            grads = {name: p.requires_grad for name, p in self.params.by_name.items()}
+            self._check_wrapped(name for name, grad in grads.items() if grad == (name in frozen))
+
+    def _loading(self, model: nn.Module, saved: StateDict, where: str) -> Plan:
+        prefix = find_prefix(saved, slots(model))
+        plan = plan_load(model, saved, removed=removed_names(self.ckpt), prefix=prefix)
+        try:
+            plan.check(where, strict=not self.skip)
+        except RefusedError as e:
+            if plan.pairs and plan.report.problems() and not self.skip:
+                e.hint = "resume(..., on_mismatch='skip') keeps what fits, the rest starts fresh"
+            raise
+        return plan
+
+    def _check_wrapped(self, change: Iterable[str]) -> None:
+        """Raises RefusedError where what trains would change behind a wrapper that looks once."""
+        names = [name for name in change if self.params.by_name[name].is_floating_point()]
+        if names and any(isinstance(m, DistributedDataParallel) for m in self.live.modules()):
+            raise RefusedError(
+                f"resuming changes what trains ({some(names, 3)}), and DistributedDataParallel "
+                "looks at that only when it is built",
+                hint="resume the bare model, or apply_freeze(model, path) first; then wrap it",
+            )
+
+    def _wanted(self, name: str, asked: object, saved: object) -> bool:
+        """Whether a section is both asked for and there."""
+        if asked and not saved:
+            self.missing.append(name)
+        elif saved and not asked:
+            self.unused.append(name)
+        return bool(asked and saved)
+
+    def fit_optimizers(self, optimizers: dict[Label, Optimizer]) -> None:
+        self.optimizers = optimizers
+        self.optimizing: dict[Label, OptimizerPlan] = {}
+        if optimizers and any(p.is_meta for p in self.live.parameters()):
             raise RefusedError(
                 "the model is on meta, so the optimizer holds parameters that loading replaces",
                 hint="load_into(model, path) first, then build the optimizer and resume",
             )
-        self.record = read_record(ckpt, FREEZE)
-        self.params = Parameters(model)
-        self.missing: list[str] = []
-        self.unused: list[str] = []
-
-        saved = _only(sections.optimizers, "optimizer")
-        self.optimizing: OptimizerPlan | None = None
-        if self._wanted("optimizer", optimizer, saved) and optimizer is not None:
-            self.optimizing = plan_optimizer(optimizer, live(saved, "optimizer"), self.params)
-        if optimizer is not None:
-            schedules.check_owner(scheduler, optimizer)
-
-        states = _scheduler_states(top.get("scheduler"), [n for _, n in sections.schedulers])
-        wanted = schedules.each(scheduler)
-        self.scheduling: list[Any] = []
-        if self._wanted("scheduler", wanted or None, states or None):
-            self.scheduling = live(states, "scheduler")
-            self._check_schedulers(wanted)
-
-        copies = sections.ema
-        self.ema: Plan | None = None
-        if self._wanted("ema", ema, copies or None) and ema is not None:
-            self.ema = plan_load(ema, copies[0])
-            self.ema.check(f"{path}, ema", strict=True)
-
-        node = top.get("rng")
-        self.rng = live(node, "rng") if rng and node is not None else None
-        if self.rng is not None:
-            check_rng(self.rng)
-        elif node is not None:
-            self.unused.append("rng")
-        elif rng:
-            self.missing.append("rng")
-        self.extra = live(top["extra"], "extra") if "extra" in top else None
-        self.epoch, self.step, self.lr = (
-            None if found is None else found[1]
-            for found in (sections.epoch, sections.step, sections.lr)
-        )
-
-    def _wanted(self, name: str, live: Any, saved: Any) -> bool:
-        """Whether a section is both asked for and there."""
-        if live is not None and saved is None:
-            self.missing.append(name)
-        elif live is None and saved is not None:
-            self.unused.append(name)
-        return live is not None and saved is not None
-
-    def _check_schedulers(self, wanted: list[Any]) -> None:
-        if len(wanted) != len(self.scheduling):
-            raise RefusedError(
-                f"the checkpoint has {len(self.scheduling)} schedulers, {len(wanted)} are given"
+        saved = _by_label(self.sections.optimizers)
+        if not self._wanted("optimizer", optimizers, saved):
+            return
+        pairs = paired("optimizer", optimizers, saved)
+        for label, (one, node) in pairs.items():
+            what = called("optimizer", label)
+            self.optimizing[label] = plan_optimizer(
+                one,
+                self._with_own_names(live(node, what)),
+                self.params,
+                partial(self._names_in_file, node),
+                skip=self.skip,
             )
-        groups = self._groups_saved()
-        for one, state in zip(wanted, self.scheduling, strict=True):
-            _same_scheduler(one, state)
-            count = len(state.get("base_lrs") or ())
-            if self.optimizing is None and count and count != len(one.optimizer.param_groups):
-                raise RefusedError(
-                    f"the saved {type(one).__name__} is over {count} groups, the optimizer has "
-                    f"{len(one.optimizer.param_groups)}"
-                )
-            if self.optimizing is not None and count and count != groups:
-                raise RefusedError(
-                    f"the saved {type(one).__name__} is over {count} groups, the saved optimizer "
-                    f"has {groups}"
-                )
+        self._leave(saved, pairs, "optimizer")
+        if self.record is None:
+            held = self.params.by_name
+            self._check_wrapped(name for name in self.joined if not held[name].requires_grad)
 
-    def _groups_saved(self) -> int:
-        return len(self.optimizing.saved["param_groups"]) if self.optimizing is not None else 0
+    @property
+    def joined(self) -> list[str]:
+        """Parameters that are to join an optimizer."""
+        plans = self.optimizing.values()
+        return [name for plan in plans for _, named in plan.added for name in named]
+
+    def _leave(self, saved: Mapping[Label, Any], pairs: Mapping[Any, Any], what: str) -> None:
+        if len(pairs) < len(saved):
+            self.unused += [called(what, label) for label in saved if label not in pairs]
+
+    def _with_own_names(self, saved: Any) -> Any:
+        """A saved optimizer with names as the model has them: Lightning's begin with ``model.``."""
+        for group in saved["param_groups"] if self.prefix else ():
+            names = group.get("param_names") if isinstance(group, dict) else None
+            if isinstance(names, list):
+                group["param_names"] = [without(str(n), self.prefix) or n for n in names]
+        return saved
+
+    def _names_in_file(self, node: Any) -> dict[Any, str] | None:
+        """Names of a saved optimizer's ids, where the file's own model proves them."""
+        try:
+            names = assign_names(node, self.sections.model().tensors())
+        except (AmbiguousError, RefusedError):
+            return None
+        groups = [mapping(group) or {} for group in (mapping(node) or {})["param_groups"]]
+        return {
+            pid: without(name, self.prefix) or name
+            for group, own in zip(groups, names, strict=True)
+            for pid, name in zip(group["params"], own, strict=True)
+        }
+
+    def fit_schedulers(self, wanted: dict[Label, LRScheduler]) -> None:
+        self.scheduling: dict[Label, tuple[Any, Any]] = {}
+        self.schedulers = list(wanted.values())
+        if self.optimizers:
+            schedules.check_owner(self.schedulers, *self.optimizers.values())
+        saved = _by_label(self.sections.schedulers)
+        if not saved and "scheduler" in self.top:  # of a kind of its own
+            saved = {None: self.top["scheduler"]}
+        if not self._wanted("scheduler", wanted, saved):
+            return
+        pairs = paired("scheduler", wanted, saved)
+        for label, (one, node) in pairs.items():
+            state = live(node, called("scheduler", label))
+            schedules.check_same(one, state)
+            self._check_groups(one, len(state.get("base_lrs") or ()))
+            self.scheduling[label] = one, state
+        self._leave(saved, pairs, "scheduler")
+
+    def _plan_of(self, scheduler: Any) -> OptimizerPlan | None:
+        for label, plan in self.optimizing.items():
+            if self.optimizers[label] is scheduler.optimizer:
+                return plan
+        return None
+
+    def _check_groups(self, scheduler: Any, count: int) -> None:
+        plan = self._plan_of(scheduler)
+        where = "the saved optimizer" if plan else "the optimizer"
+        groups = plan.saved["param_groups"] if plan else scheduler.optimizer.param_groups
+        if count and count != len(groups):
+            raise RefusedError(
+                f"the saved {type(scheduler).__name__} is over {count} groups, {where} has "
+                f"{len(groups)}",
+                hint="build the optimizer with the same groups, or resume without scheduler=",
+            )
+
+    def fit_scaler(self, scaler: GradScaler | None) -> None:
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        found = find_scaler(self.top)
+        self.scaling: Any = None
+        if self._wanted("scaler", self.scaler, found) and self.scaler and found:
+            self.scaling = live(found[1], "scaler")
+            check_scaler(self.scaler, self.scaling)
+
+    def fit_ema(self, ema: nn.Module | MutableMapping[str, Any] | None) -> None:
+        self.ema: Plan | None = None
+        self.ema_numbers: tuple[MutableMapping[str, Any], dict[str, Any]] = {}, {}
+        copies = self.sections.ema
+        if self._wanted("ema", ema is not None, copies) and ema is not None:
+            saved = copies[0]
+            if not isinstance(ema, nn.Module):
+                numbers = {k: v for k, v in saved.entries.items() if type(v) in (int, float)}
+                self.ema_numbers = ema, {k: v for k, v in numbers.items() if k in ema}
+                saved, ema = StateDict(saved.path, saved.tensors()), _holding(ema)
+            self.ema = self._loading(ema, saved, f"{self.path}, ema")
+
+    def fit_rest(self, rng: bool) -> None:
+        node = self.top.get("rng")
+        self.rng = own_state(live(node, "rng")) if rng and node is not None else None
+        self._wanted("rng", rng, node if self.rng or not rng else None)
+        sections = self.sections
+        self.epoch = finished_epochs(sections, self.top)
+        self.step, self.lr = (found[1] if found else None for found in (sections.step, sections.lr))
+        parts: list[Place] = [found.path for found in (*sections.models, *sections.ema)]
+        parts += [path for path, _ in (*sections.optimizers, *sections.schedulers)]
+        parts += [found[0] for found in (sections.epoch, sections.step, sections.lr) if found]
+        parts += [*sections.nameless_ema, *([sections.rng[0]] if sections.rng else [])]
+        scaler = find_scaler(self.top)
+        keys = {path[0] for path in parts if path} | ({scaler[0]} if scaler else set())
+        self.extra: Any = {}
+        if sections.model().path != ():
+            self.extra, left = own_values(self.top, {*keys, "rng", "scheduler"})
+            self.unused += left
+
+    # -------------------------------------------------------------- from here on things change
 
     def run(self) -> Resumed:
         restored = ["model"]
         self.model.run()
-        frozen = None
+        frozen: Frozen | None = None
         if self.record is not None:
             frozen = apply_record(self.live, self.record, exact=True, strict=False)
-        joined: list[str] = []
-        fresh: list[str] = []
-        if self.optimizing is not None and self.optimizer is not None:
-            joined = [name for _, named in self.optimizing.added for name in named]
-            fresh = self.optimizing.fresh
-            if self.record is None:
-                set_grad(self.params, joined, True)
-            self._warn_of_lrs(self.optimizing)
-            self.optimizing.run(self.optimizer, self.scheduler)
-            restored.append("optimizer")
-        if self.scheduling:
-            for one, state in zip(schedules.each(self.scheduler), self.scheduling, strict=True):
-                if self.optimizing is not None:
-                    source = self.optimizing.source
-                    state = schedules.rearranged(state, one, source, self._groups_saved())
-                one.load_state_dict(state)
-            restored.append("scheduler")
+        plans = list(self.optimizing.values())
+        joined = self.joined
+        if self.record is None:
+            set_grad(self.params, joined, True)
+        for label, plan in self.optimizing.items():
+            one = self.optimizers[label]
+            own = [each for each in self.schedulers if each.optimizer is one]
+            self._note_groups(called("optimizer", label), plan.changed)
+            plan.run(one, own)
+        for label, (one, state) in self.scheduling.items():
+            differ = schedules.differences(one.state_dict(), state)
+            self._note(called("scheduler", label), differ)
+            plan_or_none = self._plan_of(one)
+            if plan_or_none is not None:
+                saved = len(plan_or_none.saved["param_groups"])
+                state = schedules.rearranged(state, one, plan_or_none.source, saved)
+            one.load_state_dict(state)
+        if self.scaler is not None and self.scaling is not None:
+            self.scaler.load_state_dict(self.scaling)
         if self.ema is not None:
             self.ema.run()
-            restored.append("ema")
+            self.ema_numbers[0].update(self.ema_numbers[1])
+        lr = self._lr()
+        if self.rng is not None:
+            restore_rng(self.rng, self.live)
+        done = {
+            "optimizer": self.optimizing,
+            "scheduler": self.scheduling,
+            "scaler": self.scaling,
+            "ema": self.ema,
+            "rng": self.rng,
+        }
+        restored += [name for name, what in done.items() if what]
         lacking = [name for name in self.missing if name != "rng"]
         if lacking:
-            warnings.warn(f"not in the checkpoint: {', '.join(lacking)}", stacklevel=4)
-        lr = self.lr
-        if self.optimizer is not None:
-            lr = float(self.optimizer.param_groups[0]["lr"])
-            if self.optimizing is None and self.lr is not None and self.lr != lr:
-                warnings.warn(
-                    f"the checkpoint's lr is {self.lr:g}, the optimizer's {lr:g} stays: the file "
-                    "has no optimizer state",
-                    stacklevel=4,
-                )
-        if self.rng is not None:
-            restore_rng(self.rng)
-            restored.append("rng")
+            self.notes.append(f"not in the checkpoint: {', '.join(lacking)}; left as built")
         return Resumed(
+            self.path,
             self.epoch,
             self.step,
             lr,
@@ -255,47 +340,60 @@ class _Plan:
             tuple(self.unused),
             self.model.report,
             frozen,
-            tuple(joined),
-            tuple(fresh),
+            joined=tuple(joined),
+            fresh=tuple(name for plan in plans for name in plan.fresh),
+            dropped=tuple(name for plan in plans for name in plan.dropped),
         )
 
-    def _warn_of_lrs(self, plan: OptimizerPlan) -> None:
-        for i, own, theirs in plan.lrs:
-            warnings.warn(
-                f"group {i}: the optimizer was built with lr {own:g}, the checkpoint has "
-                f"{theirs:g}, which is used",
-                stacklevel=5,
+    def _lr(self) -> float | None:
+        """The lr that training goes on with."""
+        if not self.optimizers:
+            return self.lr
+        lr = float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+        if not self.optimizing and self.lr not in (None, lr):
+            self.notes.append(
+                f"the checkpoint's lr is {self.lr:g}, the optimizer's {lr:g} stays: the file has "
+                "no optimizer state"
+            )
+        return lr
+
+    def _note_groups(self, what: str, changed: dict[int, dict[str, tuple[Any, Any]]]) -> None:
+        """A note for all groups that differ in the same, and no more than a few."""
+        alike: dict[str, list[int]] = {}
+        for i, differ in changed.items():
+            alike.setdefault(repr(differ), []).append(i)
+        for groups in [*alike.values()][:_MOST_NOTES]:
+            numbers = f"group{'s' * (len(groups) > 1)} {some([str(i) for i in groups])}"
+            self._note(f"{what}, {numbers}", changed[groups[0]])
+        if len(alike) > _MOST_NOTES:
+            rest = sum(map(len, [*alike.values()][_MOST_NOTES:]))
+            self.notes.append(
+                f"{what}: {rest} more of its groups were built with other settings; used are the "
+                "checkpoint's"
             )
 
-
-def _only(found: tuple[tuple[Any, Any], ...], what: str) -> Any:
-    if len(found) > 1:
-        raise AmbiguousError(f"the checkpoint has {len(found)} {what}s; one can be resumed")
-    return found[0][1] if found else None
-
-
-def _scheduler_states(node: Any, found: list[Any]) -> list[Any]:
-    """The saved schedulers. ChainedScheduler's state has no ``last_epoch`` to be found by."""
-    if node is None:
-        return found
-    return node if isinstance(node, list) else [node]
+    def _note(self, what: str, differ: dict[str, tuple[Any, Any]]) -> None:
+        if differ:
+            built, saved = (
+                ", ".join(f"{key} {_shown(pair[which])}" for key, pair in differ.items())
+                for which in (0, 1)
+            )
+            self.notes.append(f"{what}: built with {built}; used is {saved}, from the checkpoint")
 
 
-def _same_scheduler(scheduler: Any, state: Any) -> None:
-    """Raises RefusedError where a saved state has other attributes than the live scheduler."""
-    own = scheduler.state_dict()
-    sound = isinstance(state, dict)
-    mine, theirs = ({key for key in one if not key.startswith("_")} for one in (own, state or {}))
-    inner = [len(one.get("_schedulers") or ()) if sound else 0 for one in (own, state)]
-    # private ones come and go with versions of torch
-    if not sound or mine - {"verbose"} != theirs - {"verbose"} or inner[0] != inner[1]:
-        differ = sorted(mine ^ theirs)
-        raise RefusedError(
-            f"the checkpoint's scheduler is no {type(scheduler).__name__}"
-            + (f": they differ in {some(differ)}" if differ else ""),
-            hint="build the scheduler that was saved, or resume without scheduler=",
-        )
-    for child, saved in zip(
-        getattr(scheduler, "_schedulers", ()), state.get("_schedulers") or (), strict=True
-    ):
-        _same_scheduler(child, saved)
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _by_label(found: tuple[tuple[Place, Any], ...]) -> dict[Label, Any]:
+    """Saved optimizers or schedulers by what they are called: a name, or a place in a list."""
+    if len(found) == 1 and len(found[0][0]) < 2:
+        return {None: found[0][1]}
+    return {path[-1]: node for path, node in found}
+
+
+def _holding(ema: MutableMapping[str, Any]) -> nn.Module:
+    """A module whose buffers are the tensors of a state_dict, to be filled."""
+    holder = nn.Module()
+    holder._buffers.update((k, v) for k, v in ema.items() if isinstance(v, torch.Tensor))
+    return holder

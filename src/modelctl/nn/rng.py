@@ -8,19 +8,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed, nn
 
 from ..errors import RefusedError
 
 
-def rng_state() -> dict[str, Any]:
+def rank() -> int:
+    """This process's number among those of ``torch.distributed``; 0 where it isn't used."""
+    return distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _world() -> int:
+    return distributed.get_world_size() if _distributed() else 1
+
+
+def rng_state(model: nn.Module) -> dict[str, Any]:
     """The generators of torch (CPU, every CUDA device, MPS), Python's ``random`` and numpy's
     global one, as tensors, numbers and tuples that ``weights_only`` loads.
 
     numpy's is left out, with a warning, where it is not the MT19937 that it is by default.
     """
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    cuda: Any = torch.cuda
+    if cuda.is_available() and cuda.is_initialized():
+        state["cuda"] = cuda.get_rng_state_all()
+        state["cuda_device"] = _cuda_device(model)
     mps = getattr(torch.backends, "mps", None)
     if mps is not None and mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
@@ -39,14 +55,59 @@ def rng_state() -> dict[str, Any]:
     return state
 
 
-def check_rng(state: Any) -> None:
-    """Raises RefusedError where a saved state is not what :func:`rng_state` gives."""
+def gathered(state: dict[str, Any]) -> dict[str, Any]:
+    """On rank 0 its state with those of the other ranks in it; every rank has to call this."""
+    if _world() == 1:
+        return state
+    states: list[Any] | None = [None] * _world() if rank() == 0 else None
+    distributed.gather_object(state, states)
+    return state if states is None else {**state, "others": states[1:]}
+
+
+def own_state(saved: Any) -> Any:
+    """What of a saved state is this process's; None, with a warning, where it has none.
+
+    Raises:
+        RefusedError: it is not what :func:`rng_state` and :func:`gathered` give.
+    """
+    others = saved.get("others", []) if isinstance(saved, dict) else None
+    if not isinstance(others, list):
+        raise _odd("a dict is expected")
+    states = [saved, *others]
+    if rank() >= len(states):
+        warnings.warn(
+            f"the checkpoint has the random number generators of {len(states)} of {_world()} "
+            f"processes: those of rank {rank()} stay as they are (save_checkpoint(rng='all'), "
+            "called on every rank, saves all)",
+            stacklevel=4,
+        )
+        return None
+    if others and len(states) != _world():
+        warnings.warn(
+            f"the generators of {len(states)} processes were saved, {_world()} are here: their "
+            "random numbers will not go on as they would have",
+            stacklevel=4,
+        )
+    _check(states[rank()])
+    return states[rank()]
+
+
+def _odd(why: object) -> RefusedError:
+    return RefusedError(
+        f"the checkpoint's rng is not one that save_checkpoint wrote: {why}",
+        hint="resume(..., rng=False) leaves the generators as they are",
+    )
+
+
+def _check(state: Any) -> None:
     try:
         for key in ("torch", "mps"):
             if key in state:
                 _bytes(state[key])
         for device in state.get("cuda", ()):
             _bytes(device)
+        if "cuda" in state and not 0 <= state.get("cuda_device", 0) < len(state["cuda"]):
+            raise ValueError("its CUDA device is none of those it has")
         if "python" in state:
             random.Random().setstate(_python(state["python"]))
         if "numpy" in state:
@@ -54,26 +115,25 @@ def check_rng(state: Any) -> None:
         if "torch" in state:
             torch.Generator().set_state(state["torch"])
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as e:
-        raise RefusedError(
-            f"the checkpoint's rng is not one that save_checkpoint wrote: {e}",
-            hint="resume(..., rng=False) leaves the generators as they are",
-        ) from None
+        raise _odd(e) from None
 
 
-def restore_rng(state: dict[str, Any]) -> None:
+def restore_rng(state: dict[str, Any], model: nn.Module) -> None:
     """Set the generators from a checked state; those of CUDA devices that are not here are left
     out with a warning."""
     if "cuda" in state and torch.cuda.is_available():
-        here = torch.cuda.device_count()
-        for i, device in enumerate(state["cuda"][:here]):
-            torch.cuda.set_rng_state(device, i)
-        if len(state["cuda"]) != here:
+        saved, here = state["cuda"], torch.cuda.device_count()
+        if len(saved) != here:
             warnings.warn(
-                f"generators of {len(state['cuda'])} CUDA devices were saved, {here} are here: "
-                "their random numbers will not go on as they would have",
-                stacklevel=3,
+                f"generators of {len(saved)} CUDA devices were saved, {here} are here: random "
+                "numbers of all but the model's will not go on as they would have",
+                stacklevel=4,
             )
-    if "mps" in state and torch.backends.mps.is_available():
+        to = _cuda_device(model)
+        for device, i in _placed(len(saved), state.get("cuda_device", to), here, to).items():
+            torch.cuda.set_rng_state(saved[i], device)
+    mps = getattr(torch.backends, "mps", None)
+    if "mps" in state and mps is not None and mps.is_available():
         torch.mps.set_rng_state(state["mps"])
     if "python" in state:
         random.setstate(_python(state["python"]))
@@ -81,6 +141,25 @@ def restore_rng(state: dict[str, Any]) -> None:
         np.random.set_state(_numpy(state["numpy"]))
     if "torch" in state:
         torch.set_rng_state(state["torch"])
+
+
+def _cuda_device(model: nn.Module) -> int:
+    """The CUDA device that a model draws its random numbers from: its own, else the current."""
+    for tensor in model.parameters():
+        if tensor.is_cuda:
+            return int(tensor.get_device())
+    return int(torch.cuda.current_device())
+
+
+def _placed(saved: int, at: int, here: int, to: int) -> dict[int, int]:
+    """Which saved CUDA generator each device here gets: the model's follows it from ``at`` to
+    ``to``, whose own goes the other way; the others stay."""
+    places = {i: i for i in range(min(saved, here))}
+    if at in range(saved):
+        if at in places and to in range(saved):
+            places[at] = to
+        places[to] = at
+    return places
 
 
 def _bytes(state: Any) -> None:

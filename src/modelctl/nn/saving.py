@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.names import unwrapped
 from ..core.records import FREEZE
-from ..errors import RefusedError
+from ..errors import RefusedError, UsageError
 from ..files import staged
-from . import schedules
 from .freezing import freeze_record, was_frozen
-from .naming import places, slots
+from .naming import Parameters, places, slots
 from .plain import storable
-from .rng import rng_state
+from .rng import gathered, rank, rng_state
+from .rotation import Row
+from .several import Label, Several, labelled, packed
 
 
 class _Stream:
@@ -48,65 +51,125 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     *,
     model: nn.Module,
-    optimizer: Optimizer | None = None,
-    scheduler: schedules.Schedulers = None,
+    optimizer: Several[Optimizer] = None,
+    scheduler: Several[LRScheduler] = None,
+    scaler: GradScaler | None = None,
     ema: nn.Module | Mapping[str, Any] | None = None,
     epoch: int | None = None,
     step: int | None = None,
-    extra: Any = None,
-    rng: bool = True,
+    lr: float | None = None,
+    rng: bool | str = True,
+    keep_last: int | None = None,
     overwrite: bool = True,
-) -> None:
-    """Save what :func:`resume` needs to go on as if nothing had happened.
+    extra: Mapping[str, Any] | None = None,
+    **extras: Any,
+) -> Path:
+    """Save what :func:`resume` needs to go on as if nothing had happened. Gives the file's path.
 
-    The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``ema``, ``epoch``,
-    ``step``, ``lr`` (of the first group), ``rng`` and ``extra``, without those that are not
-    given; it appears whole or not at all, and loads with ``torch.load(path,
-    weights_only=True)``. Names in ``model`` and ``ema`` are without wrapper prefixes. Where
-    something is frozen, or was by :func:`freeze`, ``model`` carries the freeze record.
+    The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
+    ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
+    appears whole or not at all, and loads with ``torch.load(path, weights_only=True)``, with
+    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes. Where something is
+    frozen, or was by :func:`freeze`, ``model`` carries the freeze record. Optimizers carry the
+    names of their parameters (``param_names``), whether or not they were built with them.
+
+    A path with fields, ``"run/epoch-{epoch:03d}.pt"``, is a row of files: fields of the last part
+    of the path are filled in with ``epoch``, ``step``, ``lr`` and your own numbers and texts
+    (``{{`` is a brace). Beside a row ``latest.pt`` always leads to the newest: a relative link,
+    replaced at once; where the file system has no links, a hard link or a copy.
+
+    With ``torch.distributed`` rank 0 writes. The other ranks may call this or not: they return
+    at once and wait for nobody, so put a ``barrier()`` behind it where they read the file next.
+    Only with ``rng="all"`` every rank has to call it, to hand its generators to rank 0.
 
     Args:
-        scheduler: one, or several as a list (saved as one).
-        ema: an averaged copy, or its state_dict.
+        optimizer, scheduler: one, or several as a list or as a dict of names.
+        ema: an averaged copy (``AveragedModel`` or any other module), or its state_dict.
         epoch: the number of *finished* epochs: training goes on with ``range(epoch, epochs)``.
         step: the number of finished optimizer steps.
-        extra: your own numbers, texts, tensors, lists and dicts (``{"scaler":
-            scaler.state_dict()}``).
+        lr: what to note as the learning rate; by default that of the first group.
         rng: save the state of the random number generators: torch's on the CPU and on every CUDA
-            device, numpy's global one, Python's.
+            device, numpy's global one, Python's. ``"all"``: those of every rank.
+        keep_last: of a row keep so many files, the new one included: once it stands, those of
+            earlier epochs and steps are removed, oldest first. Never removed: files of later
+            epochs (an abandoned run's), and whatever the path with its fields could not have
+            given.
         overwrite: replace what stands there.
+        extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
     Raises:
         RefusedError: a value that ``weights_only`` would refuse; names its key. A scheduler's
             state counts: give LambdaLR a function or a callable object of plain attributes.
+        UsageError: fields in the path without a value, or ``keep_last`` without ``{epoch}`` or
+            ``{step}`` in it.
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
-    content: dict[str, Any] = {"model": bare_state_dict(model)}
-    if was_frozen(model):
-        content["model"]._metadata.setdefault("", {})[FREEZE] = freeze_record(model)
-    if optimizer is not None:
-        content["optimizer"] = optimizer.state_dict()
-        content["lr"] = float(optimizer.param_groups[0]["lr"])
-    found = schedules.each(scheduler)
-    if found:
-        states = [one.state_dict() for one in found]
-        content["scheduler"] = states[0] if isinstance(scheduler, LRScheduler) else states
+    if rng not in (True, False, "all"):
+        raise UsageError(f"rng is True, False or 'all', not {rng!r}")
+    generators = rng_state(model) if rng else None
+    if generators is not None and rng == "all":
+        generators = gathered(generators)  # before anything that can fail on one rank alone
+    content: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
+    optimizers = labelled(optimizer)
+    if lr is None and optimizers:
+        content["lr"] = float(next(iter(optimizers.values())).param_groups[0]["lr"])
+    content["extra"] = {**(extra or {}), **extras}
+    plain = {key: storable(value, key) for key, value in content.items() if value is not None}
+    for key, kind in (("epoch", int), ("step", int), ("lr", float)):
+        if key in plain and type(plain[key]) not in (int, kind):
+            raise RefusedError(
+                f"{key}={plain[key]!r:.40} is no {'number' if kind is float else 'integer'}"
+            )
+    row = Row(path, {**plain["extra"], **plain})
+    if rank() != 0:
+        return row.path
+    row.check(keep_last, overwrite)
+    whole: dict[str, Any] = {"model": _model_state(model)}
+    if optimizers:
+        whole["optimizer"] = packed(_optimizer_states(optimizers, Parameters(model)))
+    schedulers = labelled(scheduler)
+    if schedulers:
+        whole["scheduler"] = packed({k: one.state_dict() for k, one in schedulers.items()})
+    if scaler is not None and scaler.is_enabled():
+        whole["scaler"] = scaler.state_dict()
     if ema is not None:
-        content["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
-    given = {"epoch": epoch, "step": step, "extra": extra}
-    content.update((key, value) for key, value in given.items() if value is not None)
-    plain = {key: storable(value, key) for key, value in content.items()}
-    for key in ("epoch", "step"):
-        if key in plain and type(plain[key]) is not int:
-            raise RefusedError(f"{key}={plain[key]!r:.40} is no integer")
-    if rng:
-        plain["rng"] = rng_state()
-    with staged(path, overwrite=overwrite) as sink:
+        whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
+    whole = {key: storable(value, key) for key, value in whole.items()}
+    whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
+    if generators is not None:
+        whole["rng"] = generators
+    with staged(row.path, overwrite=overwrite) as sink:
         stream = _Stream(sink)
-        torch.save(plain, cast(Any, stream))
+        torch.save(whole, cast(Any, stream))
         if stream.failed is not None:
             raise stream.failed
+    row.finish(keep_last)
+    return row.path
+
+
+def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
+    """The bare model's state_dict, with the freeze record where it has something to say."""
+    state = bare_state_dict(model)
+    if was_frozen(model):
+        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = freeze_record(model)
+    return state
+
+
+def _optimizer_states(
+    optimizers: Mapping[Label, Optimizer], params: Parameters
+) -> dict[Label, dict[str, Any]]:
+    """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
+    may be missing, or relative to a part of the model."""
+    states = {}
+    for label, optimizer in optimizers.items():
+        state = optimizer.state_dict()
+        names = [[params.name_of(p) for p in group["params"]] for group in optimizer.param_groups]
+        if all(None not in group for group in names):
+            groups = zip(state["param_groups"], names, strict=True)
+            state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
+        states[label] = state
+    return states
 
 
 def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:

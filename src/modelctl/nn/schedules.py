@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ..errors import UsageError
+from ..errors import RefusedError, UsageError
+from .several import Several, labelled
+from .text import some
 
-Schedulers = LRScheduler | Sequence[LRScheduler] | None
+Schedulers: TypeAlias = Several[LRScheduler]
 
 # What torch's schedulers keep one entry per param_group of, and how an entry follows from that
 # of the first group for a new group whose lr is ``ratio`` times as large.
@@ -74,9 +76,7 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
 
 def each(schedulers: Schedulers) -> list[LRScheduler]:
     """One scheduler, several or none, as a list."""
-    if schedulers is None:
-        return []
-    return [schedulers] if isinstance(schedulers, LRScheduler) else list(schedulers)
+    return list(labelled(schedulers).values())
 
 
 def flatten(schedulers: Schedulers) -> Iterator[Any]:
@@ -86,10 +86,10 @@ def flatten(schedulers: Schedulers) -> Iterator[Any]:
         yield from flatten(list(getattr(scheduler, "_schedulers", ())))
 
 
-def check_owner(schedulers: Schedulers, optimizer: Optimizer) -> None:
-    """Raises UsageError where a scheduler drives another optimizer."""
+def check_owner(schedulers: Schedulers, *optimizers: Optimizer) -> None:
+    """Raises UsageError where a scheduler drives none of these optimizers."""
     for scheduler in flatten(schedulers):
-        if scheduler.optimizer is not optimizer:
+        if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise UsageError(f"the {type(scheduler).__name__} belongs to another optimizer")
 
 
@@ -134,6 +134,68 @@ def extend(schedulers: Schedulers, group: dict[str, Any]) -> None:
                 setattr(scheduler, key, [*values, value])
 
 
+# ------------------------------------------------------------------ saved ones
+
+# What moves with the steps, or follows from the optimizer's groups: no setting.
+_MOVING = frozenset(
+    (
+        *("last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"),
+        *("base_lrs", "max_lrs", "verbose"),
+    )
+)
+
+
+def check_same(scheduler: Any, state: Any) -> None:
+    """Raises RefusedError where a saved state has other attributes than the live scheduler."""
+    own = scheduler.state_dict()
+    sound = isinstance(state, dict)
+    mine, theirs = ({key for key in one if not key.startswith("_")} for one in (own, state or {}))
+    inner = [len(one.get("_schedulers") or ()) if sound else 0 for one in (own, state)]
+    # private ones come and go with versions of torch
+    if not sound or mine - {"verbose"} != theirs - {"verbose"} or inner[0] != inner[1]:
+        differ = sorted(mine ^ theirs)
+        raise RefusedError(
+            f"the checkpoint's scheduler is no {type(scheduler).__name__}"
+            + (f": they differ in {some(differ)}" if differ else ""),
+            hint="build the scheduler that was saved, or resume without scheduler=",
+        )
+    for child, saved in zip(
+        getattr(scheduler, "_schedulers", ()), state.get("_schedulers") or (), strict=True
+    ):
+        check_same(child, saved)
+
+
+def differences(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two states of a scheduler differ: (own, saved) by name."""
+    mine, theirs = dict(_settings(own)), dict(_settings(saved))
+    return {
+        key: (mine[key], theirs[key]) for key in mine if key in theirs and mine[key] != theirs[key]
+    }
+
+
+def _settings(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in state.items():
+        if key == "_schedulers":
+            for i, inner in enumerate(value):
+                yield from ((f"{i}.{name}", setting) for name, setting in _settings(inner))
+        elif key == "_milestones":
+            yield "milestones", value
+        elif key in _PER_GROUP and isinstance(value, list):
+            yield from _of_groups(key, value)
+        elif key not in _MOVING and not key.startswith("_"):
+            yield key, value
+
+
+def _of_groups(key: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
+    """What the groups have, whatever their order: one value where it is the same."""
+    if key in _MOVING or key.startswith("_"):
+        return
+    named = [value if isinstance(value, Mapping) else {key: value} for value in values]
+    for name in dict.fromkeys(name for entry in named for name in entry):
+        different = sorted({repr(e[name]): e[name] for e in named if name in e}.items())
+        yield name, different[0][1] if len(different) == 1 else [value for _, value in different]
+
+
 def rearranged(state: dict[str, Any], live: Any, source: Sequence[int | None], saved: int) -> Any:
     """A saved scheduler state with its per-group entries in the order of the live groups.
 
@@ -146,6 +208,8 @@ def rearranged(state: dict[str, Any], live: Any, source: Sequence[int | None], s
         if not isinstance(values, list) or len(values) != saved:
             continue
         own = live.state_dict().get(key, [])
+        if key == "_last_lr":
+            own = [group["lr"] for group in live.optimizer.param_groups]
         out[key] = [
             own[i] if j is None and i < len(own) else values[j or 0] for i, j in enumerate(source)
         ]

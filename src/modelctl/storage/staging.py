@@ -15,7 +15,7 @@ from .locks import Lock, remove
 from .sink import Sink
 from .source import FileSource, Identity, identity
 
-__all__ = ["FileGroup", "Sink", "resolve_target", "staged", "staged_files"]
+__all__ = ["FileGroup", "Sink", "confirm", "resolve_target", "staged", "staged_files"]
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int], object]
@@ -62,7 +62,7 @@ def staged(
         except BaseException:
             output.discard()
             raise
-        _confirm(target.parent, path)
+        confirm(target.parent, path)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def staged_files(
             group._discard()
             raise
         if not new:  # a new one is not in place yet
-            _confirm(base, folder)
+            confirm(base, folder)
             group._remove_old()
 
 
@@ -328,7 +328,7 @@ def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
             with suppress(OSError):
                 remove(temp)
             raise
-        _confirm(target.parent, shown)
+        confirm(target.parent, shown)
 
 
 def _check_parent(target: Path, shown: PathLike) -> None:
@@ -370,7 +370,12 @@ def _failing(shown: PathLike) -> Iterator[None]:
         ) from e
 
 
-def _confirm(folder: Path, shown: PathLike) -> None:
+def confirm(folder: Path, shown: PathLike) -> None:
+    """What stands in a folder is to stay, also when the power fails.
+
+    Raises:
+        DurabilityError: the disk did not confirm it.
+    """
     try:
         _sync(folder)
     except OSError as e:

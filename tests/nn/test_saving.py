@@ -1,0 +1,188 @@
+"""What save_checkpoint writes: plain, whole, named as the bare model is."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+
+import numpy as np
+import pytest
+import torch
+from torch import nn, optim
+
+import modelctl.nn as mnn
+from modelctl.errors import RefusedError, UsageError, WriteError
+
+from .nets import Net, train_step
+
+
+def test_numpy_scalars_are_converted_and_objects_refused_by_their_key(net, tmp_path):
+    path = tmp_path / "a.pt"
+    good = {
+        "a": np.float64(0.5),
+        "b": [np.int64(3), (np.bool_(True), np.str_("x"))],
+        np.int64(4): collections.defaultdict(list, {"k": [1]}),
+        "counter": collections.Counter("aab"),
+        "size": torch.Size([2, 3]),
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "bytes": b"\x00\xff",
+        "complex": None,
+    }
+    mnn.save_checkpoint(path, model=net, extra=good)
+    expected = {**good, "a": 0.5, "b": [3, (True, "x")], 4: {"k": [1]}}
+    plain = torch.load(path, weights_only=True)["extra"]
+    assert plain == expected
+    assert type(plain["a"]) is float
+    back = mnn.resume(path, model=net).extra
+    assert back == expected
+    assert type(back["counter"]) is collections.Counter
+    before = path.read_bytes()
+    for bad, advice in (
+        (argparse.Namespace(lr=1), "vars"),
+        (tmp_path, "str"),
+        (np.zeros(3), "from_numpy"),
+        ({1, 2}, "sorted"),
+        (net, "state_dict"),
+    ):
+        with pytest.raises(RefusedError, match=r"'extra\.deep\.1' is a") as e:
+            mnn.save_checkpoint(path, model=net, extra={"deep": [0, bad]})
+        assert advice in e.value.hint
+    with pytest.raises(RefusedError, match="epoch"):
+        mnn.save_checkpoint(path, model=net, epoch=1.5)
+    assert path.read_bytes() == before
+
+
+def test_names_and_versions_are_the_bare_models(net, tmp_path):
+    net.layer1 = torch.compile(net.layer1, backend="eager")
+    mnn.freeze(net, "layer1.0")
+    mnn.save_checkpoint(
+        tmp_path / "a.pt", model=nn.DataParallel(torch.compile(net, backend="eager"))
+    )
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)["model"]
+    plain = Net()
+    assert list(saved) == list(plain.state_dict())
+    assert saved._metadata["layer1.1"] == {"version": 2}
+    assert saved._metadata.keys() == plain.state_dict()._metadata.keys()
+    assert saved._metadata[""]["modelctl.freeze"]["frozen"] == ["layer1.0.weight", "layer1.0.bias"]
+    plain.load_state_dict(saved)
+
+
+def test_no_record_unless_something_is_or_was_frozen(net, tmp_path):
+    def record():
+        mnn.save_checkpoint(tmp_path / "a.pt", model=net)
+        saved = torch.load(tmp_path / "a.pt", weights_only=True)["model"]
+        return saved._metadata[""].get("modelctl.freeze")
+
+    assert record() is None
+    mnn.freeze(net, "fc")
+    assert record()["frozen"] == ["fc.weight", "fc.bias"]
+    mnn.unfreeze(net, "*")
+    assert record() == {"version": 1, "frozen": [], "bn_eval": False, "patterns": []}
+
+
+def test_a_failing_disk_leaves_the_old_checkpoint(net, tmp_path, monkeypatch):
+    from modelctl.storage.staging import Sink
+
+    path = tmp_path / "a.pt"
+    mnn.save_checkpoint(path, model=net, epoch=1)
+    before, write = path.read_bytes(), Sink.write
+
+    def failing(self, data):
+        if self.position > 2000:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(Sink, "write", failing)
+    with pytest.raises(WriteError, match="No space left"):
+        mnn.save_checkpoint(path, model=net, epoch=2)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_overwrite(net, tmp_path):
+    path = tmp_path / "a.pt"
+    mnn.save_checkpoint(path, model=net, rng=False)
+    with pytest.raises(WriteError, match="exists"):
+        mnn.save_checkpoint(path, model=net, overwrite=False)
+    assert torch.load(path, weights_only=True).keys() == {"model"}
+
+
+def test_extras_by_name_and_as_a_dict(net, tmp_path):
+    path = tmp_path / "a.pt"
+    mnn.save_checkpoint(path, model=net, best=0.5, extra={"args": {"lr": 1}, "best": 0.1})
+    assert torch.load(path, weights_only=True)["extra"] == {"args": {"lr": 1}, "best": 0.5}
+    assert mnn.resume(path, model=net).extra == {"args": {"lr": 1}, "best": 0.5}
+    with pytest.raises(RefusedError, match=r"'extra\.optimzer' is a torch\.optim"):
+        mnn.save_checkpoint(path, model=net, optimzer=optim.SGD(net.parameters()))
+    mnn.save_checkpoint(path, model=net)
+    assert mnn.resume(path, model=net).extra == {}
+
+
+class Mine(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (torch.zeros(2).as_subclass(Mine), "Mine"),
+        (nn.LazyLinear(2).weight, "no shape yet"),
+        (torch.zeros(2, device="meta"), "on meta"),
+        (torch.nested.as_nested_tensor([torch.zeros(2)], layout=torch.jagged), "[Nn]ested"),
+    ],
+)
+def test_tensors_that_torch_would_not_load(net, tmp_path, bad, match):
+    with pytest.raises(RefusedError, match=rf"'extra\.a\.0' .*{match}"):
+        mnn.save_checkpoint(tmp_path / "a.pt", model=net, a=[bad])
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_holds_itself(net, tmp_path):
+    loop = []
+    loop.append(loop)
+    with pytest.raises(RefusedError, match=r"'extra.*' holds itself"):
+        mnn.save_checkpoint(tmp_path / "a.pt", model=net, loop=loop)
+
+
+def test_optimizers_carry_the_models_own_names(net, tmp_path):
+    path = tmp_path / "a.pt"
+
+    def saved(optimizer, model=net):
+        mnn.save_checkpoint(path, model=model, optimizer=optimizer)
+        groups = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
+        return [group.get("param_names") for group in groups]
+
+    own = [name for name, _ in net.named_parameters()]
+    plain = optim.SGD(net.parameters())
+    assert saved(plain) == [own]
+    assert "param_names" not in plain.param_groups[0]
+    assert saved(optim.SGD(net.fc.named_parameters())) == [["fc.weight", "fc.bias"]]
+    wrapped = nn.DataParallel(net)
+    assert saved(optim.SGD(wrapped.named_parameters()), wrapped) == [own]
+    loss = nn.Linear(2, 2)
+    assert saved(optim.SGD([*net.parameters(), *loss.parameters()])) == [None]
+
+
+def test_the_lr_is_the_first_groups_or_what_is_given(net, tmp_path):
+    path = tmp_path / "a.pt"
+    optimizer = optim.SGD(net.parameters(), lr=torch.tensor(0.25))
+    mnn.save_checkpoint(path, model=net, optimizer=optimizer)
+    assert torch.load(path, weights_only=True)["lr"] == 0.25
+    mnn.save_checkpoint(path, model=net, lr=np.float64(0.5))
+    assert torch.load(path, weights_only=True)["lr"] == 0.5
+    for bad in ({"lr": "0.1"}, {"epoch": True}, {"step": 1.0}):
+        with pytest.raises(RefusedError, match=next(iter(bad))):
+            mnn.save_checkpoint(path, model=net, **bad)
+    with pytest.raises(UsageError, match="rng"):
+        mnn.save_checkpoint(path, model=net, rng="every")
+
+
+def test_saving_changes_nothing(net, tmp_path):
+    optimizer = optim.AdamW(net.parameters())
+    train_step(net, optimizer)
+    before = torch.get_rng_state()
+    state = optimizer.state_dict()
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, optimizer=optimizer, rng="all")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert optimizer.state_dict()["param_groups"] == state["param_groups"]
