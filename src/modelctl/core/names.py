@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import translate
+from itertools import pairwise
 
 from ..errors import NoMatchError, UsageError
 
@@ -148,6 +149,13 @@ def natural(name: str) -> tuple[tuple[int, int | str], ...]:
         (0, int(part)) if part.isdecimal() and len(part) < 10 else (1, part)
         for part in re.split(r"(\d+)", name)
     )
+
+
+def alphabetical(names: Sequence[str]) -> bool:
+    """Whether the names are sorted (as safetensors does, one dtype or shard after the other):
+    then the order is not the model's. In a model's own order every third name goes back."""
+    back = sum(one > other for one, other in pairwise(names))
+    return len(names) > 2 and 10 * back < len(names)
 
 
 def printable(text: str) -> str:

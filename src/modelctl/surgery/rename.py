@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from fnmatch import translate
-
 from ..core.checkpoint import Checkpoint
+from ..core.maps import renamer
 from ..core.names import Patterns, as_list, no_match, select
 from ..errors import UsageError
 from .remap import OptimizerPolicy, remap
@@ -33,10 +30,7 @@ def rename(ckpt: Checkpoint, map: Patterns, regex: bool = False) -> Checkpoint:
     names = list(ckpt.sections.model().entries)
     current = dict(zip(names, names, strict=True))
     for text in as_list(map):
-        old, equals, new = text.rpartition("=")
-        if not equals or not old:
-            raise UsageError(f"'{text}' is no map: OLD=NEW is")
-        renamed = _by_regex(old, new) if regex else _by_glob(old, new)
+        old, renamed = renamer(text, regex)
         found = {name: renamed(now) for name, now in current.items()}
         if all(now is None for now in found.values()):
             raise no_match(old, list(current.values()))
@@ -89,56 +83,3 @@ def _without(ckpt: Checkpoint, gone: list[str], optimizer: OptimizerPolicy) -> C
     names = ckpt.sections.model().entries
     out = remap(ckpt, following(names, dict.fromkeys(gone)), optimizer=optimizer)
     return out if gone else out.noting("every tensor is kept")
-
-
-def _by_glob(old: str, new: str) -> Callable[[str], str | None]:
-    parts = new.split("*")
-    stars = _stars(old)
-    if len(parts) - 1 > stars:
-        raise UsageError(f"'{new}' has more '*' than '{old}'")
-    if not stars and not re.search(r"[?\[]", old):
-        return lambda name: new + name[len(old) :] if _is_in(name, old) else None
-    pattern = re.compile(_capturing(old), re.DOTALL)
-
-    def renamed(name: str) -> str | None:
-        found = pattern.fullmatch(name)
-        if found is None:
-            return None
-        out = parts[0]
-        for star, part in zip(found.groups(), parts[1:], strict=False):
-            out += star + part
-        return out
-
-    return renamed
-
-
-def _is_in(name: str, module: str) -> bool:
-    return name == module or name.startswith(module + ".")
-
-
-# A set in brackets, or any other character: what a glob is made of.
-_GLOB_PARTS = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)
-
-
-def _stars(pattern: str) -> int:
-    return _GLOB_PARTS.findall(pattern).count("*")
-
-
-def _capturing(pattern: str) -> str:
-    """The regex of a glob, with a group for each ``*``; the rest as :mod:`fnmatch` reads it."""
-    out = ""
-    for part in _GLOB_PARTS.findall(pattern):
-        if part == "*":
-            out += "(.*?)"
-        else:  # fnmatch wraps what it translates: (?s:…)\Z
-            out += translate(part).removesuffix("\\Z").removesuffix("\\z")
-    return out
-
-
-def _by_regex(old: str, new: str) -> Callable[[str], str | None]:
-    try:
-        pattern = re.compile(old)
-        pattern.sub(new, "")
-    except (re.error, IndexError) as e:
-        raise UsageError(f"'{old}={new}' is no regular expression and replacement: {e}") from None
-    return lambda name: pattern.sub(new, name) if pattern.search(name) else None
