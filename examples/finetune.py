@@ -1,7 +1,7 @@
 """Fine-tune a pretrained net on another task; stop whenever you like, and go on.
 
     python examples/finetune.py                # under a minute on a CPU; on a GPU as it is
-    python examples/finetune.py --resume run/finetune/epoch-3.pt
+    python examples/finetune.py --resume       # from the latest checkpoint
 
 The weights are those of sample_models/cnn-ddp.pt: 10 classes, saved under DataParallel. The head
 is stripped and a new one trained alone; then the trunk thaws and trains along, more slowly. The
@@ -14,6 +14,7 @@ import argparse
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,30 +105,26 @@ class Training:
                 right += (model(images).argmax(dim=1) == labels).sum()
         return right.item() / len(self.validation.dataset)
 
+    def parts(self) -> dict[str, Any]:
+        names = ("model", "optimizer", "scheduler", "scaler")
+        return {name: getattr(self, name) for name in names}
+
     def save(self) -> None:
-        mnn.save_checkpoint(
-            self.out / f"epoch-{self.epoch}.pt",
-            model=self.model,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
-            epoch=self.epoch,
-            extra={"accuracy": self.accuracy, "scaler": self.scaler.state_dict()},
-        )
+        """A file an epoch, the last three of them, and latest.pt."""
+        path = self.out / "epoch-{epoch}.pt"
+        extra = {"accuracy": self.accuracy}
+        mnn.save_checkpoint(path, **self.parts(), epoch=self.epoch, extra=extra, keep_last=3)
 
     def resume(self, path: Path) -> None:
-        state = mnn.resume(
-            path, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler
-        )
+        state = mnn.resume(path, **self.parts())
         print(state)
         self.epoch, self.accuracy = state.epoch, state.extra["accuracy"]
-        if self.scaler.is_enabled() and state.extra["scaler"]:
-            self.scaler.load_state_dict(state.extra["scaler"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("run/finetune"))
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest in --out")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--device", default="auto")
@@ -138,7 +135,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     training = Training(args.out, args.epochs, mnn.choose_device(args.device), args.images)
     if args.resume:
-        training.resume(args.resume)
+        training.resume(args.out)
     print(f"accuracy with a new, untrained head: {training.accuracy[0]:.1%}")
     while training.epoch < args.epochs:
         if training.epoch == args.epochs // 2:
