@@ -259,6 +259,14 @@ def test_a_lock_is_removed_while_it_is_held(
     assert told == [".f.modelctl.lock"]
 
 
+def test_a_lock_that_took_the_place_of_another_stays(tmp_path: Path) -> None:
+    with staged(tmp_path / "f") as sink:
+        sink.write(b"new")
+        os.unlink(tmp_path / ".f.modelctl.lock")
+        (tmp_path / ".f.modelctl.lock").write_text("another")
+    assert (tmp_path / ".f.modelctl.lock").read_text() == "another"
+
+
 def test_the_lock_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can't be opened for writing, but it can be held."""
     left_by(0, tmp_path, "f", signed="")
@@ -377,7 +385,7 @@ def test_a_lock_that_outlives_its_writer(
     left_by(dead, tmp_path, "f")
     with Lock(tmp_path, "f", "") as held:
         held.path.write_text(f"{dead} {HOST}\n")
-        monkeypatch.setattr(locks.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(locks.time, "sleep", lambda seconds, more=iter(range(9)): next(more))
         monkeypatch.setattr(locks.time, "monotonic", iter(range(0, 100, 2)).__next__)
         with pytest.raises(WriteError, match="f: another modelctl is writing it"):
             write(tmp_path / "f")

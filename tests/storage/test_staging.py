@@ -226,7 +226,7 @@ def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_write_that_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").write_bytes(OLD)
     monkeypatch.setattr(os, "write", lambda fd, data: 0)
-    with pytest.raises(WriteError):
+    with pytest.raises(WriteError, match="nothing could be written"):
         write(tmp_path / "f", overwrite=True)
     assert (tmp_path / "f").read_bytes() == OLD
 
