@@ -385,7 +385,8 @@ def test_a_lock_that_outlives_its_writer(
     left_by(dead, tmp_path, "f")
     with Lock(tmp_path, "f", "") as held:
         held.path.write_text(f"{dead} {HOST}\n")
-        monkeypatch.setattr(locks.time, "sleep", lambda seconds, more=iter(range(9)): next(more))
+        sleeps = iter(range(9))
+        monkeypatch.setattr(locks.time, "sleep", lambda seconds: next(sleeps))
         monkeypatch.setattr(locks.time, "monotonic", iter(range(0, 100, 2)).__next__)
         with pytest.raises(WriteError, match="f: another modelctl is writing it"):
             write(tmp_path / "f")
