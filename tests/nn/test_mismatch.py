@@ -327,6 +327,8 @@ def test_scalers(net, tmp_path):
     assert torch.load(path, weights_only=True)["scaler"]["scale"] == 8.0
     assert mnn.resume(path, model=net).unused == ("scaler",)
     assert mnn.resume(path, model=net, scaler=scaler(enabled=False)).unused == ("scaler",)
+    with pytest.warns(UserWarning, match="scaler: built with growth_interval 7; used is growth_i"):
+        mnn.resume(path, model=net, scaler=scaler(growth_interval=7))
     live = scaler()
     live.scale(torch.zeros(1))  # its scale is a tensor from here on
     assert "scaler" in mnn.resume(path, model=net, scaler=live).restored

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import random
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -167,6 +168,31 @@ def test_the_record_is_applied_exactly(net, tmp_path):
     mnn.save_checkpoint(tmp_path / "a.pt", model=net)
     mnn.resume(tmp_path / "a.pt", model=other)
     assert all(p.requires_grad for p in other.parameters())
+
+
+def test_whatever_device_it_was_saved_on(net, tmp_path):
+    """As on a machine with four GPUs, by the names of the devices in the file."""
+    optimizer = optim.Adam(net.parameters())
+    train_step(net, optimizer)
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, optimizer=optimizer)
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as source,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_STORED) as target,
+    ):
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                data = data.replace(b"X\3\0\0\0cpu", b"X\6\0\0\0cuda:3")
+            target.writestr(name, data)
+    with pytest.raises(RuntimeError, match=r"CUDA|cuda"):
+        torch.load(tmp_path / "b.pt", weights_only=True)
+    other = Net()
+    made = optim.Adam(other.parameters(), fused=True)
+    mnn.resume(tmp_path / "b.pt", model=other, optimizer=made)
+    assert same(other.state_dict(), net.state_dict())
+    for mine, theirs in zip(other.parameters(), net.parameters(), strict=True):
+        assert equal(made.state[mine], optimizer.state[theirs])
+    train_step(other, made)
 
 
 def test_rng_false_leaves_the_generators(net, tmp_path):

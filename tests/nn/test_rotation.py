@@ -104,6 +104,21 @@ def test_braces_and_a_plain_path_stand_for_themselves(tmp_path):
     assert names(tmp_path) == ["{a}.pt"]
 
 
+@pytest.mark.parametrize(
+    ("row", "latest"),
+    [
+        ("a-{epoch}.ckpt.pt", "latest.pt"),
+        ("a-{acc:.2f}", "latest"),
+        ("{acc:.1f}.pth", "latest.pth"),
+    ],
+)
+def test_the_latest_has_the_suffix_of_its_row(tmp_path, monkeypatch, row, latest):
+    monkeypatch.chdir(tmp_path)
+    path = mnn.save_checkpoint(row, model=torch.nn.Linear(2, 2), epoch=1, acc=0.5)
+    assert names(tmp_path) == sorted([path.name, latest])
+    assert mnn.resume(".", model=torch.nn.Linear(2, 2)).path == Path(latest)
+
+
 def test_a_latest_that_is_a_folder_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "latest.pt").mkdir()
     with pytest.raises(WriteError, match="no link"):

@@ -34,7 +34,7 @@ from .progress import finished_epochs, own_values
 from .resumed import Resumed
 from .rng import own_state, restore_rng
 from .rotation import newest
-from .scaling import check_scaler, find_scaler
+from .scaling import check_scaler, find_scaler, scaler_differences
 from .several import Label, Several, called, labelled, paired
 from .text import some
 
@@ -311,6 +311,7 @@ class _Plan:
                 state = schedules.rearranged(state, one, plan_or_none.source, saved)
             one.load_state_dict(state)
         if self.scaler is not None and self.scaling is not None:
+            self._note("scaler", scaler_differences(self.scaler, self.scaling))
             self.scaler.load_state_dict(self.scaling)
         if self.ema is not None:
             self.ema.run()

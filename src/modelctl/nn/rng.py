@@ -40,15 +40,14 @@ def rng_state(model: nn.Module) -> dict[str, Any]:
     mps = getattr(torch.backends, "mps", None)
     if mps is not None and mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
-    numpy = np.random.get_state(legacy=True)
-    if isinstance(numpy, tuple) and numpy[0] == "MT19937":
-        _, keys, pos, has_gauss, cached = numpy
+    numpy: Any = np.random.get_state(legacy=False)
+    if numpy["bit_generator"] == "MT19937":
         state["numpy"] = {
             # torch has had uint32 for too short a time
-            "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            "pos": int(pos),
-            "has_gauss": int(has_gauss),
-            "cached_gaussian": float(cached),
+            "keys": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "pos": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "cached_gaussian": float(numpy["gauss"]),
         }
     else:
         warnings.warn("numpy's global generator is not MT19937: not saved", stacklevel=3)
@@ -156,8 +155,10 @@ def _placed(saved: int, at: int, here: int, to: int) -> dict[int, int]:
     ``to``, whose own goes the other way; the others stay."""
     places = {i: i for i in range(min(saved, here))}
     if at in range(saved):
-        if at in places and to in range(saved):
-            places[at] = to
+        if at in places:
+            del places[at]
+            if to in range(saved):
+                places[at] = to
         places[to] = at
     return places
 

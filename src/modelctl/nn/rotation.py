@@ -25,13 +25,18 @@ _NUMBER = r"[-+]?(?:\d[\d_,]*\.?\d*(?:[eE][-+]?\d+)?|inf|nan)%?"
 
 
 class Row:
-    """The checkpoints that one path with fields stands for.
+    """The checkpoints that one path with fields stands for, of which the last few are kept.
 
     Raises:
         UsageError: fields that can't be filled in or, to keep the last few, read back.
     """
 
-    def __init__(self, path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        values: Mapping[str, Any],
+        keep_last: int | None = None,
+    ) -> None:
         folder, self.pattern = os.path.split(os.fspath(path))
         self.folder = Path(folder)
         self._values = values
@@ -58,6 +63,11 @@ class Row:
             raise UsageError(f"{self.pattern!r}: {e}") from None
         if os.path.basename(self.name) != self.name:
             raise UsageError(f"{self.name!r} is not the name of a file")
+        if self.fields and self.latest == self.path:
+            raise UsageError(f"{self.latest}: that is what the newest of the row is known by")
+        self.keep_last = keep_last
+        if keep_last is not None:
+            self._check_order(keep_last)
 
     @property
     def path(self) -> Path:
@@ -66,35 +76,33 @@ class Row:
     @property
     def latest(self) -> Path:
         """Where the newest one is known by, in a row."""
-        return self.folder / (LATEST + Path(self.pattern).suffix)
+        end, field, _, _ = self._parts[-1]
+        return self.folder / (LATEST + ("" if field else Path(f"_{end}").suffix))
 
-    def check(self, keep_last: int | None, overwrite: bool) -> None:
-        """Raises UsageError or WriteError where the row can't be kept, before anything is
-        written."""
-        if keep_last is not None:
-            if keep_last < 1:
-                raise UsageError(f"keep_last={keep_last}: the new one is kept, so it is 1 or more")
-            if not self.fields & {*_PROGRESS}:
-                raise UsageError(
-                    f"keep_last: which file is older than '{self.name}' its name must say",
-                    hint="put a field into the path: 'run/epoch-{epoch:03d}.pt'",
-                )
-            if self._progress(self.name) is None:
-                raise UsageError(f"keep_last: '{self.pattern}' gives no plain numbers to read back")
-        if not self.fields:
-            return
-        if self.latest == self.path:
-            raise UsageError(f"{self.latest}: that is what the newest of the row is known by")
+    def _check_order(self, keep_last: int) -> None:
+        if keep_last < 1:
+            raise UsageError(f"keep_last={keep_last}: the new one is kept, so it is 1 or more")
+        if not self.fields & {*_PROGRESS}:
+            raise UsageError(
+                f"keep_last: which file is older than '{self.name}' its name must say",
+                hint="put a field into the path: 'run/epoch-{epoch:03d}.pt'",
+            )
+        if self._progress(self.name) is None:
+            raise UsageError(f"keep_last: '{self.pattern}' gives no plain numbers to read back")
+
+    def check(self, overwrite: bool) -> None:
+        """Raises WriteError where the latest can't be one, before anything is written."""
         there = os.path.lexists(self.latest) and not self.latest.is_symlink()
-        if there and (self.latest.is_dir() or not overwrite):
+        if self.fields and there and (self.latest.is_dir() or not overwrite):
             raise WriteError(f"{self.latest}: exists already, and is no link to a checkpoint")
 
-    def finish(self, keep_last: int | None) -> None:
+    def finish(self) -> None:
         """The new one stands: let it be the latest, then remove those that are too old."""
         if not self.fields:
             return
         point(self.latest, self.name)
-        for name in self._older()[: -(keep_last - 1) or None] if keep_last else ():
+        too_old = self._older()[: 1 - self.keep_last or None] if self.keep_last else []
+        for name in too_old:
             try:
                 os.unlink(self.folder / name)
             except FileNotFoundError:

@@ -121,10 +121,10 @@ def save_checkpoint(
             raise RefusedError(
                 f"{key}={plain[key]!r:.40} is no {'number' if kind is float else 'integer'}"
             )
-    row = Row(path, {**plain["extra"], **plain})
+    row = Row(path, {**plain["extra"], **plain}, keep_last)
     if rank() != 0:
         return row.path
-    row.check(keep_last, overwrite)
+    row.check(overwrite)
     whole: dict[str, Any] = {"model": _model_state(model)}
     if optimizers:
         whole["optimizer"] = packed(_optimizer_states(optimizers, Parameters(model)))
@@ -144,7 +144,7 @@ def save_checkpoint(
         torch.save(whole, cast(Any, stream))
         if stream.failed is not None:
             raise stream.failed
-    row.finish(keep_last)
+    row.finish()
     return row.path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.amp import GradScaler
@@ -26,6 +27,13 @@ def find_scaler(top: dict[Any, Any]) -> tuple[Any, Any] | None:
             f"the checkpoint has {len(found)} GradScalers ({keys}); one can be resumed"
         )
     return found[0] if found else None
+
+
+def scaler_differences(scaler: GradScaler, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which a scaler and a saved state differ: (own, saved) by name."""
+    own = scaler.state_dict()
+    settings = ("growth_factor", "backoff_factor", "growth_interval")
+    return {key: (own[key], state[key]) for key in settings if own[key] != state[key]}
 
 
 def check_scaler(scaler: GradScaler, state: Any) -> None:
