@@ -13,7 +13,7 @@ from torch import nn
 
 import modelctl as mc
 from modelctl.core.records import FREEZE, read_record
-from modelctl.errors import NoMatchError, UsageError
+from modelctl.errors import AmbiguousError, NoMatchError, UsageError
 from modelctl.surgery.freeze import by_hand
 
 from .nets import Net, load, opened, same_tensors, train
@@ -162,3 +162,40 @@ def test_the_lines_to_apply_it_by_hand_work(tmp_path: Path, nested: bool, safe: 
     exec("\n".join(lines), {"torch": torch, "json": json, "safe_open": safe_open, "model": net})
     trains = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     assert trains == ["fc.weight", "fc.bias"]
+
+
+def test_the_record_tells_what_a_filtered_optimizer_has(tmp_path: Path) -> None:
+    """Built from what trains, without names, over layers alike: the freeze record says which."""
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    train(net, optimizer, range(2))
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        with pytest.raises(AmbiguousError):
+            mc.drop(ckpt, "3")
+        out = load(mc.drop(mc.freeze(ckpt, "0"), "3"), tmp_path / "out.pt")
+    assert out["optimizer"]["param_groups"][0]["params"] == [0, 1, 2, 3]
+    for i, parameter in enumerate([*net[1].parameters(), *net[2].parameters()]):
+        ours = out["optimizer"]["state"][i]["exp_avg"]
+        assert torch.equal(ours, optimizer.state[parameter]["exp_avg"])
+
+
+def test_drop_takes_tied_names_together(tmp_path: Path) -> None:
+    net = nn.Module()
+    net.embed, net.mid, net.head = nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=False)
+    net.head.weight = net.embed.weight
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    train(net, optimizer, range(2))
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        out = load(mc.freeze(ckpt, "head.weight", optimizer="drop"), tmp_path / "out.pt")
+    assert out["model"]._metadata[""]["modelctl.freeze"]["frozen"] == [
+        "embed.weight",
+        "head.weight",
+    ]
+    left = torch.optim.AdamW(net.mid.parameters(), lr=0.1)
+    left.load_state_dict(out["optimizer"])
+    assert torch.equal(
+        left.state[net.mid.weight]["exp_avg"], optimizer.state[net.mid.weight]["exp_avg"]
+    )

@@ -322,3 +322,25 @@ def test_mistakes(tmp_path: Path, trained: Trained) -> None:
     two = {"optimizers": [parts["optimizer"], parts["optimizer"]]}
     with pytest.raises(AmbiguousError, match="2 optimizers"):
         merged(tmp_path, {"model": parts["model"], "optimizer": two})
+
+
+def test_what_an_epoch_or_a_lr_does_not_reach_is_told(tmp_path: Path) -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(
+        [{"params": [*net.parameters()][:3]}, {"params": [*net.parameters()][3:], "lr": 0.2}],
+        lr=0.1,
+    )
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1, 0.2], total_steps=10)
+    saved = {
+        "state_dict": net.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "epoch": 2,
+        "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 2}}}},
+    }
+    with opened(tmp_path / "in.ckpt", saved) as ckpt:
+        out = mc.merge(model=ckpt, epoch=5, lr=0.5)
+    assert "lr" not in out.root  # nothing there reads one
+    text = " ".join(out.notes)
+    assert "Lightning goes on from 'loops'" in text
+    assert "max_lr" in text
+    assert "2 different lrs become one" in text

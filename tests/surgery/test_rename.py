@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import modelctl as mc
 from modelctl.core.records import REMOVED, read_record
@@ -161,7 +162,8 @@ def test_add_and_strip_on_a_training_checkpoint(tmp_path: Path) -> None:
     assert {k: v for k, v in out["model"]._metadata.items() if k} == {
         k: v for k, v in parent.state_dict()._metadata.items() if k
     }
-    assert list(out["state_dict_ema"]) == [f"backbone.{name}" for name in saved["state_dict_ema"]]
+    averaged = list(AveragedModel(parent).state_dict())
+    assert sorted(out["state_dict_ema"]) == sorted(averaged)
     assert out["optimizer"]["param_groups"][0]["param_names"] == [
         name for name, _ in parent.named_parameters()
     ]
@@ -216,6 +218,28 @@ def test_the_optimizer_keeps_what_the_model_keeps(tmp_path: Path, kind: str, edi
         assert theirs.keys() == ours.keys()
         for key, value in theirs.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(ours[key])), key
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_layers_that_change_places_take_their_state_along(tmp_path: Path, recorded: bool) -> None:
+    """The live model has its parameters in the order of their names: ids must be issued anew."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    named = list(net.named_parameters())
+    optimizer = torch.optim.AdamW(named if recorded else [p for _, p in named], lr=0.1)
+    train(net, optimizer, range(3))
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    maps = ["1=tmp", "2=1", "tmp=2"]
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        out = load(mc.rename(ckpt, maps), tmp_path / "out.pt")
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    other.load_state_dict(out["model"])
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+    fresh.load_state_dict(out["optimizer"])
+    for i, j in ((0, 0), (1, 2), (2, 1)):
+        for a, b in zip(net[i].parameters(), other[j].parameters(), strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(optimizer.state[a]["exp_avg"], fresh.state[b]["exp_avg"])
 
 
 def test_keep_and_drop_halve_it(tmp_path: Path) -> None:

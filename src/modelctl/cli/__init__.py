@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -16,8 +17,20 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: 2>&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half-written goes away
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupted)
     gc.disable()  # a command is over before there is anything to collect
     sys.exit(run(sys.argv[1:]))
+
+
+class _Signal(KeyboardInterrupt):
+    """The system's request to end: a scheduler's, a closed terminal's."""
+
+
+def _interrupted(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # the way out is not to be interrupted
+    raise _Signal(number)
 
 
 def run(argv: list[str]) -> int:
@@ -36,9 +49,9 @@ def run(argv: list[str]) -> int:
         return _failed(e.message, e.hint, e)
     except typer.TyperException as e:
         return _failed(*_usage(e), e)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as e:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + e.args[0] if isinstance(e, _Signal) else 130
     except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
         # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
         _discard_stdout()

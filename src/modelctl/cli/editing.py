@@ -15,6 +15,7 @@ from ..errors import ModelctlError, UsageError
 from ..formats import destination
 from ..formats.sharded import find_in_folder
 from ..inspection.plan import Plan, fold_trains, plan
+from ..storage.source import FileSource
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, parse_recipe, run
 from .output import Column, Output, size
@@ -116,6 +117,13 @@ class Job:
             return self.output, self.to
         return os.path.join(self.output, self.named(source)), self.to
 
+    def shard_size(self, before: Checkpoint) -> str | None:
+        """In place, shards stay about as big as they are."""
+        if not self.in_place or before.origin is None or before.origin.format != "sharded":
+            return None
+        _index, *shards = [one for one in before.resources if isinstance(one, FileSource)]
+        return str(max(shard.size for shard in shards)) if shards else None
+
     def named(self, source: str) -> str:
         """The name of a source's output in a folder."""
         name = Path(source).name
@@ -159,7 +167,7 @@ class Job:
                     path,
                     to=to,
                     overwrite=self.overwrite or self.in_place,
-                    max_shard_size=self.max_shard_size,
+                    max_shard_size=self.max_shard_size or self.shard_size(before),
                     history=lines if self.history and not unchanged else [],
                     progress=progress,
                 )
@@ -168,10 +176,13 @@ class Job:
             shown = str(saved.path)
         found = plan(before, after)
         report = _data(before, shown, found, saved, self.dry_run)
+        if saved is not None:
+            report["notes"] += _about_output(after, saved, self.in_place)
         if not out.is_json:
             _print(out, before, report)
             _print_trains(out, found)
-        if self.command == "freeze" and out.is_table and not after.sections.model().is_module:
+        recorded = self.command == "freeze" and not after.sections.model().is_module
+        if recorded and saved is not None and out.is_table:
             place = destination(path, to, self.max_shard_size is not None)
             if place.shards is None:
                 out.note("plain torch ignores the record; by hand it is applied so:")
@@ -269,14 +280,38 @@ def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
     for note in report["notes"]:
         if not note.startswith("warning:"):
             out.line(f"  {note}")
+    for i, (old, new) in enumerate(renamed[:_EXAMPLES]):
+        out.line(f"  {'renamed:' if i == 0 else '        '} {old} -> {new}")
+    if len(renamed) > _EXAMPLES:
+        out.line(f"           … and {len(renamed) - _EXAMPLES} more")
     for what, names in (
-        ("renamed", _examples(renamed)),
         ("removed", _first(removed)),
         ("left out", _first(report["dropped"])),
         ("added", _first(report["added"])),
     ):
         if names:
             out.line(f"  {what}: {names}")
+
+
+def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> list[str]:
+    """What other readers make of the output, where that may surprise."""
+    notes = []
+    if saved.format == "safetensors" and after.sections.models:
+        refs = after.sections.models[0].tensors()
+        tied = len(refs) - len({ref.identity for ref in refs.values()})
+        if tied:
+            notes.append(
+                f"tied names: {tied}, kept as __metadata__ (safetensors' load_model and modelctl "
+                "know them, load_file does not)"
+            )
+    rival = saved.path.parent / "model.safetensors"
+    if saved.path.name.startswith("pytorch_model.bin") and (
+        rival.exists() or Path(f"{rival}.index.json").exists()
+    ):
+        notes.append(f"warning: {rival.name} beside it is what most readers take first")
+    if in_place and saved.files > 1:
+        notes.append(f"{saved.files - 1} new shards; the old ones are gone")
+    return notes
 
 
 _GRAD = {True: "yes", False: "no", None: "?"}
@@ -295,11 +330,6 @@ def _print_trains(out: Output, found: Plan) -> None:
             ],
             [[row.name, f"{row.tensors:,}", _GRAD[row.before], _GRAD[row.after]] for row in rows],
         )
-
-
-def _examples(pairs: list[list[str]]) -> str:
-    more = ", …" if len(pairs) > _EXAMPLES else ""
-    return ", ".join(f"{old} -> {new}" for old, new in pairs[:_EXAMPLES]) + more
 
 
 def _first(names: list[str]) -> str:

@@ -135,8 +135,9 @@ class Output:
                 Text(column.name),
                 justify="right" if column.right else "left",
                 style=column.style,
-                no_wrap=i > 0,
-                overflow="fold" if i == 0 else "ellipsis",
+                # the last column may hold whole values
+                no_wrap=0 < i < len(columns) - 1,
+                overflow="ellipsis" if 0 < i < len(columns) - 1 else "fold",
                 # names are what people look for: the rest gives way
                 min_width=min(longest, width * 3 // 5) if i == 0 else None,
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 from .checkpoint import Checkpoint
 from .nodes import Obj, attributes, is_module, mapping, ordered_dict, with_attributes
+from .roles import parameters
 from .tree import rebuild
 
 PREFIX = "modelctl."
@@ -26,6 +27,17 @@ def read_record(ckpt: Checkpoint, name: str) -> Any:
     """The record called ``name`` of the model's state_dict, or None."""
     models = ckpt.sections.models
     return records(models[0].node).get(name) if models else None
+
+
+def frozen_names(ckpt: Checkpoint) -> set[str]:
+    """The names in the checkpoint's freeze record, or of a whole module's frozen parameters."""
+    model = ckpt.sections.models[0] if ckpt.sections.models else None
+    if model is not None and model.is_module:
+        tensors = parameters(model.tensors())
+        return {name for name, ref in tensors.items() if ref.requires_grad is False}
+    record = mapping(read_record(ckpt, FREEZE)) or {}
+    names = record.get("frozen", [])
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def records(node: Any) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class Safetensors:
             what = ckpt.sections.kind
             top = mapping(ckpt.root)
             named = ", ".join(str(key) for key in list(top)[:8]) if top else what
-            return [f"safetensors holds one flat state_dict, this is a {what} ({named})"]
+            a = "an" if what[0] in "aeio" else "a"
+            return [f"safetensors holds one flat state_dict, this is {a} {what} ({named})"]
         lost = []
         for name, value in (mapping(ckpt.root) or {}).items():
             if name == "__metadata__" or not _is_utf8(name):

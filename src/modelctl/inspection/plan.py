@@ -52,6 +52,8 @@ def plan(before: Checkpoint, after: Checkpoint) -> Plan:
             renamed.append((name, names.pop(0)))
         else:
             removed.append(name)
+    if not old and not new:  # no model: what is there is all of it
+        kept = len(after.tensors())
     tops = [mapping(ckpt.root) or {} for ckpt in (before, after)]
     flat = any(
         ckpt.sections.models and not ckpt.sections.models[0].path for ckpt in (before, after)
@@ -72,11 +74,13 @@ def _trains(before: Checkpoint, after: Checkpoint, old_names: dict[str, str]) ->
         Trains(name, was.get(old_names.get(name, name)), now.get(name))
         for name in parameters(tensors)
     ]
-    return found if any(one.before is not one.after for one in found) else []
+    told = any(one.after is not None and one.before is not one.after for one in found)
+    return found if told else []
 
 
 def fold_trains(rows: list[Trains]) -> list[Trains]:
-    """A row a module where all in it agree, as far up as they do; in the order of the model."""
+    """A row a module where all in it agree, as far up as they do, and one for modules that differ
+    only by their numbers; in the order of the model."""
     folded: list[Trains] = []
     inside: dict[str, list[Trains]] = {}
     for row in rows:
@@ -96,7 +100,35 @@ def fold_trains(rows: list[Trains]) -> list[Trains]:
             folded.append(row)
         elif not folded or folded[-1].name != module:
             folded.append(row._replace(name=module, tensors=len(inside[module])))
-    return folded
+    return _fold_numbers(folded)
+
+
+def _fold_numbers(rows: list[Trains]) -> list[Trains]:
+    alike: dict[tuple[str, bool | None, bool | None], list[Trains]] = {}
+    for row in rows:
+        template = ".".join("*" if part.isdecimal() else part for part in row.name.split("."))
+        alike.setdefault((template, row.before, row.after), []).append(row)
+    return [
+        group[0]
+        if len(group) == 1
+        else group[0]._replace(name=_numbered(group), tensors=sum(row.tensors for row in group))
+        for group in alike.values()
+    ]
+
+
+def _numbered(group: list[Trains]) -> str:
+    """``layers.{0-38}.norm``: a range where the numbers are one, else ``*``."""
+    columns = zip(*(row.name.split(".") for row in group), strict=True)
+    parts = []
+    for column in columns:
+        numbers = sorted({int(part) for part in column if part.isdecimal()})
+        if len(set(column)) == 1:
+            parts.append(column[0])
+        elif numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) == len(group):
+            parts.append(f"{{{numbers[0]}-{numbers[-1]}}}")
+        else:
+            parts.append("*")
+    return ".".join(parts)
 
 
 def _beside(ckpt: Checkpoint) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, as_list, select
 from ..core.nodes import mapping
-from ..core.records import FREEZE, read_record, write_records
+from ..core.records import FREEZE, frozen_names, read_record, write_records
 from ..core.roles import parameters
 from ..core.tree import rebuild
 from ..errors import NoMatchError
@@ -50,8 +50,10 @@ def freeze(
     tied = {known[name].identity for name in known if name in before or name in chosen}
     frozen = [name for name, ref in known.items() if ref.identity in tied]
     if optimizer == "drop":
+        going = {known[name].identity for name in chosen}
+        names = {name for name, ref in known.items() if ref.identity in going}
         changes = {
-            id(node): drop_parameters(node, model.tensors(), set(chosen))
+            id(node): drop_parameters(node, model.tensors(), names, before)
             for _, node in ckpt.sections.optimizers
         }
         ckpt = ckpt.replace(root=rebuild(ckpt.root, changes))
@@ -111,7 +113,7 @@ def unfreeze(
     if not chosen & before:
         raise NoMatchError(
             f"none of the {len(chosen)} parameters is frozen",
-            hint=f"{len(before)} are: see 'modelctl ls --long'",
+            hint=f"{len(before)} are: see 'modelctl ls --long'" if before else None,
         )
     thawed = {known[name].identity for name in chosen}
     frozen = [name for name in known if name in before and known[name].identity not in thawed]
@@ -123,18 +125,9 @@ def unfreeze(
         record: dict[str, Any] = {**old, "frozen": frozen}
         record["patterns"] = [*old.get("patterns", []), *given, *as_list(exclude)]
         out = write_records(ckpt, {FREEZE: record if frozen else None})
-    return out.noting(f"frozen: {len(frozen)} of {len(known)} parameters")
-
-
-def frozen_names(ckpt: Checkpoint) -> set[str]:
-    """The names in the checkpoint's freeze record, or of a whole module's frozen parameters."""
-    model = ckpt.sections.models[0] if ckpt.sections.models else None
-    if model is not None and model.is_module:
-        tensors = parameters(model.tensors())
-        return {name for name, ref in tensors.items() if ref.requires_grad is False}
-    record = mapping(read_record(ckpt, FREEZE)) or {}
-    names = record.get("frozen", [])
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    still = {known[name].identity for name in frozen}
+    of = {ref.identity for ref in known.values()}
+    return out.noting(f"frozen: {len(still)} of {len(of)} parameters")
 
 
 def _as_given(pattern: Patterns, exclude: Patterns) -> list[str]:

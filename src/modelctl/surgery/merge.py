@@ -8,6 +8,7 @@ from typing import Any
 from ..core.checkpoint import Checkpoint
 from ..core.names import unwrapped
 from ..core.nodes import Obj, children, mapping, with_entries
+from ..core.records import frozen_names
 from ..core.sections import (
     Sections,
     StateDict,
@@ -93,7 +94,7 @@ def merge(
         warnings=tuple(warning for part in parts for warning in part.warnings),
         resources=tuple({id(r): r for part in parts for r in part.resources}.values()),
     )
-    return _checked(out)
+    return _checked(out.noting(*_warnings(out, model.sections, epoch, lr)))
 
 
 def _changed(before: Sections, numbers: Mapping[str, int | None], lr: float | None) -> list[str]:
@@ -254,7 +255,26 @@ def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
     sections = find_sections(root, layout.paths["model"])
     changes = {id(node): set_lr(node, lr) for _, node in sections.optimizers}
     changes.update((id(node), _scheduler_lr(node, lr)) for _, node in sections.schedulers)
-    return layout.put(rebuild(root, changes), "lr", lr)
+    root = rebuild(root, changes)
+    # a checkpoint of somebody else's layout has no use for a value that nothing there reads
+    ours = layout.paths["model"] == ("model",)
+    return layout.put(root, "lr", lr) if ours or sections.lr is not None else root
+
+
+def _warnings(ckpt: Checkpoint, before: Sections, epoch: int | None, lr: float | None) -> list[str]:
+    """What an epoch or a lr that was set does not reach."""
+    found = []
+    loops = (mapping(ckpt.root) or {}).get("loops")
+    if epoch is not None and mapping(loops) is not None:
+        found.append("warning: Lightning goes on from 'loops', not from 'epoch': that is as it was")
+    if lr is None:
+        return found
+    groups = [g for _, node in ckpt.sections.optimizers for g in param_groups(node)]
+    if any("max_lr" in group for group in groups):
+        found.append("warning: OneCycleLR and CyclicLR go by max_lr, which is as it was")
+    if len(set(before.lrs())) > 1:
+        found.append(f"warning: {len(set(before.lrs()))} different lrs become one")
+    return found
 
 
 def _scheduler_lr(scheduler: Any, lr: float) -> Any:
@@ -274,7 +294,7 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
     tensors = sections.model().tensors()
     for path, node in sections.optimizers:
         try:
-            assign_names(node, tensors)
+            assign_names(node, tensors, frozen_names(ckpt))
         except (AmbiguousError, RefusedError) as e:
             if isinstance(e, RefusedError) and not is_flat(node, tensors):
                 hint = "merge the optimizer that was trained with this model"

@@ -90,8 +90,11 @@ def _flat_param(model: Iterable[str]) -> str | None:
     )
 
 
-def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[str]]:
-    """The model's name of each id, group by group.
+def assign_names(
+    optimizer: Any, model: Mapping[str, TensorRef], frozen: Collection[str] = ()
+) -> list[list[str]]:
+    """The model's name of each id, group by group. ``frozen`` are parameters that are known not
+    to train: the optimizer may have been built without them.
 
     Raises:
         RefusedError: the optimizer does not belong to this model.
@@ -105,7 +108,7 @@ def assign_names(optimizer: Any, model: Mapping[str, TensorRef]) -> list[list[st
             # recorded names may be relative and collide: the shapes may still prove which is which
             if any(shape is None for group in groups.shapes for shape in group):
                 raise
-    return _prove("the optimizer", groups.shapes, model, _DROP)
+    return _prove("the optimizer", groups.shapes, model, _DROP, frozen)
 
 
 def surviving(
@@ -132,6 +135,7 @@ def _prove(
     shapes: Sequence[Sequence[Shape | None]],
     model: Mapping[str, TensorRef],
     way_out: str,
+    frozen: Collection[str] = (),
 ) -> list[list[str]]:
     """The only names that groups of parameters with these shapes can have in the model."""
     flat = _flat_param(model)
@@ -153,6 +157,11 @@ def _prove(
             f"{whose}'s {total} parameters don't fit the model's in shape and order", hint=way_out
         )
     if count > 1:
+        training = {name: shape for name, shape in candidates.items() if name not in frozen}
+        if len(training) == total:  # built from what trains, as the freeze record says
+            chosen, ways = _embeddings(shapes, list(training.values()))
+            if ways == 1:
+                return [[list(training)[i] for i in group] for group in chosen]
         many = f"{count:,}" if count < 1000 else f"{count:.1e}"
         raise AmbiguousError(
             f"{whose}'s {total} parameters fit the model's {len(candidates)} in "
@@ -272,7 +281,10 @@ def _embeddings(
 
 
 def drop_parameters(
-    optimizer: Any, model: Mapping[str, TensorRef], removed: Collection[str]
+    optimizer: Any,
+    model: Mapping[str, TensorRef],
+    removed: Collection[str],
+    frozen: Collection[str] = (),
 ) -> Any:
     """The optimizer without the parameters called ``removed``: ids are issued anew without
     gaps, in the same order; a group that gets empty stays, since schedulers count groups.
@@ -280,31 +292,70 @@ def drop_parameters(
     Raises:
         RefusedError, AmbiguousError: which ids are meant can't be proved.
     """
-    top = mapping(optimizer) or {}
-    state = mapping(top.get("state")) or {}
-    groups = param_groups(optimizer)
     if not any(name in removed for name in parameters(dict(model))):
         return optimizer
-    names = assign_names(optimizer, model)
     # a tied parameter goes when the last of its names goes, and until then has the first that stays
     alive: dict[Any, str] = {}
     for name, ref in model.items():
         if name not in removed:
             alive.setdefault(ref.identity, name)
-    place = {name: i for i, name in enumerate(model)}
+
+    def now(name: str) -> str | None:
+        return alive.get(model[name].identity) if name in removed else name
+
+    return _reissued(optimizer, assign_names(optimizer, model, frozen), list(model), now)
+
+
+def permute_parameters(
+    optimizer: Any,
+    model: Mapping[str, TensorRef],
+    renaming: Mapping[str, str | None],
+    frozen: Collection[str] = (),
+) -> Any:
+    """The optimizer of a model whose tensors change names among themselves: the live model has
+    its parameters in the order of their names as it was, so the state must change places.
+
+    Raises:
+        RefusedError, AmbiguousError: which ids are meant can't be proved.
+    """
+    names = assign_names(optimizer, model, frozen)
+    was = {new: old for old, new in renaming.items()}
+    order = [was.get(name, name) for name in model]
+    return _reissued(optimizer, names, list(model), lambda name: name, order)
+
+
+def _reissued(
+    optimizer: Any,
+    names: Sequence[Sequence[str]],
+    order: Sequence[str],
+    now: Callable[[str], str | None],
+    new_order: Sequence[str] | None = None,
+) -> Any:
+    """The optimizer with ids issued anew, group by group.
+
+    Args:
+        names: what each id is called in the model.
+        order: the model's names in its order; a group that follows it goes on following it.
+        now: what a name is from now on, None where it is dropped.
+        new_order: the order from now on, where it is another.
+    """
+    top = mapping(optimizer) or {}
+    state = mapping(top.get("state")) or {}
+    groups = param_groups(optimizer)
+    before = {name: i for i, name in enumerate(order)}
+    after = {name: i for i, name in enumerate(new_order or order)}
     named = _is_named([group["params"] for group in groups])
     new_groups, new_state = [], dict[Any, Any]()
     next_id = 0
     for group, of_group in zip(groups, names, strict=True):
-        kept = []  # each one's id, its name in the model now, and the one to record
+        kept = []  # each one's id, its name in the model, and the one to record
         for i, (id_, name) in enumerate(zip(group["params"], of_group, strict=True)):
-            now = alive.get(model[name].identity)
-            if now is not None:
+            new = now(name)
+            if new is not None:
                 old = id_ if named else (group.get("param_names") or of_group)[i]
-                kept.append((id_, now, now) if name in removed else (id_, name, old))
-        if of_group == sorted(of_group, key=place.__getitem__):
-            # so does the model that is built for this file, where a tied one stands elsewhere now
-            kept.sort(key=lambda one: place[one[1]])
+                kept.append((id_, new, old if new == name else new))
+        if list(of_group) == sorted(of_group, key=before.__getitem__):
+            kept.sort(key=lambda one: after[one[1]])
         recorded = [record for _, _, record in kept]
         ids = recorded if named else list(range(next_id, next_id + len(kept)))
         next_id += len(kept)

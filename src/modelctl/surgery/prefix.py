@@ -8,7 +8,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.names import WRAPPERS, common_prefix, no_match
 from ..errors import UsageError
 from .remap import remap
-from .renaming import Renaming
+from .renaming import Renaming, following
 
 # A buffer of torch.optim.swa_utils.AveragedModel itself, beside the ``module.`` that it wraps.
 _OF_WRAPPER = "n_averaged"
@@ -30,19 +30,21 @@ def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
     if prefix is not None:
         wanted = prefix if prefix.endswith(".") else prefix + "."
 
-        def plan(names: Sequence[str]) -> Renaming:
+        def starting(names: Sequence[str]) -> Renaming:
             return {
                 name: name[len(wanted) :]
                 for name in names
                 if name.startswith(wanted) and len(name) > len(wanted)
             }
 
-        model = ckpt.sections.model()
-        if not plan(list(model.entries)):
-            raise no_match(wanted + "*", list(model.entries))
-        return remap(ckpt, plan)
+        names = list(ckpt.sections.model().entries)
+        renaming = starting(names)
+        if not renaming:
+            raise no_match(wanted + "*", names)
+        follow = following(names, renaming)
+        return remap(ckpt, lambda others: {**starting(others), **follow(others)})
     names = list(ckpt.sections.model().entries)
-    out = remap(ckpt, _unwrap)
+    out = remap(ckpt, _unwrap, copies=_unwrap_copy)
     if out.root is not ckpt.root:
         return out
     partly = sum(name.startswith("module.") for name in names)
@@ -65,7 +67,8 @@ def add_prefix(ckpt: Checkpoint, prefix: str) -> Checkpoint:
     wanted = prefix if prefix.endswith(".") else prefix + "."
     if not all(wanted[:-1].split(".")):
         raise UsageError(f"'{prefix}' is no prefix: module names joined with dots are")
-    return remap(ckpt, lambda names: {name: wanted + name for name in names})
+    names = list(ckpt.sections.model().entries)
+    return remap(ckpt, following(names, {name: wanted + name for name in names}))
 
 
 def _unwrap(names: Sequence[str]) -> Renaming:
@@ -92,6 +95,15 @@ def _unwrap(names: Sequence[str]) -> Renaming:
         elif new != old:
             out[old] = new
     return out
+
+
+def _unwrap_copy(names: Sequence[str]) -> Renaming:
+    """An EMA copy that torch's AveragedModel made keeps that wrapper's own names."""
+    if _OF_WRAPPER not in names:
+        return _unwrap(names)
+    inner = {name: name[len("module.") :] for name in names if name.startswith("module.")}
+    found = _unwrap(list(inner.values()))
+    return {name: f"module.{found[bare]}" for name, bare in inner.items() if bare in found}
 
 
 def wrapper_prefix(names: Sequence[str]) -> str:

@@ -10,24 +10,31 @@ from typing import Any, Literal
 
 from ..core.checkpoint import Checkpoint
 from ..core.nodes import mapping, with_entries
+from ..core.records import frozen_names
 from ..core.sections import Sections, StateDict
 from ..core.tensors import TensorRef
 from ..core.tree import path_text, rebuild, set_at, walk
 from ..errors import RefusedError, UsageError
 from .modules import rename_module
-from .optimizer import drop_parameters, rename_parameters, surviving
+from .optimizer import drop_parameters, permute_parameters, rename_parameters, surviving
 from .renaming import Plan, Renaming, rename_state_dict
 
 OptimizerPolicy = Literal["keep", "drop"]
 
 
 def remap(
-    ckpt: Checkpoint, plan: Plan, *, optimizer: OptimizerPolicy = "keep", record: bool = False
+    ckpt: Checkpoint,
+    plan: Plan,
+    *,
+    copies: Plan | None = None,
+    optimizer: OptimizerPolicy = "keep",
+    record: bool = False,
 ) -> Checkpoint:
     """Rename and remove tensors in every section.
 
     ``plan`` gets the names of a state_dict (the model's first, then each EMA copy's, then the
-    optimizer's ``param_names``) and says what changes. With ``optimizer="drop"`` optimizer and
+    optimizer's ``param_names``) and says what changes; ``copies`` says it for EMA copies where
+    they differ. With ``optimizer="drop"`` optimizer and
     scheduler are left out instead of being kept in step. With ``record`` the model's state_dict
     says what was removed from it.
 
@@ -46,7 +53,7 @@ def remap(
     changes: dict[int, Any] = {}
     notes = []
     for copy in sections.ema:
-        of_copy = plan(list(copy.entries))
+        of_copy = (copies or plan)(list(copy.entries))
         changes[id(copy.node)] = _renamed(copy, of_copy, record=False)
         if of_copy:
             gone = sum(new is None for new in of_copy.values())
@@ -54,19 +61,23 @@ def remap(
                 f"EMA copy '{path_text(copy.path)}': {len(of_copy) - gone} renamed, {gone} removed"
             )
     if removed:
-        changes.update(_without_removed(sections, model.tensors(), removed))
+        lists = _without_removed(sections, model.tensors(), removed)
+        notes += [
+            f"EMA copy '{path_text(path)}': cut, too" for path in sections.nameless_ema if lists
+        ]
+        changes.update(lists)
     changes[id(model.node)] = _renamed(model, renaming, record=record)
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
         paths = [path for path, _ in (*sections.optimizers, *sections.schedulers)]
-        return ckpt.replace(root=_without(root, paths)).noting(
-            *notes, *(f"left out: {'.'.join(map(str, path))}" for path in paths)
-        )
+        return ckpt.replace(root=_without(root, paths)).noting(*notes)
     for _, node in sections.optimizers:
         changed = node
         if removed:
-            changed = drop_parameters(changed, model.tensors(), removed)
+            changed = drop_parameters(changed, model.tensors(), removed, frozen_names(ckpt))
+        elif renaming and set(renaming) == set(renaming.values()):
+            changed = permute_parameters(changed, model.tensors(), renaming, frozen_names(ckpt))
         changes[id(node)] = rename_parameters(changed, plan)
     changes = {key: node for key, node in changes.items() if id(node) != key}
     return ckpt.replace(root=rebuild(root, changes)).noting(*notes) if changes else ckpt

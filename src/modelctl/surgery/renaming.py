@@ -34,11 +34,19 @@ def following(names: Collection[str], renaming: Renaming) -> Plan:
                 continue
             new = renaming[name]
             if new is not None and name != other:
-                new = wrappers(other) + new.removeprefix(wrappers(name))
+                new = wrappers(other) + _inside(new, name)
             out[other] = new
         return out
 
     return plan
+
+
+def _inside(new: str, name: str) -> str:
+    """What ``name`` became, ``new``, without the wrappers that were around it."""
+    around = wrappers(name)
+    if not new.startswith(around) and new.endswith("." + name):  # a prefix was put before them
+        return new.removesuffix(name) + name.removeprefix(around)
+    return new.removeprefix(around)
 
 
 def rename_state_dict(model: StateDict, renaming: Renaming, *, record: bool) -> Any:
