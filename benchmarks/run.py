@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import loading
+
 PYTHON = sys.executable
 MODELCTL = [PYTHON, "-m", "modelctl"]
 HELLO = """
@@ -88,20 +90,24 @@ class Run(NamedTuple):
     wall: float
     cpu: float
     peak_mb: float
+    inside: float = 0.0
 
 
-def run(command: list[str]) -> Run:
-    """One process, its output thrown away."""
+def run(command: list[str], inside: bool = False) -> Run:
+    """One process, its output thrown away; with ``inside`` it is the seconds it took by itself."""
     # compiled files are part of an installation: both sides may have theirs
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+    to = subprocess.PIPE if inside else subprocess.DEVNULL
+    child = subprocess.Popen(command, stdout=to, env=env)
+    printed = child.stdout.read() if child.stdout else b"0"
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = status
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     wall = time.perf_counter() - start
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(wall, cpu, usage.ru_maxrss / 1024, float(printed))
 
 
 def compare(title: str, ours: list[str], peer_name: str, peer: list[str], pairs: int) -> None:
@@ -120,6 +126,24 @@ def compare(title: str, ours: list[str], peer_name: str, peer: list[str], pairs:
         return f"{wall:.3f} s, {cpu:.3f} s CPU, {peak:.0f} MB"
 
     print(f"| {title} | {middle(a)} | {peer_name}: {middle(b)} | {ratio:.2f} |", flush=True)
+
+
+def compare_loads(title: str, ours: list[str], peer_name: str, peer: list[str], pairs: int) -> None:
+    """Time two scripts in turn, whole and the load alone, and print one row."""
+    run(ours), run(peer)  # warm
+    found = [(run(ours, inside=True), run(peer, inside=True)) for _ in range(pairs)]
+
+    def middle(which: int) -> str:
+        runs = [pair[which] for pair in found]
+        inside = statistics.median(r.inside for r in runs)
+        wall = statistics.median(r.wall for r in runs)
+        peak = statistics.median(r.peak_mb for r in runs)
+        return f"{inside:.3f} s, process {wall:.2f} s, {peak:,.0f} MB"
+
+    alone = statistics.median(a.inside / b.inside for a, b in found)
+    whole = statistics.median(a.wall / b.wall for a, b in found)
+    row = f"| {title} | {middle(0)} | {peer_name}: {middle(1)} | {alone:.2f} | {whole:.2f} |"
+    print(row, flush=True)
 
 
 def compare_writes(
@@ -242,7 +266,24 @@ def sharded(path: Path) -> None:
 SIZE = int(float(os.environ.get("MODELCTL_BENCH_GB", "1")) * 1e9)
 SHARD = f"{SIZE // 5_000_000}MB"
 
+LAYERS = SIZE // 4 // (1600 * 1600 + 1600)
+
+
+def layers_pt(path: Path) -> None:
+    import torch
+
+    torch.save(loading.layers(LAYERS), path)
+
+
+def layers_safetensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(loading.layers(LAYERS), path, metadata={"format": "pt"})
+
+
 INPUTS = {
+    "layers.pt": layers_pt,
+    "layers.safetensors": layers_safetensors,
     "ddp.pt": ddp_pt,
     "ddp.safetensors": ddp_safetensors,
     "shards": sharded,
@@ -346,7 +387,34 @@ def bench_write(folder: Path, pairs: int) -> None:
     )
 
 
-BENCHES = {"ls": bench_ls, "many": bench_many, "size": bench_size, "write": bench_write}
+def bench_load(folder: Path, pairs: int) -> None:
+    import torch
+
+    pt, st = make(folder, "layers.pt"), make(folder, "layers.safetensors")
+    rows = [
+        (".pt", pt, loading.OURS, "torch.load", loading.TORCH),
+        (".pt", pt, loading.OURS, "torch.load(mmap)", loading.TORCH_MMAP),
+        (".safetensors", st, loading.OURS, "load_model", loading.SAFETENSORS),
+    ]
+    if torch.cuda.is_available():
+        rows += [
+            (".pt to CUDA", pt, loading.OURS_GPU, "torch.load(cuda)", loading.TORCH_GPU),
+            (".safetensors to CUDA", st, loading.OURS_GPU, "load_file", loading.SAFETENSORS_GPU),
+        ]
+    print("\n| what | load_into | peer | ratio of the load | of the process |")
+    print("| --- | --- | --- | --- | --- |")
+    for title, path, ours, name, peer in rows:
+        count = str(LAYERS)
+        compare_loads(title, python(ours, path, count), name, python(peer, path, count), pairs)
+
+
+BENCHES = {
+    "ls": bench_ls,
+    "many": bench_many,
+    "size": bench_size,
+    "write": bench_write,
+    "load": bench_load,
+}
 
 
 def main() -> None:
@@ -363,7 +431,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
-        if options.names != ["write"]:
+        if not set(options.names or BENCHES) <= {"write", "load"}:
             print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
         for name in options.names or BENCHES:
             BENCHES[name](folder, options.pairs)

@@ -316,8 +316,8 @@ def plan_load(
             computed by a module's own code.
     """
     states = _extra_states(model)
-    names = [slot.name for slot in slots(model) if slot.persistent]
-    matched = match(model, section, names, states, prefix)
+    names = {slot.name for slot in slots(model) if slot.persistent}
+    matched = match(model, section, names, states.keys(), prefix)
     tied: dict[int, list[Slot]] = {}
     for slot in slots(model):  # again: a module's own code may have changed it
         if slot.persistent:

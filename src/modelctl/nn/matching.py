@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,8 @@ class Matched:
 def match(
     model: nn.Module,
     section: StateDict,
-    own: Collection[str],
-    states: Collection[str],
+    own: Set[str],
+    states: Set[str],
     prefix: str = "",
 ) -> Matched:
     """Match a file's state_dict with a model's names; nothing is changed.

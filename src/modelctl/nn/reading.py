@@ -18,8 +18,8 @@ from ..errors import UnreadableError, UnsupportedError
 # CUDA, one elsewhere.
 STAGE = 16 << 20
 # Reads of more than this are shared out among threads.
-PIECE = 4 << 20
-_THREADS = min(8, os.cpu_count() or 1)
+PIECE = 2 << 20
+_THREADS = min(8, max(4, os.cpu_count() or 1))  # they wait more than they compute
 # A tensor that does not fit into the rest of a buffer starts there if that much is left.
 _WORTH = 1 << 20
 _ALIGN = 64
