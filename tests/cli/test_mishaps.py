@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,19 @@ def test_the_lr_of_an_optimizer_may_be_numpys(cli: Cli, tmp_path: Path) -> None:
 def test_a_name_with_wildcards_in_it_can_be_named(cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "m.pt", {"star*.w[0]?": tensor(2), "b": tensor(2)})
     assert cli("ls", tmp_path / "m.pt", "star*.w[0]?").out == "star*.w[0]?\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_request_to_end_leaves_nothing_behind(name: str, place: Path) -> None:
+    write(place / "a.pt", net())
+    number = getattr(signal, name)
+    code = (
+        "import os, sys; from modelctl.cli import main; real = os.fsync\n"
+        f"os.fsync = lambda fd: os.kill(os.getpid(), {int(number)}) or real(fd)\n"
+        "sys.argv = ['modelctl', 'add-prefix', 'a.pt', '--prefix', 'm', '-o', 'b.pt']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "interrupted\n"
+    assert done.returncode == (130 if name == "SIGINT" else 128 + number)
+    assert os.listdir() == ["a.pt"]

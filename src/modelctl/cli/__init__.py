@@ -24,13 +24,15 @@ def main() -> NoReturn:
     sys.exit(run(sys.argv[1:]))
 
 
-class _Signal(KeyboardInterrupt):
-    """The system's request to end: a scheduler's, a closed terminal's."""
-
-
 def _interrupted(number: int, frame: object) -> NoReturn:
+    """The system's request to end, a scheduler's or a closed terminal's, is as good as Ctrl-C."""
     signal.signal(number, signal.SIG_IGN)  # the way out is not to be interrupted
-    raise _Signal(number)
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+_received: list[int] = []
+_INTERRUPTED = 130
 
 
 def run(argv: list[str]) -> int:
@@ -49,9 +51,8 @@ def run(argv: list[str]) -> int:
         return _failed(e.message, e.hint, e)
     except typer.TyperException as e:
         return _failed(*_usage(e), e)
-    except (KeyboardInterrupt, typer.Abort) as e:
-        print("interrupted", file=sys.stderr)
-        return 128 + e.args[0] if isinstance(e, _Signal) else 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
         # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
         _discard_stdout()
@@ -63,6 +64,9 @@ def run(argv: list[str]) -> int:
     except Exception as e:
         hint = "this is a bug in modelctl; MODELCTL_DEBUG=1 shows where"
         return _failed(f"{type(e).__name__}: {e}", hint, e)
+    if code == _INTERRUPTED:  # typer gives this code, too
+        print("interrupted", file=sys.stderr)
+        return 128 + _received[-1] if _received else _INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

@@ -15,7 +15,6 @@ from ..errors import ModelctlError, UsageError
 from ..formats import destination
 from ..formats.sharded import find_in_folder
 from ..inspection.plan import Plan, fold_trains, plan
-from ..storage.source import FileSource
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, parse_recipe, run
 from .output import Column, Output, size
@@ -121,8 +120,12 @@ class Job:
         """In place, shards stay about as big as they are."""
         if not self.in_place or before.origin is None or before.origin.format != "sharded":
             return None
-        _index, *shards = [one for one in before.resources if isinstance(one, FileSource)]
-        return str(max(shard.size for shard in shards)) if shards else None
+        sizes: dict[object, dict[object, int]] = {}
+        for ref in before.state_dict().values():
+            extent = ref.storage.extent()
+            if extent is not None:
+                sizes.setdefault(extent.source, {})[id(ref.storage)] = ref.storage.nbytes
+        return str(max((sum(of.values()) for of in sizes.values()), default=1) or 1)
 
     def named(self, source: str) -> str:
         """The name of a source's output in a folder."""
