@@ -246,11 +246,16 @@ REFUSED: dict[str, tuple[Shapes, type[ModelctlError], str]] = {
         NoMatchError,
         "sorted by name",
     ),
+    "sorted, which feeds which": (
+        dict(sorted((BODY | linear("fc", 6, 8) | linear("head", 8, 6)).items())),
+        AmbiguousError,
+        "several layers could be the head",
+    ),
     "no layer": (norm("norm", 4), NoMatchError, "no linear layer or convolution"),
     "more heads than can be": (
-        {f"heads.{i}.weight": (i + 1, 1) for i in range(20_000)},
+        {f"heads.{i}.weight": (i + 1, 1) for i in range(2_000)},
         AmbiguousError,
-        "and 19994 more",
+        "2000 layers could be the head: .* and 1994 more",
     ),
 }
 
@@ -270,7 +275,16 @@ def test_what_is_unclear_refuses(case: str) -> None:
     ("shapes", "modules", "confidence"),
     [
         (linear("0", 6, 4) | linear("2", 3, 6), ("2",), "medium"),  # by place alone
+        (linear("a.0", 6, 4) | linear("b.0", 6, 6) | linear("c.0", 3, 6), ("c.0",), "medium"),
+        ({"cnn.0.weight": (4, 3, 3, 3)} | linear("net.0", 2, 36), ("net.0",), "medium"),
         (BODY | linear("fc", 5, 8), ("fc",), "high"),
+        (BODY | linear("fc", 6, 8) | linear("head", 8, 6), ("head",), "high"),  # fc is before it
+        # the weights of a loss stand outside the model, and come last
+        (
+            linear("model.body", 8, 8) | linear("model.fc", 5, 8) | {"loss.weight": (5,)},
+            ("model.fc",),
+            "medium",
+        ),
         (BODY | linear("fc", 8, 8), ("fc",), "high"),  # named, and the last
         (dict(sorted((BODY | linear("fc", 5, 8)).items())), ("fc",), "high"),  # named, and alone
         (dict(sorted((BODY | linear("fc", 8, 8)).items())), ("fc",), "medium"),

@@ -144,14 +144,15 @@ def _by_name(modules: _Modules, layers: Sequence[_Layer]) -> list[_Layer]:
     candidates = [layer for layer in layers if layer.module in named]
     if len(candidates) > _MOST:
         raise AmbiguousError(
-            f"several layers could be the head: {_few(candidates)}", hint="name it: --head PATTERN"
+            f"{len(candidates)} layers could be the head: {_few(candidates)}",
+            hint="name it: --head PATTERN",
         )
     ends = [one for one in candidates if not any(_feeds(one, other, named) for other in candidates)]
     for module, refs in modules.items():
         if module not in named or list(refs) != ["bias"]:
             continue
         outputs = refs["bias"].shape
-        if not any((one.outputs,) == outputs for one in ends if _inside(one.module, module)):
+        if not any((one.outputs,) == outputs for one in ends):
             raise RefusedError(
                 f"the weight of the head '{module}' is not in the file: it is tied to "
                 f"{_embedding(modules, outputs)}",
@@ -293,10 +294,6 @@ def _alphabetical(names: Sequence[str]) -> bool:
     then the order is not the model's. In a model's own order every third name goes back."""
     back = sum(one > other for one, other in pairwise(names))
     return len(names) > 2 and 10 * back < len(names)
-
-
-def _inside(module: str, above: str) -> bool:
-    return module == above or module.startswith(f"{above}.")
 
 
 def _tensors_of(found: Iterable[_Layer], tensors: dict[str, TensorRef]) -> list[str]:
