@@ -155,15 +155,18 @@ def compare_writes(
     cp = ["sh", "-c", 'cp -r "$0" "$1" && find "$1" -type f -exec sync {} +', copied, copy]
     commands = {"ours": ours, "cp": [str(part) for part in cp], "script": script}
     runs: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(pairs):
+    for i in range(pairs):
         for name, command in commands.items():
+            if name == "script" and i % 3:  # far from the limit, and long
+                continue
             remove(output), remove(copy)
             runs[name].append(run(command))
     remove(output), remove(copy)
 
     def ratio(peer: str) -> float:
         return statistics.median(
-            a.wall / b.wall for a, b in zip(runs["ours"], runs[peer], strict=True)
+            a.wall / b.wall
+            for a, b in zip(runs["ours"][:: 3 if peer == "script" else 1], runs[peer], strict=True)
         )
 
     wall = {name: statistics.median(r.wall for r in found) for name, found in runs.items()}
