@@ -169,6 +169,27 @@ def test_names_as_they_are_come_first(tmp_path):
     assert [name for name, _, _ in report.mismatched] == ["fc.weight", "fc.bias"]
 
 
+def test_what_has_the_prefix_loses_it_and_the_rest_stays(tmp_path):
+    """A backbone under a name, the head beside it."""
+    state = Net().state_dict()
+    saved = {("trunk." if n.startswith("body") else "") + n: t for n, t in state.items()}
+    saved["trunk.fc.weight"] = torch.zeros(3, 6)  # wins over the one without
+    saved["fc.bias"] = state["fc.bias"]
+    torch.save({"state_dict": saved}, tmp_path / "a.ckpt")
+    net = Net()
+    report = mnn.load_into(net, tmp_path / "a.ckpt", on_mismatch="skip")
+    assert report.prefix == "trunk."
+    assert report.unexpected == ("fc.weight",)
+    assert same(net.state_dict(), {**state, "fc.weight": torch.zeros(3, 6)})
+    report = mnn.load_into(net, tmp_path / "a.ckpt", on_mismatch="skip", prefix="trunk.")
+    assert report.unexpected == ()
+    assert report.missing == ("fc.bias",)
+    del saved["trunk.fc.weight"]
+    torch.save({"state_dict": saved}, tmp_path / "a.ckpt")
+    mnn.load_into(net, tmp_path / "a.ckpt")  # nothing is left over
+    assert same(net.state_dict(), state)
+
+
 def test_a_part_of_a_model(tmp_path):
     state = two(tmp_path, "")
     body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU())

@@ -174,6 +174,15 @@ def test_a_dot_that_belongs_there_stays(tmp_path):
     assert model.norm[1].weight[0] == 3
 
 
+def test_a_name_without_the_dot_comes_first(tmp_path):
+    model = nn.ModuleDict({"norm1": nn.LayerNorm(2)})
+    state = {"norm1.weight": 1, "norm1.bias": 2, "norm.1.weight": 3, "norm.1.bias": 4}
+    torch.save({n: torch.full((2,), float(v)) for n, v in state.items()}, tmp_path / "a.pt")
+    report = mnn.load_into(model, tmp_path / "a.pt", on_mismatch="skip")
+    assert report.unexpected == ("norm.1.weight", "norm.1.bias")
+    assert model["norm1"].weight[0] == 1
+
+
 def old_style(model: nn.Module, renames: dict[str, str]) -> tuple[OrderedDict, OrderedDict]:
     """The model's state_dict with values, as it is and under an older version's names."""
     state = filled(model)

@@ -158,9 +158,9 @@ def load_into(
         on_mismatch: ``"error"`` changes nothing unless every name and shape fits; ``"skip"``
             loads what fits and reports the rest.
         key: the dotted path of the state_dict, where the one that is found isn't meant.
-        prefix: the part of the file's names that is meant, and taken off them (``"teacher."``):
-            other names don't count then. By default a prefix that the model lacks is found where
-            only without it the names fit (Lightning's ``model.``), and the report says so.
+        prefix: what the names that are meant begin with, to be taken off (``"teacher."``): no
+            other names count then. By default a prefix that the model lacks is found where the
+            names fit only without it (Lightning's ``model.``), and the report says so.
 
     Raises:
         RefusedError: names or shapes don't fit (with ``"error"``), nothing fits, a module's own
@@ -183,12 +183,10 @@ def load_into(
             start = find_prefix(section, slots(model))
         else:
             start = given_prefix(section, prefix)
-        plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start)
-        if prefix is not None:
-            inside = [name for name in plan.report.unexpected if without(name, start) is not None]
-            plan.report = replace(plan.report, unexpected=tuple(inside))
+        alone = prefix is not None
+        plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
         plan.check(os.fspath(path), strict=on_mismatch == "error")
-        record = saved_freeze(ckpt, start)
+        record = saved_freeze(ckpt, start, alone)
         plan.run(where, dtype)
         if record is None:
             return plan.report
@@ -202,14 +200,14 @@ def removed_names(ckpt: Checkpoint) -> list[str]:
     return [entry["name"] for entry in found if isinstance(entry.get("name"), str)]
 
 
-def saved_freeze(ckpt: Checkpoint, prefix: str) -> Any:
+def saved_freeze(ckpt: Checkpoint, prefix: str, alone: bool = False) -> Any:
     """The file's freeze record in the model's names; None where it says nothing of the model."""
     record = read_record(ckpt, FREEZE)
     if record is None or not prefix:
         return record
     names, bn_eval, patterns = parse_record(record)
-    frozen = [bare for name in names if (bare := without(name, prefix)) is not None]
-    kept = [bare for pattern in patterns if (bare := without(pattern, prefix)) is not None]
+    frozen = [bare for name in names if (bare := without(name, prefix, alone)) is not None]
+    kept = [bare for text in patterns if (bare := without(text, prefix, alone)) is not None]
     record = {"version": 1, "frozen": frozen, "bn_eval": bn_eval, "patterns": kept}
     return record if frozen else None
 
@@ -305,9 +303,10 @@ def plan_load(
     *,
     removed: list[str] | tuple[str, ...] = (),
     prefix: str = "",
+    alone: bool = False,
 ) -> Plan:
-    """Match a file's state_dict with a model, by names without wrappers and ``prefix``; nothing
-    is changed.
+    """Match a file's state_dict with a model, by names without wrappers and ``prefix`` (with
+    ``alone`` those that begin with it only); nothing is changed.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
@@ -317,7 +316,7 @@ def plan_load(
     """
     states = _extra_states(model)
     names = {slot.name for slot in slots(model) if slot.persistent}
-    matched = match(model, section, names, states.keys(), prefix)
+    matched = match(model, section, names, states.keys(), prefix, alone=alone)
     tied: dict[int, list[Slot]] = {}
     for slot in slots(model):  # again: a module's own code may have changed it
         if slot.persistent:
@@ -353,7 +352,7 @@ def plan_load(
             plan.extras.append((module, live(matched.extras[name], name)))
         else:
             missing.append(name)
-    gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix)) is not None}
+    gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
     plan.report = LoadReport(
         tuple(loaded),
         tuple(missing),

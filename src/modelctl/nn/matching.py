@@ -48,24 +48,25 @@ def match(
     own: Set[str],
     states: Set[str],
     prefix: str = "",
+    *,
+    alone: bool = False,
 ) -> Matched:
     """Match a file's state_dict with a model's names; nothing is changed.
 
     Args:
         own: the names of the model's tensors, and ``states`` those of its extra states, both
             without wrappers.
-        prefix: what is taken off the file's names; those without it are unexpected.
+        prefix: what is taken off those of the file's names that begin with it; with ``alone``
+            no others count.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
         RefusedError: a module's own code raises over the file.
         UnsupportedError: one that the model has is sparse, quantized or wrapped in the file.
     """
-    plain = {name: without(name, prefix) for name in _names(section)}
-    found = match_names([n for n in plain.values() if n is not None], {*own, *states})
-    meant = {
-        name: found.get(bare) or unwrapped(bare) for name, bare in plain.items() if bare is not None
-    }
+    plain = _plain(section, prefix, alone)
+    found = match_names(plain.values(), {*own, *states})
+    meant = {name: found.get(bare) or unwrapped(bare) for name, bare in plain.items()}
     only_plain(section, [name for name, key in meant.items() if key in own])
     refs = section.tensors()
     called: dict[str, str] = {}  # what stands for which of the file's names
@@ -75,7 +76,7 @@ def match(
             extras[key] = section.entries[name]
         elif name in refs:
             called.setdefault(key, name)
-    recorded = _recorded(section, prefix)
+    recorded = _recorded(section, prefix, alone)
     values = ask_modules(model, {key: refs[name] for key, name in called.items()}, recorded)
     for key in [key for key in values if key not in own]:
         joined = [name for name in _joined(key) if name in own and name not in values]
@@ -86,7 +87,7 @@ def match(
     return Matched(
         {key: value for key, value in values.items() if key in own},
         extras,
-        [name for name in plain if name not in taken],
+        [name for name in (plain if alone else _names(section)) if name not in taken],
         _old_norms(model, recorded),
     )
 
@@ -95,12 +96,25 @@ def _names(section: StateDict) -> list[str]:
     return [name for name in section.entries if isinstance(name, str)]
 
 
-def without(name: str, prefix: str) -> str | None:
-    """A name of the file without wrappers and prefix; None where it does not begin with that."""
-    if not prefix:
-        return name
-    bare = unwrapped(name)
-    return bare[len(prefix) :] if bare.startswith(prefix) else None
+def without(name: str, prefix: str, alone: bool = False) -> str | None:
+    """A name of the file without wrappers and prefix; one that does not begin with the prefix as
+    it is, or, with ``alone``, None."""
+    bare = unwrapped(name) if prefix else ""
+    if not prefix or not bare.startswith(prefix):
+        return None if prefix and alone else name
+    return bare[len(prefix) :]
+
+
+def _plain(section: StateDict, prefix: str, alone: bool) -> dict[str, str]:
+    """For the file's names that count those without the prefix; where two would be the same,
+    the one that had it counts."""
+    found = {name: without(name, prefix, alone) for name in _names(section)}
+    taken = {bare for name, bare in found.items() if bare != name}
+    return {
+        name: bare
+        for name, bare in found.items()
+        if bare is not None and not (bare == name and unwrapped(bare) in taken)
+    }
 
 
 def _joined(name: str) -> list[str]:
@@ -137,7 +151,7 @@ def given_prefix(section: StateDict, prefix: str) -> str:
     """
     wanted = unwrapped(prefix.rstrip(".") + ".x")[:-1] if prefix else ""
     names = _names(section)
-    if not any(without(name, wanted) for name in names):
+    if not any(without(name, wanted, alone=True) for name in names):
         firsts = [*dict.fromkeys(unwrapped(name).partition(".")[0] + "." for name in names)]
         raise NoMatchError(
             f"no name in the file begins with '{wanted}'", hint=f"they begin with {some(firsts)}"
@@ -148,8 +162,7 @@ def given_prefix(section: StateDict, prefix: str) -> str:
 def find_prefix(section: StateDict, slots: list[Slot]) -> str:
     """What has to be taken off the file's names so that they are the model's: mostly nothing.
 
-    A prefix counts where more than twice as many tensors fit without it as by the names as they
-    are.
+    The names as they are count where half of the model's tensors fit by them.
 
     Raises:
         AmbiguousError: without either of two prefixes the same number fits.
@@ -169,7 +182,7 @@ def find_prefix(section: StateDict, slots: list[Slot]) -> str:
             start = bare.find(".", start) + 1
     most = max(count.values(), default=0)
     best = [prefix for prefix, n in count.items() if n == most]
-    if 2 * count[""] >= most:
+    if count[""] >= most:
         return ""
     if len(best) > 1:
         shown = some([f"'{prefix}'" for prefix in best], 4)
@@ -183,12 +196,13 @@ def find_prefix(section: StateDict, slots: list[Slot]) -> str:
 # ------------------------------------------------------------------ versions
 
 
-def _recorded(section: StateDict, prefix: str) -> dict[str, Any]:
+def _recorded(section: StateDict, prefix: str, alone: bool) -> dict[str, Any]:
     """What the file recorded of modules, by their names as the model has them."""
     found = {}
     for name, entry in section.metadata.items():
-        bare = without(f"{name}.x" if name else "x", prefix) if isinstance(name, str) else None
-        if bare is not None:
+        inside = f"{name}.x" if name else "x"
+        bare = without(inside, prefix, alone) if isinstance(name, str) else None
+        if bare is not None and (bare != inside or unwrapped(bare)[:-2] not in found):
             found[unwrapped(bare)[:-2]] = entry
     return found
 
