@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..core.modules import class_name, hyperparameters, submodules
@@ -164,71 +163,21 @@ def labelled(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:
     return out
 
 
-def folded(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:
-    """Runs of numbered modules with the same tensors in one row: ``layers.{0-31}``."""
-    makeup = {row.path: _makeup(row.path, tensors) for row in rows}
-    blocks: dict[str, list[Row]] = {}
-    for row in rows:
-        blocks.setdefault(_block(row.path), []).append(row)
-    out: list[Row] = []
-    run: list[list[Row]] = []
-    numbers: list[str] = []
-    above = ""
-
-    def flush() -> None:
-        if not run:
-            return
-        if len(run) == 1:
-            out.extend(run[0])
-        else:
-            label = f"{above}.{{{numbers[0]}-{numbers[-1]}}}".lstrip(".")
-            for alike in zip(*run, strict=True):
-                tail = alike[0].path[len(_block(alike[0].path)) :]
-                out.append(_sum(label + tail, alike))
-        run.clear()
-        numbers.clear()
-
-    for block, inside in blocks.items():
-        parent, _, number = block.rpartition(".")
-        same = (
-            run
-            and number.isdecimal()
-            and parent == above
-            and [makeup[row.path] for row in inside] == [makeup[row.path] for row in run[0]]
-        )
-        if not same:
-            flush()
-        above = parent
-        if number.isdecimal():
-            run.append(inside)
-            numbers.append(number)
-        else:
-            flush()
-            out.extend(inside)
-    flush()
-    return out
+def makeups(tensors: dict[str, TensorRef]) -> dict[str, list[Any]]:
+    """For each module the tensors in it, by their names there: what is the same in blocks that
+    are alike."""
+    found: dict[str, list[Any]] = {}
+    for name, ref in tensors.items():
+        at = 0
+        while at >= 0:
+            module, inner = (name[: at - 1], name[at:]) if at else ("", name)
+            found.setdefault(module, []).append((inner, ref.shape, ref.dtype))
+            at = name.find(".", at) + 1 or -1
+    return found
 
 
-def _block(path: str) -> str:
-    """The path down to its first number: the block that may be one of many."""
-    parts = path.split(".")
-    for i, part in enumerate(parts):
-        if part.isdecimal():
-            return ".".join(parts[: i + 1])
-    return path
-
-
-def _makeup(path: str, tensors: dict[str, TensorRef]) -> tuple[Any, ...]:
-    start = path + "." if path else ""
-    tail = path[len(_block(path)) :]
-    inside = [
-        (n[len(start) :], r.shape, r.dtype) for n, r in tensors.items() if n.startswith(start)
-    ]
-    return (tail, *inside)
-
-
-def _sum(path: str, rows: Iterable[Row]) -> Row:
-    rows = list(rows)
+def joined(path: str, rows: list[Row]) -> Row:
+    """One row for several that are alike."""
     trainable = [row.trainable for row in rows]
     return rows[0]._replace(
         path=path,

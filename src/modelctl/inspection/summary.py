@@ -13,8 +13,9 @@ from ..core.nodes import Obj, mapping
 from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
+from .folding import folded
 from .listing import trainability
-from .rows import Row, folded, labelled, module_rows
+from .rows import Row, joined, labelled, makeups, module_rows
 from .stats import Stats, tensor_stats
 from .training import Training, training_of
 
@@ -90,7 +91,8 @@ def summarize(
     module = sections.models[0].node if sections.models and sections.models[0].is_module else None
     rows = module_rows(tensors, once, grads, depth, module)
     if fold or (fold is None and len(rows) > 40):
-        rows = folded(rows, tensors)
+        inside = makeups(tensors)
+        rows = folded(rows, lambda row: inside.get(row.path), joined)
     rows = labelled(rows, tensors)
     order = {
         "name": lambda row: natural(row.path),

@@ -40,12 +40,17 @@ if TYPE_CHECKING:
     from .saving import save_checkpoint as save_checkpoint
     from .schedules import warmup_cosine as warmup_cosine
     from .seeds import seed_everything as seed_everything
+    from .summary import ModelSummary as ModelSummary
+    from .summary import summary as summary
     from .thawing import unfreeze as unfreeze
+    from .tracing import ForwardError as ForwardError
 
 # Resolved on first use, like the names of modelctl itself.
 _WHERE = {
+    "ForwardError": "tracing",
     "Frozen": "freezing",
     "LoadReport": "loading",
+    "ModelSummary": "summary",
     "Resumed": "resumed",
     "Trainable": "freezing",
     "apply_freeze": "freezing",
@@ -60,6 +65,7 @@ _WHERE = {
     "resume": "resuming",
     "save_checkpoint": "saving",
     "seed_everything": "seeds",
+    "summary": "summary",
     "to_device": "devices",
     "trainable": "freezing",
     "unfreeze": "thawing",

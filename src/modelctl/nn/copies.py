@@ -1,0 +1,146 @@
+"""A copy of a model that shares nothing which a forward may change: on ``meta``, or with values."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .naming import is_lazy
+
+
+def structural_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    """The same modules, hooks and settings with tensors of their own on another device.
+
+    On ``meta`` tensors have no values, so that this takes milliseconds for a model of any size.
+    Copied are modules, the tensors, containers, bound methods and partials in their attributes;
+    anything else (a config, a tokenizer) is shared: what a forward does to such an object, it
+    does to the original's.
+    """
+    copier = _Copier(device)
+    copied: nn.Module = copier.copy(model)
+    return copied
+
+
+class _Copier:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.done: dict[int, Any] = {}
+        self.kept: list[Any] = []  # so that no id is used twice
+
+    def copy(self, value: Any) -> Any:
+        found = self.done.get(id(value))
+        if found is not None:
+            return found
+        how = self._how(value)
+        return value if how is None else how(value)
+
+    def _how(self, value: Any) -> Callable[[Any], Any] | None:
+        if isinstance(value, torch.jit.ScriptModule):
+            return self._script
+        if isinstance(value, nn.Module):
+            return self._module
+        if isinstance(value, Tensor):
+            return self._tensor
+        kind = type(value)
+        if issubclass(kind, dict):
+            return self._dict
+        if kind in (list, set, tuple) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
+            return self._items
+        if kind is types.MethodType:
+            return self._method
+        if kind is functools.partial:
+            return self._partial
+        if kind is RemovableHandle:
+            return self._handle
+        return None
+
+    def _keep(self, value: Any, copied: Any) -> Any:
+        self.done[id(value)] = copied
+        self.kept.append(value)
+        return copied
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        copied: nn.Module = self._keep(module, type(module).__new__(type(module)))
+        for name, value in vars(module).items():
+            copied.__dict__[name] = self.copy(value)
+        return copied
+
+    def _script(self, module: Any) -> Any:
+        import copy
+
+        return self._keep(module, copy.deepcopy(module).to(self.device))
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        with torch.no_grad():
+            copied = self._values(tensor)
+        copied.requires_grad_(tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter) and not isinstance(copied, nn.Parameter):
+            copied = nn.Parameter(copied, tensor.requires_grad)
+        for name, value in vars(tensor).items():
+            copied.__dict__.setdefault(name, value)
+        self._keep(tensor, copied)
+        return copied
+
+    def _values(self, tensor: Tensor) -> Tensor:
+        if is_lazy(tensor):
+            kind: Any = type(tensor)
+            made: Tensor = kind(device=self.device, dtype=tensor.dtype)
+            return made
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+        if self.device.type == "meta" and plain and not tensor.is_quantized:
+            return torch.empty_strided(
+                tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
+            )
+        moved = tensor.detach().to(self.device)
+        return moved.clone() if moved.device.type != "meta" else moved
+
+    def _dict(self, found: dict[Any, Any]) -> Any:
+        try:
+            copied = found.copy()  # keeps the class (OrderedDict) and what it does
+        except Exception:
+            return found
+        self._keep(found, copied)
+        for key, value in found.items():
+            new = self.copy(value)
+            if new is not value:
+                copied[key] = new
+        return copied
+
+    def _items(self, found: Any) -> Any:
+        if isinstance(found, list):
+            copied: Any = self._keep(found, [])
+            copied.extend(self.copy(value) for value in found)
+            return copied
+        values = [self.copy(value) for value in found]
+        if isinstance(found, set):
+            return self._keep(found, set(values))
+        return self._keep(found, type(found)(*values) if hasattr(found, "_fields") else (*values,))
+
+    def _method(self, method: types.MethodType) -> Any:
+        return types.MethodType(method.__func__, self.copy(method.__self__))
+
+    def _partial(self, call: functools.partial[Any]) -> Any:
+        keywords = {name: self.copy(value) for name, value in call.keywords.items()}
+        made = functools.partial(self.copy(call.func), *map(self.copy, call.args), **keywords)
+        made.__dict__.update(call.__dict__)
+        return made
+
+    def _handle(self, handle: Any) -> Any:
+        """A hook's handle removes it from the module that it is of: from the copied one here."""
+        copied = self._keep(handle, RemovableHandle.__new__(RemovableHandle))
+        copied.__dict__.update(handle.__dict__)
+        copied.hooks_dict_ref = self._reference(handle.hooks_dict_ref)
+        extra = getattr(handle, "extra_dict_ref", ())
+        copied.extra_dict_ref = tuple(self._reference(one) for one in extra)
+        return copied
+
+    def _reference(self, reference: Any) -> Any:
+        hooks = reference()
+        return reference if hooks is None else weakref.ref(self.copy(hooks))

@@ -1,0 +1,145 @@
+"""Multiply-accumulates (MACs) of a forward, operator by operator, at torch's dispatcher.
+
+Counted is what the field counts (torchvision's published figures, fvcore, timm): matrix products
+and convolutions, whoever calls them: modules, attention, einsum, functions. A MAC is one
+multiplication and one addition, so two FLOPs. By the same convention element-wise operators, norms,
+pooling, reductions and what only moves data have none. What is neither is uncounted, and said so.
+
+The formulas are those of ``torch.utils.flop_counter``, and the few below that it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+_FREE = frozenset(
+    """
+    _cudnn_init_dropout_state _efficientzerotensor _fused_dropout _fused_rms_norm _index_put_impl
+    _local_scalar_dense _log_softmax _log_softmax_backward_data _nested_tensor_from_mask
+    _pack_padded_sequence _pad_packed_sequence _pin_memory _prelu_kernel _reshape_alias
+    _reshape_copy _resize_output _safe_softmax _softmax _sparse_coo_tensor_unsafe
+    _thnn_fused_gru_cell _thnn_fused_lstm_cell _to_copy _unique _unique2 _unsafe_index
+    _unsafe_masked_index _unsafe_view
+    _upsample _weight_norm_interface
+    affine_grid_generator alias all allclose amax amin aminmax any argmax argmin argsort as_strided
+    as_strided_scatter avg_pool1d avg_pool2d avg_pool3d bernoulli bincount binary_cross_entropy
+    binary_cross_entropy_with_logits broadcast_tensors bucketize cat channel_shuffle clone col2im
+    combinations complex concat constant_pad_nd contiguous copy count_nonzero cross cummax cummin
+    cumprod cumsum detach diag diag_embed diagonal_copy diagonal_scatter diff dropout
+    embedding embedding_bag _embedding_bag _embedding_bag_forward_only embedding_renorm empty_like
+    equal expand_copy exponential eye fill flatten flip fmod fractional_max_pool2d
+    fractional_max_pool3d full_like gather geometric glu grid_sampler_2d grid_sampler_3d hardsigmoid
+    hardswish hardtanh histc huber_loss im2col index index_add index_copy index_fill index_put
+    index_reduce index_select isin item kl_div kthvalue l1_loss
+    lift lift_fresh linalg_vector_norm log_normal log_sigmoid_forward logcumsumexp logsumexp
+    masked_fill masked_scatter masked_select max max_pool2d_with_indices max_pool3d_with_indices
+    max_unpool2d max_unpool3d mean median min mode mse_loss multinomial nan_to_num nanmedian
+    nansum narrow_copy native_batch_norm native_dropout native_group_norm native_layer_norm
+    _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
+    _batch_norm_no_update batch_norm cudnn_batch_norm miopen_batch_norm
+    new_empty new_empty_strided new_full new_ones new_zeros nll_loss_forward nll_loss2d_forward
+    nonzero norm normal one_hot ones_like permute_copy pixel_shuffle pixel_unshuffle poisson
+    prelu prod put quantile rand_like randint_like randn_like random reflection_pad1d
+    reflection_pad2d reflection_pad3d renorm repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d resize roll rot90 rrelu_with_noise scalar_tensor scatter
+    scatter_add scatter_reduce searchsorted select_copy select_scatter set slice_copy
+    slice_scatter smooth_l1_loss soft_margin_loss softplus softshrink sort split_copy
+    split_with_sizes_copy squeeze_copy stack std std_mean sum sym_numel sym_size sym_stride
+    sym_storage_offset take topk trace tril
+    triu unbind_copy unfold unfold_copy uniform unique_consecutive unique_dim unsqueeze_copy
+    upsample_bicubic2d upsample_bilinear2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+    upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d
+    _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d
+    var var_mean view_copy where zero zeros_like
+    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    """.split()  # noqa: SIM905
+)
+
+
+def _mv(matrix: Tensor, vector: Tensor, **_: Any) -> int:
+    return 2 * matrix.numel()
+
+
+def _addmv(_: Tensor, matrix: Tensor, vector: Tensor, **__: Any) -> int:
+    return 2 * matrix.numel()
+
+
+def _dot(a: Tensor, b: Tensor, **_: Any) -> int:
+    return 2 * a.numel()
+
+
+def _addbmm(_: Tensor, a: Tensor, b: Tensor, **__: Any) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _addmm_activation(_: Tensor, a: Tensor, b: Tensor, **__: Any) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, xa: list[int], xb: list[int], xc: list[int], *_: Any, **__: Any
+) -> int:
+    """nn.Bilinear: a MAC for each of all combinations of indices."""
+    dims = len(xa) + a.dim()
+    shapes = []
+    for tensor, expanded in ((a, xa), (b, xb), (c, xc)):
+        shape = list(tensor.shape)
+        for dim in sorted(expanded):
+            shape.insert(dim, 1)
+        shapes.append(shape)
+    return 2 * prod(max(shape[i] for shape in shapes) for i in range(dims))
+
+
+def _own() -> dict[Any, Callable[..., int]]:
+    formulas: dict[str, Callable[..., int]] = {
+        "mv": _mv,
+        "addmv": _addmv,
+        "dot": _dot,
+        "vdot": _dot,
+        "addbmm": _addbmm,
+        "_addmm_activation": _addmm_activation,
+        "_trilinear": _trilinear,
+    }
+    return {getattr(torch.ops.aten, name): of for name, of in formulas.items()}
+
+
+@cache
+def formula(op: Any) -> Callable[..., int] | None:
+    """FLOPs of an operator from its arguments and ``out_val``; None where there is no formula."""
+    packet = op._overloadpacket
+    known: Any = flop_registry
+    found: Callable[..., int] | None = known.get(packet) or _own().get(packet)
+    if found is None and packet.__name__.endswith("_") and _namespace(op) == "aten":
+        plain = getattr(torch.ops.aten, packet.__name__[:-1], None)  # addmm_
+        found = known.get(plain) or _own().get(plain)
+    return found
+
+
+@cache
+def is_free(op: Any) -> bool:
+    """Whether an operator has no MACs by the convention."""
+    if torch.Tag.pointwise in op.tags or _is_view(op):
+        return True
+    if _namespace(op) == "prim":
+        return True
+    if not any("Tensor" in str(argument.type) for argument in op._schema.arguments):
+        return True  # a factory
+    name: str = op._overloadpacket.__name__
+    return _namespace(op) == "aten" and (name in _FREE or name.rstrip("_") in _FREE)
+
+
+def _namespace(op: Any) -> str:
+    return str(op._schema.name).partition("::")[0]
+
+
+def _is_view(op: Any) -> bool:
+    aliases = [returned.alias_info for returned in op._schema.returns]
+    return bool(aliases) and all(one is not None and not one.is_write for one in aliases)

@@ -1,0 +1,415 @@
+"""One forward of a copied model, watched: who was called, what came out, what it cost."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import ModelctlError
+from .counting import formula, is_free
+
+Shapes = tuple[int, ...] | dict[str, Any]
+
+aten: Any = torch.ops.aten
+
+# What comes out is like the first tensor that goes in. Torch works that out in Python, op by op,
+# for milliseconds each; they are most of the operators of most networks.
+_LIKE_INPUT = frozenset(
+    {
+        aten.hardswish,
+        aten.hardsigmoid,
+        aten.silu,
+        aten.gelu,
+        aten.relu,
+        aten.sigmoid,
+        aten.tanh,
+        aten.elu,
+        aten.leaky_relu,
+        aten._softmax,
+        aten._safe_softmax,
+    }
+)
+_LIKE_INPUT_IN_PLACE = frozenset(
+    {aten.hardswish_, aten.hardsigmoid_, aten.hardtanh_, aten.silu_, aten.relu_, aten.leaky_relu_}
+)
+_SMALL = 64 << 20
+_WITH_BIAS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass
+class Calls:
+    """What a forward did in a module, without the modules inside it."""
+
+    macs: int = 0
+    calls: int = 0
+    output: Shapes | None = None
+    given: str = ""
+
+
+@dataclass
+class Trace:
+    """What a forward did: ``modules`` by name, in the order of their first calls.
+
+    Attributes:
+        uncounted: how often operators without a known number of MACs were called, and where.
+        touched: the ids of the parameters and buffers that some operator got.
+        peak: bytes of the tensors alive at once at most, inputs, parameters and buffers aside,
+            where nothing is kept for a backward.
+        normed: (module, BatchNorm) where the output of a layer with a bias goes right into one.
+        saved: bytes that autograd keeps for the backward, parameters, buffers and inputs aside.
+        output: the shapes of what the model returned.
+    """
+
+    modules: dict[str, Calls] = field(default_factory=dict)
+    uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+    touched: set[int] = field(default_factory=set)
+    normed: list[tuple[str, str]] = field(default_factory=list)
+    peak: int = 0
+    saved: int = 0
+    output: Shapes | None = None
+
+    @property
+    def macs(self) -> int:
+        return sum(one.macs for one in self.modules.values())
+
+
+class ForwardError(ModelctlError):
+    """A model's forward raised; the message names the module it came from. ``modules`` is how
+    many had been called."""
+
+    modules = 0
+
+
+def trace(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
+) -> Trace:
+    """Run ``model`` (a copy, see :func:`structural_copy`) once on these inputs.
+
+    Raises:
+        ForwardError: the forward raised.
+    """
+    watch = _Watch(model, args, kwargs)
+    with ExitStack() as stack:
+        stack.enter_context(_random_numbers_kept())
+        stack.enter_context(_plain_kernels(device))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward))
+        for handle in watch.hook(model):
+            stack.callback(handle.remove)
+        try:
+            with watch:
+                out = model(*args, **kwargs)
+        except Exception as e:
+            raise watch.explain(e) from e
+    watch.trace.output = shapes_of(out)
+    return watch.trace
+
+
+def _no_backward(_: Any) -> Tensor:
+    raise RuntimeError("summary runs no backward")
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """What the forward draws is not missing later: dropout, noise, stochastic depth."""
+    cuda: Any = torch.cuda
+    devices = cuda.device_count() if cuda.is_available() and cuda.is_initialized() else 0
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _plain_kernels(device: torch.device) -> Iterator[None]:
+    """Where values are computed: no kernels that do a whole layer at once, whose matrix products
+    nobody sees. A layer costs the same in eval and train mode then."""
+    backends: Any = torch.backends
+    mha = getattr(backends, "mha", None)
+    before = mha.get_fastpath_enabled() if mha is not None else False
+    try:
+        if mha is not None:
+            mha.set_fastpath_enabled(False)
+        if device.type == "meta":
+            yield
+        else:
+            with backends.mkldnn.flags(enabled=False), backends.cudnn.flags(enabled=False):
+                yield
+    finally:
+        if mha is not None:
+            mha.set_fastpath_enabled(before)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator of a forward, and which module it is of."""
+
+    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = Trace()
+        self.stack: list[str] = []
+        self.kinds: dict[str, str] = {}
+        self.biased: dict[int, tuple[Any, str]] = {}
+        own = (*model.parameters(), *model.buffers())
+        self.own = {id(tensor) for tensor in own}
+        # storages of others: they are not the forward's
+        outside = (*own, *_tensors((args, kwargs)))
+        self.others = {_storage(one)._cdata for one in outside if _has_storage(one)}
+        self.live: dict[int, _Alive] = {}
+        self.last = ""  # operator
+        self.alive = 0
+
+    # -------------------------------------------------------------- modules
+
+    def hook(self, model: nn.Module) -> Iterator[Any]:
+        for name, module in model.named_modules():
+            self.kinds[name] = type(module).__name__
+            if isinstance(module, torch.jit.ScriptModule) and name:
+                continue
+            yield module.register_forward_pre_hook(
+                self._entering(name), prepend=True, with_kwargs=True
+            )
+            yield module.register_forward_hook(self._leaving(name))
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.stack.append(name)
+            calls = self.trace.modules.setdefault(name, Calls())
+            calls.calls += 1
+            calls.given = describe((*args, *kwargs.values()))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and args:
+                made, by = self.biased.get(id(args[0]), (None, ""))
+                if made is not None and made() is args[0] and (by, name) not in self.trace.normed:
+                    self.trace.normed.append((by, name))
+
+        return enter
+
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            while self.stack and self.stack.pop() != name:
+                pass  # left by an exception that the model caught
+            calls = self.trace.modules[name]
+            if calls.output is None:
+                calls.output = shapes_of(out)
+            biased = isinstance(module, _WITH_BIAS) and module.bias is not None
+            if biased and isinstance(out, Tensor):
+                self.biased[id(out)] = (weakref.ref(out), name)
+
+        return leave
+
+    def explain(self, error: Exception) -> ForwardError:
+        """What a forward raised, and where."""
+        where = self.stack[-1] if self.stack else ""
+        kind = self.kinds.get(where, "model")
+        place = f"'{where}' ({kind})" if where else f"the model itself ({kind})"
+        given = self.trace.modules[where].given if self.stack else ""
+        start = f"forward failed in {place}{f', given {given}' if given else ''}: "
+        text = " ".join(str(error).split()) or "no message"
+        if _needs_values(error, text):
+            found = ForwardError(
+                f"{start}it needs the values of tensors ({self.last}), and has shapes alone",
+                hint="device='cpu' (--device cpu) runs a copy of the model for real",
+            )
+        else:
+            hint = "give integers: dtypes=[torch.long]" if "Long, Int" in text else None
+            found = ForwardError(f"{start}{type(error).__name__}: {_short(text)}", hint=hint)
+        found.modules = len(self.trace.modules)
+        return found
+
+    # -------------------------------------------------------------- operators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.last = func._schema.name
+        inputs = [*_tensors(args), *_tensors(kwargs)]
+        if any(one.is_meta for one in inputs):
+            args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
+            out = _like_input(func, args)
+            if out is None:
+                try:
+                    out = func(*args, **kwargs)
+                except (RuntimeError, IndexError, ValueError, TypeError):
+                    _for_real(func, args, kwargs)
+                    raise
+        else:
+            out = func(*args, **kwargs)
+        self._count(func, args, kwargs, out)
+        for one in inputs:
+            if id(one) in self.own:
+                self.trace.touched.add(id(one))
+        for one in _tensors(out):
+            self._made(one)
+        return out
+
+    def _all_on_meta(self, func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """What a forward makes on the CPU by itself (positions, masks) keeps its values until it
+        meets a tensor that has none; nothing gets values back."""
+        if func is aten._to_copy.default and kwargs.get("device") is not None:
+            return args, {**kwargs, "device": torch.device("meta"), "pin_memory": False}
+        if all(one.is_meta for one in inputs):
+            return args, kwargs
+        indexed = func._overloadpacket in (aten.index, aten.index_put, aten.index_put_)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                # a mask's number of True is known only from its values
+                if value.is_meta or (indexed and value.dtype == torch.bool):
+                    return value
+                return torch.empty_strided(
+                    value.size(), value.stride(), dtype=value.dtype, device="meta"
+                )
+            if isinstance(value, list | tuple):
+                return type(value)(map(moved, value))
+            return value
+
+        return moved(args), {name: moved(value) for name, value in kwargs.items()}
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        name = self.stack[-1] if self.stack else ""
+        flops = formula(func)
+        if flops is not None:
+            calls = self.trace.modules.setdefault(name, Calls())
+            calls.macs += flops(*args, **kwargs, out_val=out) // 2
+        elif not is_free(func):
+            key = (str(func._schema.name), name)
+            self.trace.uncounted[key] = self.trace.uncounted.get(key, 0) + 1
+
+    # -------------------------------------------------------------- memory
+
+    def _made(self, tensor: Tensor) -> None:
+        if not _has_storage(tensor):
+            return
+        storage = _storage(tensor)
+        key = storage._cdata
+        if key in self.live or key in self.others:
+            return
+        self.live[key] = _Alive(storage.nbytes(), weakref.ref(storage, self._gone(key)))
+        self.alive += storage.nbytes()
+        self.trace.peak = max(self.trace.peak, self.alive)
+
+    def _gone(self, key: int) -> Callable[[Any], None]:
+        def gone(_: Any) -> None:
+            found = self.live.pop(key, None)
+            if found is not None:
+                self.alive -= found.nbytes
+
+        return gone
+
+    def save(self, tensor: Tensor) -> None:
+        """What autograd keeps for the backward; here it keeps nothing."""
+        if _has_storage(tensor):
+            found = self.live.get(_storage(tensor)._cdata)
+            if found is not None and not found.saved:
+                found.saved = True
+                self.trace.saved += found.nbytes
+
+
+@dataclass
+class _Alive:
+    nbytes: int
+    reference: Any
+    saved: bool = False
+
+
+def _for_real(func: Any, args: Any, kwargs: Any) -> None:
+    """What failed on meta once more on small zeros: the errors of the real kernels are the ones
+    that people know, and say more."""
+    tensors = [*_tensors(args), *_tensors(kwargs)]
+    if sum(one.numel() * one.element_size() for one in tensors) > _SMALL:
+        return
+
+    def zeros(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value
+        if isinstance(value, list | tuple):
+            return type(value)(map(zeros, value))
+        return value
+
+    func(*zeros(args), **{name: zeros(value) for name, value in kwargs.items()})
+
+
+def _like_input(func: Any, args: Any) -> Any:
+    packet = func._overloadpacket
+    if packet in _LIKE_INPUT and func._overloadname == "default" and args[0].is_floating_point():
+        return torch.empty_like(args[0])
+    if packet in _LIKE_INPUT_IN_PLACE:
+        return args[0]
+    if func is aten.native_batch_norm.default and args[0].dim() > 1:
+        stats = args[0].shape[1] if args[5] else 0
+        return torch.empty_like(args[0]), args[0].new_empty(stats), args[0].new_empty(stats)
+    if func is aten.native_layer_norm.default:
+        x, dims = args[0], len(args[1])
+        if list(x.shape[-dims:]) == list(args[1]):
+            short = (*x.shape[:-dims], *(1 for _ in args[1]))
+            return torch.empty_like(x), x.new_empty(short), x.new_empty(short)
+    return None
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not torch.nn.parameter.is_lazy(tensor)
+
+
+def _storage(tensor: Tensor) -> Any:
+    return tensor.untyped_storage()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+
+
+def shapes_of(value: Any) -> Shapes | None:
+    """The shape of a tensor; of several a mapping of their names or places; None where there is
+    none."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple):
+        names = getattr(value, "_fields", None) or map(str, range(len(value)))
+        items = zip(names, value, strict=True)
+    else:
+        data = getattr(value, "data", None)  # a PackedSequence
+        return tuple(data.shape) if isinstance(data, Tensor) else None
+    found = {str(name): shapes for name, one in items if (shapes := shapes_of(one)) is not None}
+    return found or None
+
+
+def describe(value: Any) -> str:
+    """Inputs in a few words: ``1x3x224x224 float32``."""
+    shown = [
+        f"{'x'.join(map(str, one.shape)) or 'a scalar'} {str(one.dtype).removeprefix('torch.')}"
+        for one in _tensors(value)
+    ]
+    return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def _needs_values(error: Exception, text: str) -> bool:
+    """Whether torch says that a tensor on meta has no data."""
+    return isinstance(error, NotImplementedError | RuntimeError) and (
+        "no data" in text
+        or "meta tensor" in text
+        or "register_meta function" in text
+        or "data-dependent" in text
+    )
