@@ -1,0 +1,215 @@
+"""How identify and match are printed, and the maps written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.checkpoint import Checkpoint
+from ..core.names import printable
+from ..errors import ModelctlError, UsageError
+from ..inspection.architectures import Shape, index
+from ..inspection.identify import Candidate
+from ..inspection.match import Fit, Match, fold
+from ..inspection.pairing import Unclear
+from .output import Column, Output, count, shape
+
+# How many people want to read; JSON has all.
+_MOST, _MOST_ROWS = 5, 40
+
+
+# ---------------------------------------------------------------------- identify
+
+
+def print_candidates(out: Output, ckpt: Checkpoint, found: Sequence[Candidate]) -> None:
+    if out.is_json:
+        path = ckpt.origin.path if ckpt.origin else None
+        known = {"torchvision": index().version}
+        rows = [_candidate(one) for one in found]
+        out.json("identify", {"source": path, "known": known, "candidates": rows})
+        return
+    if not out.is_table:
+        columns = [Column("arch"), Column("score", True), Column("differences")]
+        out.table(
+            columns,
+            [
+                [" = ".join(one.names), f"{one.score:.3f}", "; ".join(one.differences)]
+                for one in found
+            ],
+        )
+        return
+    if not found:
+        out.line("no known architecture")
+        out.note(f"known are the {_known()} models of torchvision {index().version}")
+    for one in found[:_MOST]:
+        out.line(f"{one.score:.3f}  {' = '.join(one.names)}", "bold")
+        for text in one.differences:
+            out.line(f"       {text}")
+    if len(found) > _MOST:
+        out.line(f"… and {len(found) - _MOST} more: --format json has all")
+
+
+def _known() -> int:
+    return sum(len(one.names) for one in index().architectures)
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    return {
+        "arch": one.names[0],
+        "score": round(one.score, 6),
+        "differences": list(one.differences),
+        "same": list(one.names[1:]),
+        "prefix": one.prefix,
+        "num_classes": one.classes,
+        "head": one.head,
+        "aux": one.aux,
+        "matched": one.matched,
+        "missing": list(one.missing),
+        "unexpected": list(one.unexpected),
+        "mismatched": [
+            {"name": name, "found": list(a), "expected": list(b)} for name, a, b in one.shapes
+        ],
+        "beside": one.beside,
+    }
+
+
+# ---------------------------------------------------------------------- match
+
+
+def print_match(
+    out: Output, src: str, target: str, found: Match, written: Path | None = None
+) -> None:
+    if out.is_json:
+        out.json("match", _match(src, target, found))
+        return
+    before = found.before
+    rows = [
+        [what, name, str(n), ""]
+        for what, names, of in (
+            ("missing", before.missing, before.expected),
+            ("unexpected", before.unexpected, before.found),
+        )
+        for name, n in fold(names, of)
+    ]
+    rows += [
+        ["mismatched", one.name, "1", f"{_shape(one.found)}, not {_shape(one.expected)}"]
+        for one in before.mismatched
+    ]
+    columns = [Column("what"), Column("name", style="cyan"), Column("tensors", True), Column("")]
+    if not out.is_table:
+        out.table([*columns[:3], Column("shapes")], rows)
+        return
+    if rows:
+        out.table(columns, rows[:_MOST_ROWS])
+        if len(rows) > _MOST_ROWS:
+            out.line(f"… and {len(rows) - _MOST_ROWS} more: --format json has all")
+        out.line()
+    out.line(_verdict(before), "bold")
+    if found.maps:
+        width = max(len(one.map) for one in found.maps)
+        out.line()
+        out.line(f"{count(len(found.maps), 'map')} for rename:")
+        for one in found.maps:
+            why = ", ".join(one.why)
+            out.line(f"  {one.map.ljust(width)}  {count(one.tensors, 'tensor')} ({why})")
+        out.line(f"with {'it' if len(found.maps) == 1 else 'them'}: {_verdict(found.after)}")
+    for one in found.unclear[:_MOST]:
+        out.line(f"not clear, not renamed: {unclear_text(one)}")
+    if len(found.unclear) > _MOST:
+        out.line(f"… and {len(found.unclear) - _MOST} more: --format json has all")
+    if found.options:
+        options = " ".join(f"--arch-arg {option}" for option in found.options)
+        out.note(f"hint: as the file has it: {options}")
+    if found.maps and written is None:
+        out.note(
+            "hint: --write-map FILE writes the maps, 'modelctl rename SRC --map-file FILE' does them"
+        )
+
+
+def _verdict(fit: Fit) -> str:
+    if fit.fits:
+        return f"fits: load_state_dict takes all {count(fit.matched, 'tensor')}"
+    counts = [
+        f"{len(names):,} {what}"
+        for names, what in (
+            (fit.missing, "missing"),
+            (fit.unexpected, "unexpected"),
+            (fit.mismatched, "mismatched"),
+        )
+        if names
+    ]
+    return f"does not fit: {', '.join(counts)}; {fit.matched:,} fit"
+
+
+def _shape(dims: Shape | None) -> str:
+    return "no tensor" if dims is None else shape(dims)
+
+
+def unclear_text(one: Unclear) -> str:
+    """Which could be which, in a line."""
+    if one.found == ("",):
+        return f"all names may get the prefix {_some(one.expected, ' or ')}"
+    if one.expected == ("",):
+        return f"the prefix may be {_some(one.found, ' or ')}"
+    each = " each" if len(one.found) > 1 else ""
+    return f"{_some(one.found)} could{each} be {_some(one.expected, ' or ')}"
+
+
+def _some(names: Sequence[str], last: str = ", ") -> str:
+    if len(names) > _MOST:
+        return ", ".join(names[:_MOST]) + f" … ({len(names)})"
+    return last.join(names)
+
+
+def _match(src: str, target: str, found: Match) -> dict[str, Any]:
+    return {
+        "source": src,
+        "like": target,
+        **_fit(found.before),
+        "maps": [
+            {"map": one.map, "tensors": one.tensors, "why": list(one.why)} for one in found.maps
+        ],
+        "after": _fit(found.after),
+        "unclear": [
+            {"found": list(one.found), "expected": list(one.expected)} for one in found.unclear
+        ],
+        "arch_args": found.options,
+    }
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    def dims(shape: Shape | None) -> list[int] | None:
+        return None if shape is None else list(shape)
+
+    return {
+        "fits": fit.fits,
+        "matched": fit.matched,
+        "missing": [{"name": name, "shape": dims(s)} for name, s in fit.missing.items()],
+        "unexpected": [{"name": name, "shape": dims(s)} for name, s in fit.unexpected.items()],
+        "mismatched": [
+            {"name": name, "found": dims(a), "expected": dims(b)} for name, a, b in fit.mismatched
+        ],
+    }
+
+
+def write_maps(out: Output, path: Path, what: str, found: Match) -> None:
+    """Write the maps for ``rename --map-file``; what is not clear as comments."""
+    if not found.maps:
+        out.note(f"{path} is not written: " + ("all fits" if found.before.fits else "no map helps"))
+        return
+    maps = [one.map for one in found.maps]
+    if any(not one.isprintable() or one != one.strip() or one[0] == "#" for one in maps):
+        raise UsageError(
+            f"{path} is not written: a line of text can't hold every map",
+            hint="--format json has them",
+        )
+    notes = [f"not clear: {unclear_text(one)}" for one in found.unclear]
+    lines = [f"{what}, by modelctl match", *notes]
+    lines = [*(f"# {printable(line)}" for line in lines), *maps]
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+    except FileExistsError:
+        raise ModelctlError(f"{path} exists", hint="name another file, or remove it first") from None
+    out.note(f"{path}: {count(len(found.maps), 'map')} written")
