@@ -28,7 +28,7 @@ def identify(
     """
     from .. import files
     from ..inspection.identify import identify as find
-    from .render_architectures import print_candidates
+    from .render_identify import print_candidates
 
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
         print_candidates(Output(format, color, quiet), ckpt, find(ckpt))
@@ -77,7 +77,7 @@ def match(
 
     from .. import files
     from ..inspection.match import match as compare
-    from .render_architectures import print_match, write_maps
+    from .render_match import print_match, write_maps
 
     out = Output(format, color, quiet)
     with ExitStack() as stack:

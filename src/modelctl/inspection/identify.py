@@ -6,8 +6,9 @@ compared with the root of every architecture. Modules that are alike are compare
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
@@ -20,9 +21,13 @@ from .architectures import Architecture, Shape, index, tensors
 COUNTER = "num_batches_tracked"
 # Where less than this agrees, nothing is claimed.
 LEAST = 0.7
+# Names in the files of densenets that torchvision offers to this day; it renames them itself.
+_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 # No model nests so deep: what is below is one name.
-_DEEPEST = 50
+_DEEPEST = 30
 _FEW = 3
+# More are not looked at: a file of thousands of small models.
+_MOST = 200
 
 
 class OtherShape(NamedTuple):
@@ -41,7 +46,9 @@ class Candidate(NamedTuple):
     well be otherwise is not missing: the head (``head`` is False where all of it is), auxiliary
     heads (``aux``), and ``num_batches_tracked``, which doesn't count at all. ``classes`` is the
     number of classes that the head is for. All three are None where the architecture has no such
-    thing. Names are without the prefix; ``beside`` counts the tensors that are not under it.
+    thing. ``args`` are the options with which torchvision builds it so (``num_classes=10``). Names
+    are without the prefix; ``beside`` counts the tensors that are not under it. ``old``: the file
+    has names that torchvision has given up, and plain ``load_state_dict`` knows them no more.
     """
 
     names: tuple[str, ...]
@@ -55,6 +62,8 @@ class Candidate(NamedTuple):
     unexpected: tuple[str, ...]
     shapes: tuple[OtherShape, ...]
     beside: int
+    old: bool
+    args: tuple[str, ...]
     differences: tuple[str, ...]
 
 
@@ -78,7 +87,9 @@ def shapes_of(ckpt: Checkpoint) -> dict[str, Shape]:
 
 def identify_shapes(shapes: Mapping[str, Shape]) -> list[Candidate]:
     """As :func:`identify`, for names and shapes."""
-    root = _tree(shapes)
+    now = {_OLD_NAME.sub(r"\1\2", name): shape for name, shape in shapes.items()}
+    old = now.keys() != shapes.keys()
+    root = _tree(now)
     compare = _Comparison()
     found: list[tuple[int, str, _Module, Architecture]] = []
     known = index().architectures
@@ -95,27 +106,34 @@ def identify_shapes(shapes: Mapping[str, Shape]) -> list[Candidate]:
     # Of modules inside each other the one that explains most: a backbone is no model of its own
     # where the rest belongs to it, and no model is claimed for what is beside a known backbone.
     found.sort(key=lambda one: -one[0])
-    places: list[str] = []
+    taken: set[str] = set()
+    around: set[str] = set()
     candidates = []
-    for _, place, module, architecture in found:
-        if not any(_nested(place, other) for other in places):
-            places.append(place)
-            details = _Details(module, architecture)
-            candidates.append(details.candidate(place, root.size - module.size))
+    for _, place, module, architecture in found[:_MOST]:
+        above = {place[: at + 1] for at, c in enumerate(place[:-1]) if c == "."} | {""} - {place}
+        if place not in around and not above & taken:
+            taken.add(place)
+            around |= above
+            beside = root.size - module.size
+            candidates.append(_candidate(module, architecture, place, beside, old))
     return sorted(candidates, key=lambda one: (-one.score, -one.matched))
 
 
-def classes_and_aux(
-    shapes: Mapping[str, Shape], architecture: Architecture
-) -> tuple[int | None, bool | None]:
-    """For how many classes the head of these tensors is, if they are that architecture, and
-    whether auxiliary heads are among them."""
-    details = _Details(_tree(shapes), architecture)
-    return details.classes, details.aux
+def certain(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate that the file is without doubt, or None.
+
+    All its tensors agree and none is missing, up to a prefix, the number of classes, a head or
+    auxiliary heads that are not there, and BatchNorm's counters; nothing is beside it, and no other
+    architecture agrees as well. Of models with the same tensors ``names[0]`` is the plainest, with
+    floating weights; ``args`` are its options.
+    """
+    sure = [one for one in candidates if one.score == 1]
+    return sure[0] if len(sure) == 1 and not (sure[0].beside or sure[0].old) else None
 
 
-def _nested(place: str, other: str) -> bool:
-    return place != other and (place.startswith(other) or other.startswith(place))
+def compared(shapes: Mapping[str, Shape], architecture: Architecture) -> Candidate:
+    """What agrees and what differs between tensors and one architecture."""
+    return _candidate(_tree(shapes), architecture)
 
 
 # ---------------------------------------------------------------------- the file's modules
@@ -267,132 +285,99 @@ class _Comparison:
         return self.counts[key]
 
 
-class _Details:
-    """What agrees and what differs between a module and an architecture, by name."""
-
-    def __init__(self, module: _Module, architecture: Architecture) -> None:
-        self.module, self.architecture = module, architecture
-        self.matched = 0
-        self.missing: list[str] = []
-        self.unexpected: list[str] = []
-        self.shapes: list[OtherShape] = []
-        self.heads: list[tuple[str, Shape, list[int]]] = []
-        self.headless: list[str] = []
-        self.counters = Counter[str]()
-        aux = architecture.aux.modules if architecture.aux else ()
-        self.aux = any(name in module.inner for name in aux) if aux else None
-        self.left_out = () if self.aux else aux
-        self._walk(module, architecture.root, "")
-        votes = Counter(
-            n // -dim
-            for _, shape, expected in self.heads
-            for n, dim in zip(shape, expected, strict=True)
-            if dim < 0
-        )
-        self.classes = max(votes, key=lambda n: votes[n], default=None)
-        for name, shape, expected in self.heads:
-            wanted = tuple(dim if dim >= 0 else -dim * (self.classes or 0) for dim in expected)
-            if shape == wanted:
-                self.matched += 1
-            else:
-                self.shapes.append(OtherShape(name, shape, wanted))
-        if self.heads:
-            self.missing += self.headless
-
-    def _walk(self, module: _Module, number: int, prefix: str) -> None:
-        known = index().modules[number]
-        for name, value in known.items():
-            if isinstance(value, int):
-                inner = _inside(module, name)
-                if inner is not None:
-                    self._walk(inner, value, f"{prefix}{name}.")
-                elif prefix or name not in self.left_out:
-                    for below, shape in tensors(value, f"{prefix}{name}."):
-                        if not below.endswith(COUNTER):
-                            self._lacks(below, shape)
-            elif name in module.tensors:
-                self._has(prefix + name, module.tensors[name], value)
-            else:
-                self._lacks(prefix + name, value)
-        for name in module.tensors:
-            if not isinstance(known.get(name), list):
-                self._extra(prefix + name)
-        for name, inner in module.inner.items():
-            if not isinstance(known.get(name), int):
-                found = _names(inner, f"{prefix}{name}.")
-                self.unexpected += [below for below in found if not below.endswith(COUNTER)]
-
-    def _has(self, name: str, shape: Shape, expected: list[int]) -> None:
+def _candidate(
+    module: _Module,
+    architecture: Architecture,
+    prefix: str = "",
+    beside: int = 0,
+    old: bool = False,
+) -> Candidate:
+    have = dict(_flat(module))
+    modules = architecture.aux.modules if architecture.aux else ()
+    aux = any(name in module.inner for name in modules)
+    want = {
+        name: shape
+        for name, shape in tensors(architecture.root)
+        if aux or name.partition(".")[0] not in modules
+    }
+    heads = {name for name, dims in want.items() if _is_head(dims) and name in have}
+    classes = _classes((have[name], want[name]) for name in heads)
+    matched, missing, shapes = 0, [], []
+    for name, dims in want.items():
+        expected = tuple(dim if dim >= 0 else -dim * (classes or 0) for dim in dims)
         if name.endswith(COUNTER):
-            self.counters["both"] += 1
-        elif not _fits(shape, expected):
-            self.shapes.append(OtherShape(name, shape, tuple(expected)))
-        elif _is_head(expected):
-            self.heads.append((name, shape, expected))
+            continue
+        if name not in have:
+            if heads or not _is_head(dims):
+                missing.append(name)
+        elif have[name] == expected:
+            matched += 1
         else:
-            self.matched += 1
-
-    def _lacks(self, name: str, shape: list[int]) -> None:
-        if name.endswith(COUNTER):
-            self.counters["lacks"] += 1
-        else:
-            (self.headless if _is_head(shape) else self.missing).append(name)
-
-    def _extra(self, name: str) -> None:
-        if name.endswith(COUNTER):
-            self.counters["extra"] += 1
-        else:
-            self.unexpected.append(name)
-
-    def candidate(self, prefix: str, beside: int) -> Candidate:
-        """All of it, and in words."""
-        return Candidate(
-            names=self.architecture.names,
-            score=self.matched / (self.module.size + len(self.missing)),
-            prefix=prefix,
-            classes=self.classes,
-            head=None if self.architecture.classes is None else bool(self.heads),
-            aux=self.aux,
-            matched=self.matched,
-            missing=tuple(self.missing),
-            unexpected=tuple(self.unexpected),
-            shapes=tuple(self.shapes),
-            beside=beside,
-            differences=tuple(self._words(prefix, beside)),
-        )
-
-    def _words(self, prefix: str, beside: int) -> list[str]:
-        known = self.architecture
-        words = []
-        if prefix:
-            words.append(
-                f"prefix '{prefix}'" + (f", {beside:,} tensors beside it" if beside else "")
-            )
-        if known.classes is not None and not self.heads:
-            words.append("without head")
-        elif self.classes != known.classes:
-            words.append(f"head for {self.classes:,} classes")
-        if known.aux is not None and self.aux != known.aux.default:
-            words.append(f"{'with' if self.aux else 'without'} {', '.join(known.aux.modules)}")
-        if self.counters["lacks"]:
-            few = self.counters["both"]
-            words.append(f"without {self.counters['lacks'] if few else 'any'} {COUNTER}")
-        if self.counters["extra"]:
-            words.append(f"with {COUNTER}")
-        for names, what in ((self.missing, "missing"), (self.unexpected, "unexpected")):
-            if names:
-                words.append(f"{len(names):,} {what}: {_some(names)}")
-        if self.shapes:
-            some = [f"{name} ({_text(a)}, not {_text(b)})" for name, a, b in self.shapes]
-            words.append(f"{len(some):,} of other shapes: {_some(some)}")
-        return words
+            shapes.append(OtherShape(name, have[name], expected))
+    unexpected = [name for name in have if name not in want and not name.endswith(COUNTER)]
+    known = architecture.classes
+    args = [f"num_classes={classes}"] if classes is not None and classes != known else []
+    words = [f"prefix '{prefix}'" + (f", {beside:,} tensors beside it" if beside else "")]
+    words = words if prefix else []
+    if old:
+        words.append("names that torchvision has given up: norm.1 for norm1")
+    if known is not None and not heads:
+        words.append("without head")
+    elif args:
+        words.append(f"head for {classes:,} classes")
+    if architecture.aux is not None and aux != architecture.aux.default:
+        args.append(f"{architecture.aux.option}={str(aux).lower()}")
+        words.append(f"{'with' if aux else 'without'} {', '.join(modules)}")
+    counters = [{name for name in some if name.endswith(COUNTER)} for some in (have, want)]
+    if counters[1] - counters[0]:
+        n = f"{len(counters[1] - counters[0]):,}" if counters[0] & counters[1] else "any"
+        words.append(f"without {n} {COUNTER}")
+    if counters[0] - counters[1]:
+        words.append(f"with {len(counters[0] - counters[1]):,} {COUNTER}")
+    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
+        if names:
+            words.append(f"{len(names):,} {what}: {_some(names)}")
+    if shapes:
+        some = [f"{name} ({_text(a)}, not {_text(b)})" for name, a, b in shapes]
+        words.append(f"{len(some):,} of other shapes: {_some(some)}")
+    return Candidate(
+        names=architecture.names,
+        score=matched / (module.size + len(missing)),
+        prefix=prefix,
+        classes=classes,
+        head=None if known is None else bool(heads),
+        aux=aux if modules else None,
+        matched=matched,
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        shapes=tuple(shapes),
+        beside=beside,
+        old=old,
+        args=tuple(args),
+        differences=tuple(words),
+    )
 
 
-def _names(module: _Module, prefix: str) -> list[str]:
-    found = [prefix + name for name in module.tensors]
-    for name, inner in module.inner.items():
-        found += _names(inner, f"{prefix}{name}.")
-    return found
+def _classes(heads: Iterable[tuple[Shape, list[int]]]) -> int | None:
+    """The number of classes that most dimensions of a head tell."""
+    votes = Counter(
+        n // -dim
+        for shape, expected in heads
+        if _fits(shape, expected)
+        for n, dim in zip(shape, expected, strict=True)
+        if dim < 0
+    )
+    return max(votes, key=lambda n: votes[n], default=None)
+
+
+def _flat(module: _Module, prefix: str = "") -> Iterator[tuple[str, Shape]]:
+    """All tensors of a module by their names without wrappers."""
+    for name, shape in module.tensors.items():
+        yield prefix + name, shape
+    for name in module.inner:
+        inner = _inside(module, name)
+        if inner is not None:
+            yield from _flat(inner, f"{prefix}{name}.")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,12 +10,9 @@ from ..core.nodes import Composite, mapping
 from ..core.tensors import TensorRef
 from ..errors import UsageError
 from .architectures import Architecture, find_architecture, shapes
-from .identify import classes_and_aux
+from .identify import compared
 from .mapping import make_maps
-from .pairing import COUNTER, Shape, Unclear, pair
-
-# None for what is no tensor: extra state, numbers.
-Shapes = Mapping[str, "Shape | None"]
+from .pairing import COUNTER, Shape, Shapes, Unclear, any_number, pair
 
 
 class Mismatch(NamedTuple):
@@ -57,13 +54,15 @@ class Map(NamedTuple):
 
 class Match(NamedTuple):
     """What fits as it is, the maps that mend what they can (in order), what fits ``after`` them,
-    modules alike of which no evidence tells which is which (``unclear``), and options of the
-    architecture with which more would fit."""
+    modules alike of which no evidence tells which is which (``unclear``), how many ``more`` maps
+    it would take, which are too many or in each other's way, and options of the architecture with
+    which more would fit."""
 
     before: Fit
     maps: list[Map]
     after: Fit
     unclear: list[Unclear]
+    more: int
     options: list[str]
 
 
@@ -110,9 +109,13 @@ def match(
     result, renamed = _match(found, shapes(known, classes, aux), versions)
     if result.after.fits:
         return result
-    options, better = _helpful(known, renamed, classes, aux)
+    # what the tensors ask for where nothing else is asked for
+    plain = {name: shape for name, shape in renamed.items() if shape is not None}
+    given = {text.partition("=")[0] for text in arch_arg}
+    helpful = [arg for arg in compared(plain, known).args if arg.partition("=")[0] not in given]
+    better = shapes(known, *_options(known, [*arch_arg, *helpful]))
     if _fit(renamed, better, versions).problems < result.after.problems:
-        return result._replace(options=options)
+        return result._replace(options=helpful)
     return result
 
 
@@ -128,33 +131,44 @@ def _match(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> tupl
     """The match, and the shapes by the names that the maps give."""
     before = _fit(found, expected, versions)
     if before.fits:
-        return Match(before, [], before, [], []), found
+        return Match(before, [], before, [], 0, []), found
     pairing = pair(found, expected)
-    maps, now = make_maps(list(found), pairing.pairs)
-    renamed = {now[name]: shape for name, shape in found.items()}
-    modules = {_module(name): _module(new) for name, new in now.items()}
+    right = {n for n, shape in found.items() if n in expected and _takes(expected[n], shape)}
+    made = make_maps(list(found), pairing.prefixes, pairing.pairs, right, expected)
+    renamed = {made.now[name]: shape for name, shape in found.items()}
+    modules = {_module(name): _module(new) for name, new in made.now.items()}
     after = _fit(renamed, expected, {modules.get(m, m): v for m, v in versions.items()})
     if after.problems >= before.problems:
-        return Match(before, [], before, pairing.unclear, []), found
-    found_maps = []
-    for text, names in maps:
-        why = dict.fromkeys(pairing.why[name] for name in names if name in pairing.why)
-        found_maps.append(Map(text, len(names), tuple(why)))
-    return Match(before, found_maps, after, pairing.unclear, []), renamed
+        return Match(before, [], before, pairing.unclear, made.more, []), found
+    maps = []
+    for text, names in made.maps:
+        keys = (name.removeprefix(pairing.prefixes[0]) for name in names)
+        why = dict.fromkeys(pairing.why[key] for key in keys if key in pairing.why)
+        maps.append(Map(text, len(names), tuple(why)))
+    if any(pairing.prefixes) and maps:
+        maps[0] = maps[0]._replace(why=("prefix",))
+    return Match(before, maps, after, pairing.unclear, made.more, []), renamed
 
 
 def fold(names: Collection[str], among: Iterable[str]) -> list[tuple[str, int]]:
-    """Names by module, as far up as all that is in a module is among them; with how many that
-    are; in order. ``among`` are the names of all tensors that are there."""
+    """Names by module, as far up as all that is in a module is among them, and with ``*`` for
+    numbers where several modules differ in nothing else; with how many names that are; in order.
+    ``among`` are the names of all tensors that are there."""
     broken = {""}
     for name in among:
-        if name not in names:
+        if name not in names and name.rpartition(".")[2] != COUNTER:
             broken.update(_modules_of(name))
     folded: dict[str, int] = {}
     for name in names:
         top = next((module for module in _modules_of(name) if module not in broken), name)
         folded[top] = folded.get(top, 0) + 1
-    return list(folded.items())
+    alike: dict[str, list[str]] = {}
+    for top in folded:
+        alike.setdefault(any_number(top), []).append(top)
+    return [
+        (path if len(tops) > 1 else tops[0], sum(folded[top] for top in tops))
+        for path, tops in alike.items()
+    ]
 
 
 def _modules_of(name: str) -> Iterator[str]:
@@ -231,19 +245,3 @@ def _options(known: Architecture, given: Sequence[str]) -> tuple[int | None, boo
         else:
             raise UsageError(f"{name} is true or false, not '{value}'")
     return classes, aux
-
-
-def _helpful(
-    known: Architecture, found: Shapes, classes: int | None, aux: bool | None
-) -> tuple[list[str], Shapes]:
-    """The options that the tensors ask for where none are given, and the shapes with them."""
-    plain = {name: shape for name, shape in found.items() if shape is not None}
-    n, with_aux = classes_and_aux(plain, known)
-    options = []
-    if classes is None and n is not None and n != known.classes:
-        classes = n
-        options.append(f"num_classes={n}")
-    if aux is None and known.aux is not None and with_aux != known.aux.default:
-        aux = with_aux
-        options.append(f"{known.aux.option}={str(aux).lower()}")
-    return options, shapes(known, classes, aux)

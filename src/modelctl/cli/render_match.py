@@ -1,4 +1,4 @@
-"""How identify and match are printed, and the maps written."""
+"""How match is printed, and its maps written."""
 
 from __future__ import annotations
 
@@ -6,75 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.checkpoint import Checkpoint
 from ..core.names import printable
 from ..errors import ModelctlError, UsageError
-from ..inspection.architectures import Shape, index
-from ..inspection.identify import Candidate
+from ..inspection.architectures import Shape
 from ..inspection.match import Fit, Match, fold
 from ..inspection.pairing import Unclear
 from .output import Column, Output, count, shape
 
-# How many people want to read; JSON has all.
-_MOST, _MOST_ROWS = 5, 40
-
-
-# ---------------------------------------------------------------------- identify
-
-
-def print_candidates(out: Output, ckpt: Checkpoint, found: Sequence[Candidate]) -> None:
-    if out.is_json:
-        path = ckpt.origin.path if ckpt.origin else None
-        known = {"torchvision": index().version}
-        rows = [_candidate(one) for one in found]
-        out.json("identify", {"source": path, "known": known, "candidates": rows})
-        return
-    if not out.is_table:
-        columns = [Column("arch"), Column("score", True), Column("differences")]
-        out.table(
-            columns,
-            [
-                [" = ".join(one.names), f"{one.score:.3f}", "; ".join(one.differences)]
-                for one in found
-            ],
-        )
-        return
-    if not found:
-        out.line("no known architecture")
-        out.note(f"known are the {_known()} models of torchvision {index().version}")
-    for one in found[:_MOST]:
-        out.line(f"{one.score:.3f}  {' = '.join(one.names)}", "bold")
-        for text in one.differences:
-            out.line(f"       {text}")
-    if len(found) > _MOST:
-        out.line(f"… and {len(found) - _MOST} more: --format json has all")
-
-
-def _known() -> int:
-    return sum(len(one.names) for one in index().architectures)
-
-
-def _candidate(one: Candidate) -> dict[str, Any]:
-    return {
-        "arch": one.names[0],
-        "score": round(one.score, 6),
-        "differences": list(one.differences),
-        "same": list(one.names[1:]),
-        "prefix": one.prefix,
-        "num_classes": one.classes,
-        "head": one.head,
-        "aux": one.aux,
-        "matched": one.matched,
-        "missing": list(one.missing),
-        "unexpected": list(one.unexpected),
-        "mismatched": [
-            {"name": name, "found": list(a), "expected": list(b)} for name, a, b in one.shapes
-        ],
-        "beside": one.beside,
-    }
-
-
-# ---------------------------------------------------------------------- match
+# How many people want to read; JSON has all. And how wide their lines are.
+_MOST, _MOST_ROWS, _MOST_MAPS, _WIDTH = 5, 30, 20, 80
 
 
 def print_match(
@@ -102,29 +42,45 @@ def print_match(
         return
     if rows:
         out.table(columns, rows[:_MOST_ROWS])
-        if len(rows) > _MOST_ROWS:
-            out.line(f"… and {len(rows) - _MOST_ROWS} more: --format json has all")
+        _rest(out, len(rows) - _MOST_ROWS)
         out.line()
     out.line(_verdict(before), "bold")
     if found.maps:
-        width = max(len(one.map) for one in found.maps)
-        out.line()
-        out.line(f"{count(len(found.maps), 'map')} for rename:")
-        for one in found.maps:
-            why = ", ".join(one.why)
-            out.line(f"  {one.map.ljust(width)}  {count(one.tensors, 'tensor')} ({why})")
-        out.line(f"with {'it' if len(found.maps) == 1 else 'them'}: {_verdict(found.after)}")
+        _print_maps(out, found)
+        out.line(
+            f"with {'it' if len(found.maps) == 1 else 'them'}: {_verdict(found.after)}", "bold"
+        )
     for one in found.unclear[:_MOST]:
         out.line(f"not clear, not renamed: {unclear_text(one)}")
-    if len(found.unclear) > _MOST:
-        out.line(f"… and {len(found.unclear) - _MOST} more: --format json has all")
+    _rest(out, len(found.unclear) - _MOST)
+    if found.more:
+        out.line(f"not clear: it would take {count(found.more, 'more map')}")
     if found.options:
         options = " ".join(f"--arch-arg {option}" for option in found.options)
         out.note(f"hint: as the file has it: {options}")
     if found.maps and written is None:
-        out.note(
-            "hint: --write-map FILE writes the maps, 'modelctl rename SRC --map-file FILE' does them"
-        )
+        out.note("hint: --write-map FILE writes them for modelctl rename SRC --map-file FILE")
+
+
+def _print_maps(out: Output, found: Match) -> None:
+    out.line()
+    out.line(f"{count(len(found.maps), 'map')} for rename:")
+    for one in found.maps[:_MOST_MAPS]:
+        old, _, new = one.map.rpartition("=")
+        why = f"{count(one.tensors, 'tensor')}, by {' and '.join(one.why)}"
+        line = f"  {old}={new}"
+        if len(line) + len(why) + 4 <= _WIDTH:
+            out.line(f"{line}  ({why})")
+        elif len(line) <= _WIDTH:
+            out.lines([line, f"    ({why})"])
+        else:
+            out.lines([f"  {old}", f"    ={new}", f"    ({why})"])
+    _rest(out, len(found.maps) - _MOST_MAPS, "; --write-map FILE writes all")
+
+
+def _rest(out: Output, n: int, where: str = ": --format json has all") -> None:
+    if n > 0:
+        out.line(f"… and {n:,} more{where}")
 
 
 def _verdict(fit: Fit) -> str:
@@ -174,6 +130,7 @@ def _match(src: str, target: str, found: Match) -> dict[str, Any]:
         "unclear": [
             {"found": list(one.found), "expected": list(one.expected)} for one in found.unclear
         ],
+        "more_maps": found.more,
         "arch_args": found.options,
     }
 
@@ -211,5 +168,7 @@ def write_maps(out: Output, path: Path, what: str, found: Match) -> None:
         with open(path, "x", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
     except FileExistsError:
-        raise ModelctlError(f"{path} exists", hint="name another file, or remove it first") from None
+        raise ModelctlError(
+            f"{path} exists", hint="name another file, or remove it first"
+        ) from None
     out.note(f"{path}: {count(len(found.maps), 'map')} written")
