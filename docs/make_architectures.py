@@ -1,6 +1,6 @@
 """Write the index of architectures from torchvision's own models: python docs/make_architectures.py
 
-Each model is built with several numbers of classes, and with and without its auxiliary heads: what
+Each model is built with two numbers of classes, and with and without its auxiliary heads: what
 differs between the state_dicts says which dimensions follow the number of classes, and which
 modules are optional. Nothing is listed by hand. inspection/architectures.py reads the index.
 """
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torchvision
-from make_heads import state_dict
+from make_heads import kind, state_dict
 from torchvision.models import list_models
 
 INDEX = Path(__file__).parents[1] / "src/modelctl/inspection/architectures.json.gz"
 AUXILIARY = ("aux_logits", "aux_loss")
-# Two that no model has by default, to solve for what is made of them.
-FEW, MANY = 7, 13
+# A number that no model has by default, to solve for what is made of it.
+FEW = 7
 
 Shapes = dict[str, list[int]]
 
@@ -31,13 +31,12 @@ def shapes(name: str, classes: int | None = None, **options: bool) -> Shapes:
     return {key: list(tensor.shape) for key, tensor in found.items()}
 
 
-def solve(few: int, many: int) -> int:
+def solve(default: int, few: int) -> int:
     """A dimension as it is, or -a where it is a times the number of classes."""
-    if few == many:
-        return few
+    if default == few:
+        return default
     a, rest = divmod(few, FEW)
     assert rest == 0
-    assert many == a * MANY
     return -a
 
 
@@ -48,24 +47,24 @@ def described(name: str) -> tuple[Shapes, dict[str, Any]]:
     full = default = shapes(name)
     facts: dict[str, Any] = {}
     options: dict[str, bool] = {}
-    for option in AUXILIARY:
+    for option in AUXILIARY if kind(name) != "detection" else ():  # they take any option
         try:
             full, bare = shapes(name, **{option: True}), shapes(name, **{option: False})
         except (TypeError, NotImplementedError):  # no such option
             continue
-        if full == bare:  # detection models take any option
-            continue
         modules = dict.fromkeys(key.partition(".")[0] for key in full if key not in bare)
+        if not modules:  # it takes any option
+            continue
         assert all((key.partition(".")[0] in modules) == (key not in bare) for key in full)
         assert default in (full, bare)
         facts["aux"] = {"option": option, "modules": [*modules], "default": default == full}
         options = {option: True}
     try:
-        few, many = shapes(name, FEW, **options), shapes(name, MANY, **options)
+        few = shapes(name, FEW, **options)
     except TypeError:  # it knows no classes
         return full, facts
-    assert list(full) == list(few) == list(many)
-    solved = {key: [*map(solve, few[key], many[key])] for key in full}
+    assert list(full) == list(few)
+    solved = {key: [*map(solve, full[key], few[key])] for key in full}
     for key, shape in full.items():
         for n, dim in zip(shape, solved[key], strict=True):
             if dim < 0:

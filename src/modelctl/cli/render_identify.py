@@ -27,17 +27,14 @@ def print_candidates(out: Output, ckpt: Checkpoint, found: Sequence[Candidate]) 
         columns = [Column("arch"), Column("score", True), Column("differences")]
         out.table(
             columns,
-            [
-                [" = ".join(one.names), f"{one.score:.3f}", "; ".join(one.differences)]
-                for one in found
-            ],
+            [[" = ".join(one.names), _score(one), "; ".join(one.differences)] for one in found],
         )
         return
     if not found:
         out.line("no known architecture")
         out.note(f"known are the {_known()} models of torchvision {index().version}")
     for one in found[:_MOST]:
-        out.line(f"{one.score:.3f}  {' = '.join(one.names)}", "bold")
+        out.line(f"{_score(one)}  {' = '.join(one.names)}", "bold")
         for text in one.differences:
             out.lines(wrap(text, _WIDTH, initial_indent=" " * 7, subsequent_indent=" " * 9))
     if len(found) > _MOST:
@@ -48,6 +45,11 @@ def print_candidates(out: Output, ckpt: Checkpoint, found: Sequence[Candidate]) 
         out.note(f"hint: modelctl match SRC --arch {best.names[0]}{args}")
 
 
+def _score(one: Candidate) -> str:
+    """Three digits; 1.000 only where all agrees."""
+    return f"{one.score if one.score == 1 else min(one.score, 0.999):.3f}"
+
+
 def _known() -> int:
     return sum(len(one.names) for one in index().architectures)
 
@@ -55,7 +57,7 @@ def _known() -> int:
 def _candidate(one: Candidate) -> dict[str, Any]:
     return {
         "arch": one.names[0],
-        "score": round(one.score, 6),
+        "score": one.score,
         "differences": list(one.differences),
         "same": list(one.names[1:]),
         "prefix": one.prefix,

@@ -24,18 +24,7 @@ def print_match(
         out.json("match", _match(src, target, found))
         return
     before = found.before
-    rows = [
-        [what, name, str(n), ""]
-        for what, names, of in (
-            ("missing", before.missing, before.expected),
-            ("unexpected", before.unexpected, before.found),
-        )
-        for name, n in fold(names, of)
-    ]
-    rows += [
-        ["mismatched", one.name, "1", f"{_shape(one.found)}, not {_shape(one.expected)}"]
-        for one in before.mismatched
-    ]
+    rows = _rows(before)
     columns = [Column("what"), Column("name", style="cyan"), Column("tensors", True), Column("")]
     if not out.is_table:
         out.table([*columns[:3], Column("shapes")], rows)
@@ -60,6 +49,23 @@ def print_match(
         out.note(f"hint: as the file has it: {options}")
     if found.maps and written is None:
         out.note("hint: --write-map FILE writes them for modelctl rename SRC --map-file FILE")
+
+
+def _rows(fit: Fit) -> list[list[str]]:
+    """What does not fit: what it is, the name, how many tensors, and shapes."""
+    rows = [
+        [what, name, str(n), ""]
+        for what, names, among in (
+            ("missing", fit.missing, fit.expected),
+            ("unexpected", fit.unexpected, fit.found),
+        )
+        for name, n in fold(names, among)
+    ]
+    for one in fit.mismatched:
+        rows.append(
+            ["mismatched", one.name, "1", f"{_shape(one.found)}, not {_shape(one.expected)}"]
+        )
+    return rows
 
 
 def _print_maps(out: Output, found: Match) -> None:

@@ -25,7 +25,7 @@ LEAST = 0.7
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 # No model nests so deep: what is below is one name.
 _DEEPEST = 30
-_FEW = 3
+_FEW, _LONG = 3, 100
 # More are not looked at: a file of thousands of small models.
 _MOST = 200
 
@@ -180,7 +180,8 @@ def _places(root: _Module) -> list[tuple[str, _Module]]:
         prefix, module = todo.pop()
         if _wrapped(module) is None:
             found.append((prefix, module))
-        todo += [(f"{prefix}{name}.", inner) for name, inner in module.inner.items()]
+        inside = [(f"{prefix}{name}.", inner) for name, inner in module.inner.items()]
+        todo += inside[::-1]
     return found
 
 
@@ -300,7 +301,7 @@ def _candidate(
         for name, shape in tensors(architecture.root)
         if aux or name.partition(".")[0] not in modules
     }
-    heads = {name for name, dims in want.items() if _is_head(dims) and name in have}
+    heads = [name for name, dims in want.items() if _is_head(dims) and name in have]
     classes = _classes((have[name], want[name]) for name in heads)
     matched, missing, shapes = 0, [], []
     for name, dims in want.items():
@@ -381,7 +382,8 @@ def _flat(module: _Module, prefix: str = "") -> Iterator[tuple[str, Shape]]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_FEW]) + (", …" if len(names) > _FEW else "")
+    some = [name if len(name) <= _LONG else f"{name[:_LONG]}…" for name in names[:_FEW]]
+    return ", ".join(some) + (", …" if len(names) > _FEW else "")
 
 
 def _text(shape: Shape) -> str:

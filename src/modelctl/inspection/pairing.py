@@ -97,10 +97,10 @@ def _prefixes(s: Mapping[str, Shape], t: Mapping[str, Shape]) -> tuple[str, str,
         votes = _votes(inner, outer)
         best = max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
         if votes[best] > equal and 2 * votes[best] >= min(len(s), len(t)):
-            some = [p for p, n in votes.items() if 2 * n > votes[best] and not _nested(p, best)]
-            if some:
-                unclear = (best, *some), ("",)
-                return "", "", Unclear(*(unclear if inner is s else unclear[::-1]))
+            likely = [prefix for prefix, n in votes.items() if 2 * n > votes[best]]
+            if not all(_nested(prefix, best) for prefix in likely):
+                some = tuple(likely)
+                return "", "", Unclear(some, ("",)) if inner is s else Unclear(("",), some)
             return (best, "", None) if inner is s else ("", best, None)
     if equal:
         return "", "", None
