@@ -36,9 +36,12 @@ def print_match(
     out.line(_verdict(before), "bold")
     if found.maps:
         _print_maps(out, found)
-        out.line(
-            f"with {'it' if len(found.maps) == 1 else 'them'}: {_verdict(found.after)}", "bold"
-        )
+        them = "it" if len(found.maps) == 1 else "them"
+        out.line(f"with {them}: {_verdict(found.after)}", "bold")
+        left = _rows(found.after)
+        for what, name, n, shapes in left[:_MOST]:
+            out.line(f"  {what} {name}  {shapes or count(int(n), 'tensor')}")
+        _rest(out, len(left) - _MOST)
     for one in found.unclear[:_MOST]:
         out.line(f"not clear, not renamed: {unclear_text(one)}")
     _rest(out, len(found.unclear) - _MOST)
