@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from ..core.maps import renamer
 from ..errors import UsageError
-from .pairing import COUNTER
 
 # Nobody reads more, and each is tried on all names.
 MOST_MAPS = 200
@@ -44,7 +43,6 @@ def make_maps(
     are all names of the model."""
     left, added = prefixes
     goal = {left + name: added + new for name, new in pairs.items()}
-    goal.update(_counters(names, goal))
     work = _Work(names, goal, right)
     if left or added:
         by_prefix = {name: added + name.removeprefix(left) for name in names}
@@ -105,20 +103,6 @@ class _Work:
         self.used = stay | after
         self.maps.append((text, list(moved)))
         return True
-
-
-def _counters(names: Sequence[str], goal: Mapping[str, str]) -> dict[str, str]:
-    """BatchNorm's counters go where their modules go."""
-    modules = {_module(name): _module(new) for name, new in goal.items()}
-    found = {}
-    for name in names:
-        if _last(name) == COUNTER and _module(name) in modules:
-            found[name] = f"{modules[_module(name)]}.{COUNTER}".lstrip(".")
-    return found
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _last(name: str) -> str:

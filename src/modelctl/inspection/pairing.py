@@ -356,7 +356,10 @@ def _ascend(groups: Sequence[_Group]) -> bool:
 
 def _likeness(a: str, b: str) -> int:
     """How many words of one path are, or begin, one of the other (``q``, ``query``)."""
-    words, others = ([word.lower() for word in _WORD.findall(path)] for path in (a, b))
+    words, others = (
+        [word.lower() for word in _WORD.findall(path) if word not in ("weight", "bias")]
+        for path in (a, b)
+    )
     return sum(
         any(word == other or (word.isalpha() and _begins(word, other)) for other in others)
         for word in words
