@@ -23,6 +23,8 @@ COUNTER = "num_batches_tracked"
 LEAST = 0.7
 # Names in the files of densenets that torchvision offers to this day; it renames them itself.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+# Nobody has so many classes.
+_HUGE = 1 << 31
 # No model nests so deep: what is below is one name.
 _DEEPEST = 30
 _FEW, _LONG = 3, 100
@@ -210,7 +212,8 @@ def _is_head(shape: Sequence[int]) -> bool:
 
 def _fits(shape: Shape, expected: Sequence[int]) -> bool:
     return len(shape) == len(expected) and all(
-        n == dim or (dim < 0 < n and n % dim == 0) for n, dim in zip(shape, expected, strict=True)
+        n == dim or (dim < 0 < n < _HUGE and n % dim == 0)
+        for n, dim in zip(shape, expected, strict=True)
     )
 
 
