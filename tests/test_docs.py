@@ -120,6 +120,20 @@ def test_the_readme_shows_what_summary_prints(tmp_path: Path) -> None:
     assert plain(printed) == plain(first.text)
 
 
+def test_the_readme_shows_what_identify_and_match_print(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from modelctl.inspection import architectures
+
+    known = architectures.find_architecture("torchvision:resnet18")
+    shapes = architectures.shapes(known, classes=10)
+    state = {f"module.{name}": torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "cats.pt")
+    (shown,) = (block for block in blocks(ROOT / "README.md") if block.kind == "console")
+    commands = [line[2:] for line in shown.text.splitlines() if line.startswith("$ ")]
+    printed = [f"$ {command}\n{run(f'{command} || true', tmp_path)}" for command in commands]
+    assert "".join(printed) == shown.text
+
+
 def test_the_readme_python_runs(tmp_path: Path) -> None:
     code = next(block for block in blocks(ROOT / "README.md") if block.kind == "python")
     shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models")

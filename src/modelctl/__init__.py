@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .files import save as save
     from .files import save_parts as save_parts
     from .inspection.diff import diff as diff
+    from .inspection.identify import identify as identify
     from .inspection.listing import list_tensors as list_tensors
+    from .inspection.match import match as match
     from .inspection.summary import summarize as summarize
     from .surgery.convert import convert as convert
     from .surgery.find_head import find_head as find_head
@@ -56,6 +58,8 @@ _WHERE = {
     "summarize": "inspection.summary",
     "list_tensors": "inspection.listing",
     "diff": "inspection.diff",
+    "identify": "inspection.identify",
+    "match": "inspection.match",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -26,6 +26,8 @@ LIBRARY: dict[str, Callable[..., Any]] = {
     "summary": mc.summarize,
     "ls": list_tensors,
     "diff": mc.diff,
+    "identify": mc.identify,
+    "match": mc.match,
     "strip-prefix": mc.strip_prefix,
     "add-prefix": mc.add_prefix,
     "rename": mc.rename,
@@ -45,7 +47,10 @@ OUTPUT = {
 }
 DISPLAY = {"format", "color", "quiet"}
 # --params and --buffers are the library's role; --long is how it is shown
-SPELLED = {"ls": ({"params", "buffers", "long"}, {"role"})}
+SPELLED = {
+    "ls": ({"params", "buffers", "long"}, {"role"}),
+    "match": ({"like_key", "write_map"}, set()),
+}
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -258,6 +263,8 @@ def process(*argv: str, never: str = "torch,safetensors,torchvision") -> Result:
         ("ls", "ddp.pt", "--long"),
         ("show", "ddp.pt"),
         ("diff", "ddp.pt", "flat.pt"),
+        ("identify", "ddp.pt"),
+        ("match", "ddp.pt", "--arch", "torchvision:resnet18"),
         ("strip-prefix", "ddp.pt", "-o", "1.pt"),
         ("add-prefix", "flat.pt", "--prefix", "m", "-o", "1a.pt"),
         ("rename", "flat.pt", "--map", "conv1=stem", "-o", "1b.pt"),
@@ -277,7 +284,7 @@ def test_torch_is_never_imported(cli: Cli, ddp: Path, flat: Path, argv: tuple[st
     assert cli("freeze", flat, "--pattern", "conv1", "-o", "frozen.pt").code == 0
     Path("r.toml").write_text('[[edit]]\ndo = "strip-prefix"\n[[edit]]\ndo = "strip-head"\n')
     result = process(*argv)
-    assert result.code == (1 if argv[0] == "diff" else 0), result.err
+    assert result.code == (1 if argv[0] in ("diff", "match") else 0), result.err
     assert result.err.splitlines()[-1] == "imported:"
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from modelctl.inspection import architectures
+
 from .files import Cli, net, tensor, training, write
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -58,6 +60,22 @@ CASES: dict[str, tuple[str, ...]] = {
     "error-recipe": ("apply", "bad.toml", "ddp.pt", "-o", "out.pt"),
 }
 
+# Of known architectures, under the names that people give them.
+KNOWN_CASES: dict[str, tuple[str, ...]] = {
+    "identify": ("identify", "cats.pt"),
+    "identify-none": ("identify", "flat.pt"),
+    "identify-markdown": ("identify", "cats.pt", "--format", "markdown"),
+    "match": ("match", "cats.pt", "--arch", "torchvision:squeezenet1_1"),
+    "match-fits": (
+        *("match", "plain.pt", "--arch", "torchvision:squeezenet1_1"),
+        *("--arch-arg", "num_classes=10"),
+    ),
+    "match-like": ("match", "ddp.pt", "--like", "renamed.pt", "--write-map", "old-to-new.map"),
+    "match-unclear": ("match", "alike.pt", "--like", "other-alike.pt"),
+    "match-csv": ("match", "ddp.pt", "--like", "flat.pt", "--format", "csv"),
+    "error-arch": ("match", "flat.pt", "--arch", "resnet55"),
+}
+
 
 @pytest.fixture
 def inputs(cli: Cli, ddp: Path, flat: Path) -> None:
@@ -87,15 +105,46 @@ def inputs(cli: Cli, ddp: Path, flat: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(cli: Cli, inputs: None, name: str) -> None:
-    result = cli(*CASES[name])
-    text = f"$ modelctl {' '.join(CASES[name])}\n{result.out}"
+    check_golden(cli, name, CASES[name])
+
+
+def check_golden(cli: Cli, name: str, argv: tuple[str, ...]) -> None:
+    result = cli(*argv)
+    text = f"$ modelctl {' '.join(argv)}\n{result.out}"
     if result.err:
         text += f"--- stderr\n{result.err}"
     golden(name, text + f"--- exit {result.code}\n")
 
 
+@pytest.fixture
+def known(inputs: None) -> None:
+    shapes = architectures.shapes(
+        architectures.find_architecture("torchvision:squeezenet1_1"), classes=10
+    )
+    plain = {name: tensor(*shape) for name, shape in shapes.items()}
+    write(Path("plain.pt"), plain)
+    write(Path("cats.pt"), {f"module.{name}": ref for name, ref in plain.items()})
+    renamed = {
+        name.replace("layer1", "mlp").replace("fc", "head"): ref for name, ref in net().items()
+    }
+    renamed["head.weight"], renamed["head.bias"] = tensor(7, 6), tensor(7)
+    write(Path("renamed.pt"), renamed)
+    deep = {}
+    for i in range(30):
+        deep[f"blocks.{i}.a.weight"] = tensor(6, 2)
+        deep[f"blocks.{i}.b.weight"] = tensor(6, 2)
+    write(Path("other-alike.pt"), deep)
+    deep = {name.replace(".a.", ".x.").replace(".b.", ".y."): ref for name, ref in deep.items()}
+    write(Path("alike.pt"), deep)
+
+
+@pytest.mark.parametrize("name", KNOWN_CASES)
+def test_golden_of_known_architectures(cli: Cli, known: None, name: str) -> None:
+    check_golden(cli, name, KNOWN_CASES[name])
+
+
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.glob("*")} == set(CASES)
+    assert {path.stem for path in GOLDEN.glob("*")} == {*CASES, *KNOWN_CASES}
 
 
 def test_colour_and_width_never_change_what_a_pipe_gets(

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
-from . import edit, look, parts
+from . import architectures, edit, look, parts
 
 COMMANDS = {
     command.__name__.replace("_", "-"): (command, panel)
-    for panel, commands in (("Look", look.COMMANDS), ("Edit", (*edit.COMMANDS, *parts.COMMANDS)))
+    for panel, commands in (
+        ("Look", (*look.COMMANDS, *architectures.COMMANDS)),
+        ("Edit", (*edit.COMMANDS, *parts.COMMANDS)),
+    )
     for command in commands
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import translate
 
 from ..errors import UsageError
@@ -34,20 +34,54 @@ def _by_glob(old: str, new: str) -> Renamer:
     stars = _stars(old)
     if len(parts) - 1 > stars:
         raise UsageError(f"'{new}' has more '*' than '{old}'")
-    if not stars and not re.search(r"[?\[]", old):
+    plain = not re.search(r"[?\[]", old)
+    if not stars and plain:
         return lambda name: new + name[len(old) :] if _is_in(name, old) else None
-    pattern = re.compile(_capturing(old), re.DOTALL)
+    match = _plain_stars(old) if plain else _any_stars(old)
 
     def renamed(name: str) -> str | None:
-        found = pattern.fullmatch(name)
+        found = match(name)
         if found is None:
             return None
         out = parts[0]
-        for star, part in zip(found.groups(), parts[1:], strict=False):
+        for star, part in zip(found, parts[1:], strict=False):
             out += star + part
         return out
 
     return renamed
+
+
+def _plain_stars(pattern: str) -> Callable[[str], Sequence[str] | None]:
+    """What the ``*`` stand for, each as little as it can: what is between them stands where it is
+    found first. (A regex would try all places, one star for another.)"""
+    first, *between, last = pattern.split("*")
+
+    def match(name: str) -> Sequence[str] | None:
+        if not name.startswith(first):
+            return None
+        stars, at = [], len(first)
+        for part in between:
+            found = name.find(part, at)
+            if found < 0:
+                return None
+            stars.append(name[at:found])
+            at = found + len(part)
+        end = len(name) - len(last)
+        if end < at or not name.endswith(last):
+            return None
+        return [*stars, name[at:end]]
+
+    return match
+
+
+def _any_stars(pattern: str) -> Callable[[str], Sequence[str] | None]:
+    regex = re.compile(_capturing(pattern), re.DOTALL)
+
+    def match(name: str) -> Sequence[str] | None:
+        found = regex.fullmatch(name)
+        return None if found is None else found.groups()
+
+    return match
 
 
 def _is_in(name: str, module: str) -> bool:
