@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
@@ -33,6 +33,15 @@ class Origin(NamedTuple):
     format: str
     label: str
     bytes_on_disk: int
+
+
+class Recorded(NamedTuple):
+    """What a program recorded of a module: its class, and the shape that it gave. A dimension
+    that is not fixed has the name of its symbol."""
+
+    module: str
+    type: str
+    out_shape: tuple[int | str, ...]
 
 
 class Resource(Protocol):
@@ -74,6 +83,7 @@ class Checkpoint:
         constants: tensors and values that a compiled model's code uses, beside its state_dict.
         outside: what else the file holds that is not in the tree (a program, other members), so
             that writing the tree would lose it; None where there is nothing.
+        program: reads what the modules of an exported program gave; None where there is none.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
     """
 
@@ -85,6 +95,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     constants: Any = None
     outside: str | None = None
+    program: Callable[[], list[Recorded]] | None = None
     key: Path | None = None
     resources: tuple[Resource, ...] = ()
 

@@ -19,6 +19,7 @@ from ..errors import UnreadableError
 from ..pickles.rebuild import view
 from ..storage.source import FileSource, FileStorage
 from ..storage.zipdir import STORED, Member, ZipDirectory
+from .export_program import read_program
 
 MAX_JSON = 256 << 20
 LABEL = "torch.export"
@@ -81,6 +82,7 @@ def read_export(
         Origin(source.name, "torch-export", LABEL, source.size),
         constants=ordered_dict(constants),
         outside="the exported program",
+        program=lambda: read_program(directory),
         warnings=tuple(directory.warnings) + tuple(w for part in parts for w in part.warnings),
         findings=tuple(finding for part in parts for finding in part.findings),
         resources=(source,),

@@ -72,6 +72,16 @@ def index() -> Index:
     return Index(data["torchvision"], data["modules"], found)
 
 
+def example_input(found: Architecture) -> Shape | None:
+    """The shape of an image or a clip that the architecture takes, with a batch of one; None
+    where it takes something else (detection, optical flow)."""
+    name = found.names[0].removeprefix(FROM)
+    if name.startswith(("raft", "ssd", "fcos", "retinanet")) or "rcnn" in name:
+        return None
+    first = next((len(shape) for _, shape in tensors(found.root) if len(shape) > 3), 0)
+    return {4: (1, 3, 224, 224), 5: (1, 3, 16, 224, 224)}.get(first)
+
+
 def _aux(facts: Mapping[str, Any]) -> Auxiliary | None:
     aux = facts.get("aux")
     return Auxiliary(aux["option"], tuple(aux["modules"]), aux["default"]) if aux else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..core.checkpoint import Recorded
 from ..core.modules import class_name, hyperparameters, submodules
 from ..core.names import WRAPPERS
 from ..core.nodes import Obj, attributes, mapping
@@ -13,7 +15,7 @@ from ..core.tensors import TensorRef
 
 class Row(NamedTuple):
     """A module, or several alike (``repeat``) in one row. Counts are of elements; each tensor is
-    counted once, where it first occurs."""
+    counted once, where it first occurs. ``out_shape`` is what an exported program recorded."""
 
     path: str
     level: int
@@ -28,6 +30,7 @@ class Row(NamedTuple):
     trainable: int | None
     weight: tuple[int, ...] | None
     dtypes: tuple[str, ...]
+    out_shape: tuple[int | str, ...] | None = None
 
 
 def module_rows(
@@ -36,9 +39,10 @@ def module_rows(
     grads: Any,
     depth: int | None,
     module: Obj | None,
+    program: Sequence[Recorded] = (),
 ) -> list[Row]:
-    """The modules down to ``depth``, each tensor in exactly one of them; of a whole module those
-    without tensors, too."""
+    """The modules down to ``depth``, each tensor in exactly one of them; of a whole module and of
+    an exported program those without tensors, too."""
     groups: dict[str, list[str]] = {}
     classes = dict(submodules(module)) if module is not None else {}
     for path, node in classes.items():
@@ -47,12 +51,34 @@ def module_rows(
         has_inner = bool(mapping(attributes(node).get("_modules")))
         if path and (level == depth or (not has_inner and (depth is None or level < depth))):
             groups[path] = []
+    inner = {path[:at] for path in (one.module for one in program) for at in _dots(path)}
+    for one in program:
+        level = one.module.count(".") + 1
+        is_leaf = one.module not in inner and (depth is None or level < depth)
+        if one.module and (is_leaf or level == depth):
+            groups[one.module] = []
     for name in tensors:
         parts = name.split(".")[:-1]
         cut = parts if depth is None else parts[: depth + _wrapped(parts)]
         groups.setdefault(".".join(cut), []).append(name)
     rows = [_row(path, names, tensors, once, grads) for path, names in groups.items()]
-    return [_with_class(row, classes[row.path]) if row.path in classes else row for row in rows]
+    rows = [_with_class(row, classes[row.path]) if row.path in classes else row for row in rows]
+    recorded = {one.module: one for one in program}
+    return [_as_recorded(row, recorded.get(row.path)) for row in rows]
+
+
+def _dots(path: str) -> list[int]:
+    return [i for i, letter in enumerate(path) if letter == "."]
+
+
+def _as_recorded(row: Row, found: Recorded | None) -> Row:
+    """A row of an exported program: its class is known; the kernel is its weight's."""
+    if found is None:
+        return row
+    kernel = (row.kind or "").removeprefix("conv") if (row.kind or "").startswith("conv") else ""
+    return row._replace(
+        type=found.type, kind=found.type + kernel, inferred=False, out_shape=found.out_shape
+    )
 
 
 def _with_class(row: Row, module: Obj) -> Row:

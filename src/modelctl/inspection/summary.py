@@ -89,10 +89,11 @@ def summarize(
             shared.setdefault(kept, [kept]).append(name)
     once = set(first.values())
     module = sections.models[0].node if sections.models and sections.models[0].is_module else None
-    rows = module_rows(tensors, once, grads, depth, module)
+    program = ckpt.program() if ckpt.program is not None and tensors else []
+    rows = module_rows(tensors, once, grads, depth, module, program)
     if fold or (fold is None and len(rows) > 40):
         inside = makeups(tensors)
-        rows = folded(rows, lambda row: inside.get(row.path), joined)
+        rows = folded(rows, lambda row: (inside.get(row.path), row.out_shape), joined)
     rows = labelled(rows, tensors)
     order = {
         "name": lambda row: natural(row.path),

@@ -99,7 +99,7 @@ def trace(
     """
     watch = _Watch(model, args, kwargs)
     with ExitStack() as stack:
-        stack.enter_context(_random_numbers_kept())
+        stack.enter_context(random_numbers_kept())
         stack.enter_context(_plain_kernels(device))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward))
@@ -119,7 +119,7 @@ def _no_backward(_: Any) -> Tensor:
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
+def random_numbers_kept() -> Iterator[None]:
     """What the forward draws is not missing later: dropout, noise, stochastic depth."""
     cuda: Any = torch.cuda
     devices = cuda.device_count() if cuda.is_available() and cuda.is_initialized() else 0
