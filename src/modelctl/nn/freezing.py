@@ -127,16 +127,20 @@ def count_trainable(params: Parameters) -> int:
     return sum(numel(p) for p in params.by_name.values() if p.requires_grad)
 
 
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether a tensor can have a gradient: integers can't."""
+    return parameter.dtype.is_floating_point or parameter.dtype.is_complex
+
+
 def set_grad(params: Parameters, names: Iterable[str], requires_grad: bool) -> list[str]:
     """Set ``requires_grad`` of parameters, by first name; gives those that changed.
 
-    Thawing passes over tensors that can't have a gradient (integers).
+    Thawing passes over tensors that can't have a gradient.
     """
     changed = []
     for name in names:
         parameter = params.by_name[name]
-        kind = parameter.dtype
-        if requires_grad and not (kind.is_floating_point or kind.is_complex):
+        if requires_grad and not can_train(parameter):
             continue
         if parameter.requires_grad != requires_grad:
             parameter.requires_grad = requires_grad  # the method refuses lazy ones

@@ -15,7 +15,7 @@ from .layering import depths, is_norm
 from .naming import Parameters, is_lazy, numel, places
 from .text import some, table
 
-_RESERVED = ("params", "param_names")
+RESERVED = ("params", "param_names")
 
 
 def param_groups(
@@ -70,11 +70,11 @@ def param_groups(
     """
     rules = rules or {}
     for settings in (defaults, *rules.values()):
-        for key in _RESERVED:
+        for key in RESERVED:
             if key in settings:
                 raise UsageError(f"'{key}' is no setting: the patterns choose the parameters")
     params = Parameters(model)
-    undecayed = _undecayed(model, params, no_decay)
+    bare = undecayed(model, params, no_decay)
     scales = _scales(model, params, layer_decay, layers)
     left = {name: p for name, p in params.by_name.items() if p.requires_grad}
     if not left:
@@ -94,14 +94,14 @@ def param_groups(
             warnings.warn(
                 f"the rule '{pattern}' gets no group: all that it matches is {why}", stacklevel=2
             )
-        groups += _split(taken, {**defaults, **settings}, undecayed, scales)
-    return groups + _split(left, defaults, undecayed, scales)
+        groups += split(taken, {**defaults, **settings}, bare, scales)
+    return groups + split(left, defaults, bare, scales)
 
 
-def _split(
+def split(
     named: Mapping[str, nn.Parameter],
     settings: Mapping[str, Any],
-    undecayed: set[str],
+    without_decay: set[str],
     scales: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Groups of parameters with the same settings, by the scale of their lr and by decay."""
@@ -113,7 +113,7 @@ def _split(
         )
     parts: dict[tuple[float, bool], list[str]] = {}
     for name in named:
-        parts.setdefault((scales.get(name, 1.0), name in undecayed), []).append(name)
+        parts.setdefault((scales.get(name, 1.0), name in without_decay), []).append(name)
     groups = []
     for scale, bare in sorted(parts):
         names = parts[scale, bare]
@@ -145,7 +145,26 @@ def _scales(
     return {name: layer_decay ** (last - layer) for name, layer in depth.items()}
 
 
-def _undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) -> set[str]:
+def in_common(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that all groups have alike; of weight decays those above 0 count, as the
+    others are what ``no_decay`` makes."""
+    first, *others = groups
+    found = {
+        key: value
+        for key, value in first.items()
+        if key not in RESERVED and all(key in o and _same(o[key], value) for o in others)
+    }
+    decays = {float(group["weight_decay"]) for group in groups if group.get("weight_decay")}
+    return {**found, "weight_decay": decays.pop()} if len(decays) == 1 else found
+
+
+def _same(a: Any, b: Any) -> bool:
+    a, b = (value.tolist() if isinstance(value, Tensor) else value for value in (a, b))
+    return bool(a == b)
+
+
+def undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) -> set[str]:
+    """First names of the parameters that ``no_decay`` of :func:`param_groups` means."""
     if no_decay is False:
         return set()
     if no_decay is not True:
@@ -171,7 +190,7 @@ def describe_groups(groups: Optimizer | Sequence[Mapping[str, Any]]) -> str:
     """
     found = groups.param_groups if isinstance(groups, Optimizer) else list(groups)
     keys = [key for key in ("lr", "weight_decay") if any(key in group for group in found)]
-    keys += _differing(found, {*keys, *_RESERVED})
+    keys += _differing(found, {*keys, *RESERVED})
     rows = []
     for i, group in enumerate(found):
         params = list(group["params"])
