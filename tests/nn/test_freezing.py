@@ -50,6 +50,12 @@ def test_nothing_matched_is_an_error_with_the_nearest_names(net):
         mnn.freeze(net, "fc", exclude="fc")
     with pytest.raises(NoMatchError):
         mnn.unfreeze(net, "nothing")
+    for patterns in (None, 3, ["fc", None]):
+        with pytest.raises(UsageError, match="is no pattern"):
+            mnn.freeze(net, patterns)
+    for call in (mnn.unwrap, mnn.trainable, lambda model: mnn.freeze(model, "*")):
+        with pytest.raises(UsageError, match=r"dict is no nn\.Module"):
+            call({})
 
 
 def test_everything_frozen_warns(net):

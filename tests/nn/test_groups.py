@@ -179,6 +179,11 @@ def test_rules_that_would_be_lost(net):
         mnn.param_groups(net, {"layer1": {"lr": 1.0}})
     with pytest.raises(UsageError, match="params"):
         mnn.param_groups(net, {"fc": {"params": []}})
+    with pytest.raises(UsageError, match="the rule 'fc' has no settings") as e:
+        mnn.param_groups(net, {"fc": 1e-3})
+    assert e.value.hint == "{'fc': {'lr': 0.001}}"
+    with pytest.raises(UsageError, match="not a list"):
+        mnn.param_groups(net, [{"lr": 1e-3}])
     with pytest.warns(UserWarning, match="will not move"):
         mnn.freeze(net, "*")
     with pytest.raises(RefusedError, match="every parameter is frozen"):
@@ -196,6 +201,12 @@ def test_describe_groups(net):
     assert "?" in mnn.describe_groups(optim.SGD(net.parameters(), lr=1))
     groups = mnn.param_groups(net, lr=torch.tensor(0.25))
     assert mnn.describe_groups(groups).splitlines()[1].split()[3] == "0.25"
+    pairs = mnn.describe_groups([{"params": [*net.fc.named_parameters()]}])
+    assert pairs.splitlines()[1].split() == ["0", "2", "35", "weight,", "bias"]
+    assert mnn.describe_groups([{"params": net.fc.bias}]).splitlines()[1].split()[2] == "5"
+    for odd in (net.parameters(), [{"params": net.parameters()}], [{}], [3]):
+        with pytest.raises(UsageError, match="a param group is a dict with a list of params"):
+            mnn.describe_groups(odd)
 
 
 # ------------------------------------------------------------------ warm-up and cosine
