@@ -1,7 +1,7 @@
 """Fine-tune a pretrained net on another task; stop whenever you like, and go on.
 
     python examples/finetune.py                # under a minute on a CPU; on a GPU as it is
-    python examples/finetune.py --resume       # from the latest checkpoint
+    python examples/finetune.py --resume       # from the latest checkpoint, if there is one
 
 The weights are those of sample_models/cnn-ddp.pt: 10 classes, saved under DataParallel. The head
 is stripped and a new one trained alone; then the trunk thaws and trains along, more slowly. The
@@ -40,6 +40,7 @@ def data(seed: int, size: int) -> TensorDataset:
 
 def pretrained(path: Path) -> SmallCNN:
     """The sample's weights without ``module.`` and without its head, under a new head."""
+    path.parent.mkdir(exist_ok=True)
     with mc.open(SAMPLES / "cnn-ddp.pt") as ckpt:
         mc.save(mc.strip_head(mc.strip_prefix(ckpt)), path, overwrite=True)
     model = SmallCNN(CLASSES)
@@ -51,11 +52,12 @@ class Training:
     """Everything that a checkpoint must hold, built the same way at the start and to resume."""
 
     def __init__(self, out: Path, epochs: int, device: torch.device, size: int) -> None:
-        self.out, self.device = out, device
+        self.out, self.epochs, self.device = out, epochs, device
         # shuffled by torch's own generator, whose state is saved
         self.loader = DataLoader(data(1, size), BATCH, shuffle=True)
         self.validation = DataLoader(data(2, 320), 64)
-        self.model = pretrained(out / "backbone.pt").to(device)
+        # in a folder of its own: it is no checkpoint of this training
+        self.model = pretrained(out / "pretrained" / "backbone.pt").to(device)
         mnn.freeze(self.model, "*", exclude="fc", bn_eval=True)
         # what is frozen gets no group; the trunk joins when it thaws
         groups = mnn.param_groups(self.model, {"fc": {"lr": 1e-2}}, no_decay=True)
@@ -112,12 +114,15 @@ class Training:
     def save(self) -> None:
         """A file an epoch, the last three of them, and latest.pt."""
         path = self.out / "epoch-{epoch}.pt"
-        extra = {"accuracy": self.accuracy}
+        extra = {"accuracy": self.accuracy, "epochs": self.epochs}
         mnn.save_checkpoint(path, **self.parts(), epoch=self.epoch, extra=extra, keep_last=3)
 
     def resume(self, path: Path) -> None:
         state = mnn.resume(path, **self.parts())
         print(state)
+        if state.extra["epochs"] != self.epochs:  # its cosine has come down to 0 there
+            epochs = state.extra["epochs"]
+            sys.exit(f"{path}: a training of {epochs} epochs; go on with --epochs {epochs}")
         self.epoch, self.accuracy = state.epoch, state.extra["accuracy"]
 
 
@@ -134,7 +139,7 @@ def main() -> None:
     mnn.seed_everything(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     training = Training(args.out, args.epochs, mnn.choose_device(args.device), args.images)
-    if args.resume:
+    if args.resume and any(args.out.glob("*.pt")):  # it may have been stopped before the first
         training.resume(args.out)
     print(f"accuracy with a new, untrained head: {training.accuracy[0]:.1%}")
     while training.epoch < args.epochs:

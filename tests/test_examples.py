@@ -41,6 +41,23 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, short(out)
 
 
+def test_resuming_before_the_first_checkpoint_starts(tmp_path: Path) -> None:
+    for _ in range(2):  # the second time with what the first one left before its first epoch
+        printed = finetune("--out", tmp_path, "--resume", "--epochs", "1", "--images", "32")
+        assert "resumed" not in printed
+        assert "epoch 1: loss" in printed
+        for path in tmp_path.glob("*.pt"):
+            path.unlink()
+
+
+def test_the_schedule_of_a_run_is_not_made_longer(straight: tuple[Path, str]) -> None:
+    command = [sys.executable, SCRIPT, "--out", straight[0], "--resume", "--epochs", "4"]
+    done = subprocess.run([*command, "--images", "320"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "a training of 3 epochs; go on with --epochs 3" in done.stderr
+    assert "epoch 4" not in done.stdout
+
+
 def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
@@ -62,7 +79,7 @@ def test_it_learns_first_the_head_and_then_the_trunk(straight: tuple[Path, str])
     assert len(accuracy) == EPOCHS + 1
     assert end > start + 0.3
     assert f"accuracy {end:.1%}" in printed
-    backbone = load(out / "backbone.pt")["state_dict"]
+    backbone = load(out / "pretrained" / "backbone.pt")["state_dict"]
     first, second = (load(out / f"epoch-{i}.pt")["model"] for i in (1, 2))
     assert all(torch.equal(first[name], value) for name, value in backbone.items())
     assert not any(torch.equal(second[n], v) for n, v in backbone.items() if v.ndim == 4)

@@ -52,6 +52,36 @@ def train(parts, steps: int) -> None:
         parts["scheduler"].step()
 
 
+def thaw() -> None:
+    """What thaws behind the wrapper would not be synchronised; what is wrapped anew is."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    mnn.freeze(model, "0")
+    wrapped = DistributedDataParallel(model)
+    optimizer = optim.SGD(mnn.param_groups(model), lr=0.1)
+    for late in (wrapped, torch.nn.Sequential(wrapped)):
+        try:
+            mnn.unfreeze(late, "*", optimizer=optimizer)
+            refused = None
+        except RefusedError as e:
+            refused = e
+        assert refused is not None
+        assert "0.weight" in refused.message
+        assert "wrap" in refused.hint
+        assert not model[0].weight.requires_grad
+    mnn.unfreeze(wrapped, "1")  # trains already
+    mnn.unfreeze(mnn.unwrap(wrapped), "0", optimizer=optimizer)
+    wrapped = DistributedDataParallel(model)
+    seed(distributed.get_rank())
+    for _ in range(2):
+        optimizer.zero_grad()
+        wrapped(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    both = [torch.zeros(4, 4) for _ in range(2)]
+    distributed.all_gather(both, model[0].weight.detach())
+    assert torch.equal(*both)
+
+
 def end(parts):
     return {
         "model": parts["model"].state_dict(),
@@ -61,6 +91,7 @@ def end(parts):
 
 
 def first(folder: Path, rank: int) -> None:
+    thaw()
     parts = built()
     seed(rank)
     train(parts, 10)

@@ -131,6 +131,19 @@ def test_visible_devices(monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_their_order_is_nvidia_smis_also_where_they_are_set_already(monkeypatch):
+    monkeypatch.setattr(devices, "_cuda_is_up", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    for odd in ([2, 0], True, -1, None):
+        with pytest.raises(UsageError, match="is no GPU"):
+            mnn.visible_devices(odd)
+    assert "CUDA_DEVICE_ORDER" not in os.environ
+    mnn.visible_devices("2,0")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,0"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
 def test_a_scheduler_that_set_them_is_not_overruled(monkeypatch):
     monkeypatch.setattr(devices, "_cuda_is_up", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a, GPU-2b")
@@ -148,7 +161,10 @@ def test_once_cuda_is_up_it_is_too_late(monkeypatch):
         mnn.visible_devices(1)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    mnn.visible_devices(1)  # as it is: nothing to do
+    with pytest.warns(UserWarning, match="its GPU 1 need not be nvidia-smi's"):
+        mnn.visible_devices(1)  # as it is, if it is what it was meant to be
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    mnn.visible_devices(1)
 
 
 @pytest.mark.skipif(not hasattr(os, "RTLD_NOLOAD"), reason="libcuda is looked for on Linux")
@@ -205,6 +221,19 @@ class Slotted:
         return self
 
 
+class Plain:
+    """One without ``non_blocking``, as many are."""
+
+    def to(self, device):
+        self.device = device
+        return self
+
+
+class Twin(collections.namedtuple("Twin", "a b")):
+    def __new__(cls, a):
+        return super().__new__(cls, a, a)
+
+
 def test_a_nested_batch():
     cpu = torch.ones(2)
     array = np.ones(2)
@@ -213,6 +242,7 @@ def test_a_nested_batch():
         "list": [cpu, "text", 3, None],
         "tuple": (cpu, b"bytes"),
         "pair": Pair(cpu, [cpu]),
+        "twin": Twin(cpu),
         "sample": Sample(cpu, "a.png", {"m": cpu}),
         "array": array,
         "ordered": collections.OrderedDict(a=cpu),
@@ -233,6 +263,8 @@ def test_a_nested_batch():
     assert moved["list"][1:] == ["text", 3, None]
     assert moved["tuple"][1] == b"bytes"
     assert type(moved["pair"]) is Pair
+    assert type(moved["twin"]) is Twin
+    assert on_meta(*moved["twin"])
     assert on_meta(moved["sample"].image, moved["sample"].mask["m"])
     assert moved["sample"].name == "a.png"
     assert moved["array"] is array
@@ -272,6 +304,9 @@ def test_non_blocking_is_passed_on_and_the_loss_moves():
     assert thing.device == (torch.device("cpu"), True)
     mnn.to_device(thing, torch.device("meta"))
     assert thing.device == (torch.device("meta"), False)
+    plain = Plain()
+    assert mnn.to_device(plain, "meta", non_blocking=True) is plain
+    assert plain.device == torch.device("meta")
     model, loss = nn.Linear(2, 3), nn.CrossEntropyLoss(weight=torch.ones(3))
     moved = mnn.to_device((model, loss), "meta")
     assert moved == (model, loss)
@@ -282,8 +317,10 @@ def test_non_blocking_is_passed_on_and_the_loss_moves():
 def test_the_device_of_a_batch_is_chosen_before():
     with pytest.raises(UsageError, match="another one for each batch"):
         mnn.to_device(torch.ones(1), "auto")
-    with pytest.raises(UsageError, match="no device"):
-        mnn.to_device(torch.ones(1), "gpu")
+    for odd in ("gpu", None, True, 1.5):
+        for call in (mnn.choose_device, lambda device: mnn.to_device(torch.ones(1), device)):
+            with pytest.raises(UsageError, match="no device"):
+                call(odd)
 
 
 @needs_cuda

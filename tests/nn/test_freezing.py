@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import NoMatchError, UsageError
 
@@ -47,6 +50,12 @@ def test_nothing_matched_is_an_error_with_the_nearest_names(net):
         mnn.freeze(net, "fc", exclude="fc")
     with pytest.raises(NoMatchError):
         mnn.unfreeze(net, "nothing")
+    for patterns in (None, 3, ["fc", None]):
+        with pytest.raises(UsageError, match="is no pattern"):
+            mnn.freeze(net, patterns)
+    for call in (mnn.unwrap, mnn.trainable, lambda model: mnn.freeze(model, "*")):
+        with pytest.raises(UsageError, match=r"dict is no nn\.Module"):
+            call({})
 
 
 def test_everything_frozen_warns(net):
@@ -131,10 +140,10 @@ def test_a_lazy_module_can_be_frozen_before_it_knows_its_size():
     model(torch.randn(5, 3))
     model.train()
     assert frozen(model) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert type(model[1]).__mro__[2] is nn.BatchNorm1d
+    assert type(model[1]) is nn.BatchNorm1d
     assert not model[1].training
     mnn.unfreeze(model, "1")
-    assert type(model[1]) is nn.BatchNorm1d
+    assert model.train()[1].training
 
 
 def test_trainable_table(net):
@@ -171,16 +180,14 @@ def test_bn_eval_holds_through_train_and_lets_go(net):
     before = net.bn1.running_mean.clone()
     net(batch())
     assert torch.equal(net.bn1.running_mean, before)
-    assert isinstance(net.bn1, nn.BatchNorm2d)
-    assert "BatchNorm2d(4" in repr(net.bn1)
+    assert type(net.bn1) is nn.BatchNorm2d
     back = mnn.unfreeze(net, "bn1")
     assert back.batchnorms == ("bn1",)
-    assert type(net.bn1) is nn.BatchNorm2d
     assert modes(net) == {"bn1": True, "layer1.1": False, "layer2.1": True}
     net.eval()
     mnn.unfreeze(net, "layer1")
-    assert type(net.layer1[1]) is nn.BatchNorm2d
     assert not net.layer1[1].training
+    assert net.train().layer1[1].training
 
 
 def test_without_bn_eval_the_mode_is_left_alone(net):
@@ -212,12 +219,44 @@ def test_bn_eval_survives_copies_pickles_and_wrapping(net):
         bare = mnn.unwrap(model)
         assert modes(bare) == {"bn1": True, "layer1.1": False, "layer2.1": True}
         assert bare.layer1[1].extra == "kept"
-        assert isinstance(bare.layer1[1], OwnNorm)
-        assert type(bare.layer1[1]) is type(net.layer1[1])
+        assert type(bare.layer1[1]) is OwnNorm
     thawed = copies[0]
     mnn.unfreeze(thawed, "layer1")
-    assert type(thawed.layer1[1]) is OwnNorm
-    assert not net.layer1[1].training
+    assert thawed.train().layer1[1].training
+    assert not net.train().layer1[1].training
+
+
+def test_a_pickled_module_needs_no_modelctl_and_our_tools_take_it(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 8), nn.Linear(8, 2))
+    mnn.freeze(model, "0", bn_eval=True)
+    torch.save(model, tmp_path / "a.pt")
+    with mc.open(tmp_path / "a.pt") as ckpt:
+        mc.save(mc.strip_head(ckpt), tmp_path / "b.pt")
+    held = (
+        "import sys, torch; sys.modules['modelctl'] = None;"
+        "model = torch.load(sys.argv[1], weights_only=False).train();"
+        "assert model[1].training and not model[0].training"
+    )
+    for name in ("a.pt", "b.pt"):
+        subprocess.run([sys.executable, "-c", held, tmp_path / name], check=True)
+
+
+def test_a_hold_that_convert_sync_batchnorm_lost_is_shown(net, tmp_path):
+    mnn.freeze(net, ["bn1", "layer1"], bn_eval=True)
+    assert mnn.trainable(net).lost_batchnorms == ()
+    net = copy.deepcopy(nn.SyncBatchNorm.convert_sync_batchnorm(net)).train()
+    report = mnn.trainable(net)
+    assert report.lost_batchnorms == ("bn1", "layer1.1")
+    assert report.eval_batchnorms == ()
+    assert "no longer kept in eval" in str(report).splitlines()[-1]
+    with pytest.warns(UserWarning, match=r"rebuilt since .*: bn1, layer1\.1; freeze it again"):
+        mnn.save_checkpoint(tmp_path / "a.pt", model=net)
+    mnn.freeze(net, "bn1", bn_eval=True)
+    mnn.unfreeze(net, "layer1")
+    mnn.freeze(net, "layer1")  # another wish
+    assert mnn.trainable(net).lost_batchnorms == ()
+    assert mnn.trainable(net).eval_batchnorms == ("bn1",)
+    assert not net.train().bn1.training
 
 
 def test_bn_eval_survives_ddp(net, tmp_path):
@@ -301,3 +340,57 @@ def test_evaluating_restores_every_mode_also_after_an_error(net):
         raise ZeroDivisionError
     assert {n: m.training for n, m in net.named_modules()} == before
     assert not torch.is_inference_mode_enabled()
+
+
+class Merging(nn.Linear):
+    """A LoRA layer as loralib has it: in eval mode ``b @ a`` is part of the weight."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.weight.requires_grad = False
+        self.a, self.b = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.zeros(3, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True):
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.b @ self.a
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
+
+
+def test_a_modules_own_train_takes_it_back_also_where_it_is_shared():
+    shared = nn.Sequential(Merging(), nn.Dropout())
+    model = nn.ModuleList([shared, nn.Sequential(shared, nn.Dropout()), nn.Dropout()])
+    model[0][1].eval()
+    model[2].eval()
+    before = [module.training for module in model.modules()]
+    with mnn.evaluating(model):
+        assert shared[0].merged
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
+    assert not shared[0].merged
+    shared[0](torch.ones(1, 3)).sum().backward()
+    assert shared[0].b.grad is not None
+
+
+def test_batchnorms_frozen_inside_evaluating_stay_in_eval(net):
+    with mnn.evaluating(net):
+        mnn.freeze(net, "layer1", bn_eval=True)
+    assert modes(net) == {"bn1": True, "layer1.1": False, "layer2.1": True}
+
+
+def test_a_lazy_module_that_first_runs_inside_evaluating_still_trains():
+    for model in (
+        nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1)),
+        nn.Sequential(nn.LazyBatchNorm1d(affine=False), nn.Linear(4, 1)),
+    ):
+        with mnn.evaluating(model):
+            assert not model(torch.ones(2, 4)).requires_grad
+        assert not any(buffer.is_inference() for buffer in model.buffers())
+        model(torch.ones(2, 4)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        with mnn.evaluating(model):
+            assert torch.is_inference_mode_enabled()

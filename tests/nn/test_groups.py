@@ -179,6 +179,11 @@ def test_rules_that_would_be_lost(net):
         mnn.param_groups(net, {"layer1": {"lr": 1.0}})
     with pytest.raises(UsageError, match="params"):
         mnn.param_groups(net, {"fc": {"params": []}})
+    with pytest.raises(UsageError, match="the rule 'fc' has no settings") as e:
+        mnn.param_groups(net, {"fc": 1e-3})
+    assert e.value.hint == "{'fc': {'lr': 0.001}}"
+    with pytest.raises(UsageError, match="not a list"):
+        mnn.param_groups(net, [{"lr": 1e-3}])
     with pytest.warns(UserWarning, match="will not move"):
         mnn.freeze(net, "*")
     with pytest.raises(RefusedError, match="every parameter is frozen"):
@@ -196,6 +201,12 @@ def test_describe_groups(net):
     assert "?" in mnn.describe_groups(optim.SGD(net.parameters(), lr=1))
     groups = mnn.param_groups(net, lr=torch.tensor(0.25))
     assert mnn.describe_groups(groups).splitlines()[1].split()[3] == "0.25"
+    pairs = mnn.describe_groups([{"params": [*net.fc.named_parameters()]}])
+    assert pairs.splitlines()[1].split() == ["0", "2", "35", "weight,", "bias"]
+    assert mnn.describe_groups([{"params": net.fc.bias}]).splitlines()[1].split()[2] == "5"
+    for odd in (net.parameters(), [{"params": net.parameters()}], [{}], [3]):
+        with pytest.raises(UsageError, match="a param group is a dict with a list of params"):
+            mnn.describe_groups(odd)
 
 
 # ------------------------------------------------------------------ warm-up and cosine
@@ -219,6 +230,12 @@ def test_warmup_cosine_is_the_formula():
         scheduler.step()
     with pytest.raises(UsageError):
         mnn.warmup_cosine(optimizer, 5, 5)
+    for steps in ((0.25 * 10, 10), (1, 9.5), (math.nan, 10), (1, math.inf), ("1", 10)):
+        with pytest.raises(UsageError, match="must be a whole number of steps"):
+            mnn.warmup_cosine(optimizer, *steps)
+    whole = mnn.warmup_cosine(optimizer, 0.1 * 20, 20.0).lr_lambdas[0]
+    assert vars(whole) == {"warmup_steps": 2, "total_steps": 20}
+    assert type(whole.total_steps) is int
     assert mnn.warmup_cosine(optimizer, 0, 5).lr_lambdas[0](0) == 1.0
 
 
@@ -273,7 +290,8 @@ def test_a_thawed_block_follows_the_schedule(net, name, steps):
     groups = mnn.param_groups(net, {}, lr=0.4)
     optimizer = optim.SGD(groups, momentum=0.9)
     scheduler = SCHEDULERS[name](optimizer)
-    base = optimizer.param_groups[0]["initial_lr"]
+    key = "max_lr" if name == "onecycle" else "initial_lr"
+    base = optimizer.param_groups[0][key]
     for _ in range(steps):
         train_step(net, optimizer, scheduler)
     report = mnn.unfreeze(net, "layer2", optimizer=optimizer, scheduler=scheduler, lr=base / 10)
@@ -283,11 +301,61 @@ def test_a_thawed_block_follows_the_schedule(net, name, steps):
     for _ in range(12):
         old, new = optimizer.param_groups
         assert new["lr"] == pytest.approx(old["lr"] / 10, rel=1e-6, abs=1e-12)
-        assert new["initial_lr"] == pytest.approx(base / 10)
+        assert new[key] == base / 10
         assert new["momentum"] == old["momentum"]
         train_step(net, optimizer, scheduler)
     assert not torch.equal(net.layer2[0].weight, before)
     assert len(scheduler.get_last_lr()) == 2
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_without_lr_a_thawed_block_follows_the_schedule_of_the_others(net, name):
+    """Whatever the optimizer's own lr says: no group has that."""
+    mnn.freeze(net, "layer2")
+    optimizer = optim.SGD(mnn.param_groups(net, {"fc": {}}, lr=0.4), lr=9.0, momentum=0.9)
+    scheduler = SCHEDULERS[name](optimizer)
+    train_step(net, optimizer, scheduler)
+    mnn.unfreeze(net, "layer2", optimizer=optimizer, scheduler=scheduler)
+    for _ in range(12):
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        train_step(net, optimizer, scheduler)
+
+
+@pytest.mark.parametrize("name", ["onecycle", "cyclic"])
+def test_a_thaw_does_not_choose_between_lrs_of_a_schedule(net, name):
+    mnn.freeze(net, "layer2")
+    optimizer = optim.SGD(mnn.param_groups(net, {"fc": {}}, lr=0.4), momentum=0.9)
+    kinds = optim.lr_scheduler
+    if name == "onecycle":
+        scheduler = kinds.OneCycleLR(optimizer, [0.4, 0.1], total_steps=20)
+    else:
+        scheduler = kinds.CyclicLR(optimizer, 0.01, [0.4, 0.1])
+    with pytest.raises(UsageError, match=r"\(0\.4, 0\.1\)") as e:
+        mnn.unfreeze(net, "layer2", optimizer=optimizer, scheduler=scheduler)
+    assert "lr=" in e.value.hint
+    assert not net.layer2[0].weight.requires_grad
+    mnn.unfreeze(net, "layer2", optimizer=optimizer, scheduler=scheduler, lr=0.2)
+    assert optimizer.param_groups[2]["max_lr" if name == "onecycle" else "lr"] == 0.2
+
+
+def test_a_thawed_group_has_what_all_groups_have_in_common(net):
+    mnn.freeze(net, "layer*")
+    groups = mnn.param_groups(
+        net, {"fc": {"dampening": 0.1}}, lr=0.1, momentum=0.9, weight_decay=0.3, no_decay=True
+    )
+    optimizer = optim.SGD(groups, lr=1, weight_decay=0.7)
+    mnn.unfreeze(net, "layer1", optimizer=optimizer)
+    new = settings_of(optimizer.param_groups)["layer1.0.bias"]
+    assert [new[key] for key in ("lr", "momentum", "weight_decay")] == [0.1, 0.9, 0.3]
+    assert new["dampening"] == 0  # the groups have several: the optimizer's own
+    given = {"nesterov": True, "weight_decay": 0.2, "lr": 0.5}
+    mnn.unfreeze(net, "layer2", optimizer=optimizer, no_decay=True, **given)
+    found = settings_of(optimizer.param_groups)
+    assert len(found) == len([*net.parameters()])
+    for name in ("layer2.0.weight", "layer2.0.bias", "layer2.1.weight"):
+        decay = 0.2 if name == "layer2.0.weight" else 0
+        expected = {"momentum": 0.9, **given, "weight_decay": decay}
+        assert {key: found[name][key] for key in expected} == expected, name
 
 
 def test_a_thaw_with_plateau_and_several_schedulers(net):
@@ -312,7 +380,7 @@ def test_a_parameter_that_was_passed_while_frozen_is_not_added_twice(net):
     assert report.changed
     assert len(optimizer.param_groups) == 1
     mnn.freeze(net, "layer2")
-    with pytest.warns(UserWarning, match="keep the lr of their group"):
+    with pytest.warns(UserWarning, match="keep the lr and the settings of their group"):
         mnn.unfreeze(net, "layer2", optimizer=optimizer, lr=0.1)
 
 
@@ -325,6 +393,10 @@ def test_a_thaw_that_can_not_be_done_changes_nothing(net):
         mnn.unfreeze(net, "layer2", optimizer=optimizer, scheduler=scheduler)
     with pytest.raises(UsageError, match="optimizer="):
         mnn.unfreeze(net, "layer2", lr=0.1)
+    with pytest.raises(UsageError, match=r"no_decay, optmizer.*optimizer="):
+        mnn.unfreeze(net, "layer2", optmizer=optimizer)
+    with pytest.raises(UsageError, match="SGD has no setting 'beta'"):
+        mnn.unfreeze(net, "layer2", optimizer=optimizer, beta=1)
     with pytest.raises(RefusedError, match="LBFGS"):
         mnn.unfreeze(net, "layer2", optimizer=optim.LBFGS(params))
     assert not net.layer2[0].weight.requires_grad

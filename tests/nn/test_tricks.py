@@ -41,6 +41,8 @@ def test_the_same_seed_gives_the_same_numbers_of_all_three():
     assert draws() == first
     mnn.seed_everything(8)
     assert all(a != b for a, b in zip(draws(), first, strict=True))
+    mnn.seed_everything(np.int64(7))
+    assert draws() == first
 
 
 def test_every_device_is_seeded(monkeypatch):

@@ -16,8 +16,12 @@ from .output import Output
 def summary(
     src: o.Src,
     depth: Annotated[
-        str, typer.Option(metavar="N|all", help="Levels of modules that get a row.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            metavar="N|all",
+            help="Levels of modules that get a row: 1, or in the live view as many as fit.",
+        ),
+    ] = None,
     fold: Annotated[
         bool | None,
         typer.Option(
@@ -33,6 +37,12 @@ def summary(
             "--stats", help="Read the values, too: range, mean, NaN and Inf (exit code 1)."
         ),
     ] = False,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArg = None,
+    input_size: o.InputSize = None,
+    input_dtype: o.InputDtype = None,
+    device: o.Device = "meta",
+    trust: o.Trust = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
     format: o.Format = "table",
@@ -42,12 +52,31 @@ def summary(
     """What is in a checkpoint, at a glance.
 
     One row a module, exact totals, ties, the training state, and warnings with the next step.
-    Without --stats no tensor is read; nothing in the file is run, ever.
+    Without --stats no tensor is read; nothing in the file is run, unless you --trust it.
+
+    With --input-size, and --arch where the tensors don't tell the architecture: the live view,
+    with output shapes, multiply-accumulates (MACs) and memory. It needs torch.
 
     Example: modelctl summary model.pt --depth 2
+
+    Example: modelctl summary model.pt --arch torchvision:resnet50 --input-size 1,3,224,224
     """
-    if depth != "all" and not (depth.isdecimal() and 0 < int(depth) < 100):
+    if depth is not None and depth != "all" and not (depth.isdecimal() and 0 < int(depth) < 100):
         raise UsageError(f"--depth takes a number from 1, or 'all', not '{depth}'")
+    if arch is not None or input_size:
+        from . import live
+
+        if stats:
+            raise UsageError("--stats reads values, the live view none: leave one out")
+        found = live.find(arch, arch_arg, input_size, input_dtype, device, trust, depth, fold)
+        live.show(found, src, key, follow_symlinks, sort, Output(format, color, quiet))
+        return
+    if arch_arg or input_dtype or trust or device != "meta":
+        raise UsageError(
+            "--arch-arg, --input-dtype, --device and --trust are for the live view",
+            hint="--input-size 1,3,224,224 asks for it",
+        )
+    depth = depth or "1"
     from .. import files
     from ..inspection.summary import summarize
     from .render_summary import print_summary

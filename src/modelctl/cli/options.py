@@ -10,6 +10,7 @@ import typer
 
 _DISPLAY = "Display"
 _OUTPUT = "Output"
+_LIVE = "Live view: output shapes and MACs"
 
 
 def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -139,6 +140,58 @@ FollowSymlinks = Annotated[
     bool,
     typer.Option(
         "--follow-symlinks", help="Follow links among shards, also outside a Hugging Face cache."
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The model to run: torchvision:resnet50, timm:NAME, package.module:factory or "
+        "file.py:factory. By default what the tensors certainly are.",
+        rich_help_panel=_LIVE,
+    ),
+]
+ArchArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch-arg",
+        metavar="NAME=VALUE",
+        help="How it is built: num_classes=10. Repeatable.",
+        rich_help_panel=_LIVE,
+    ),
+]
+InputSize = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-size",
+        metavar="1,3,224,224",
+        help="The shape of an input, batch and all; ids=1,8 by keyword. Repeatable.",
+        rich_help_panel=_LIVE,
+    ),
+]
+InputDtype = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-dtype",
+        metavar="DTYPE",
+        help="int64, for token ids: one for all inputs, or one each.",
+        rich_help_panel=_LIVE,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="meta: shapes alone, no weights. cpu or cuda: for real, on random weights.",
+        rich_help_panel=_LIVE,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run what a whole module or a TorchScript file holds, as torch.load would.",
+        rich_help_panel=_LIVE,
     ),
 ]
 Pattern = Annotated[

@@ -17,15 +17,12 @@ _MOST = 12  # how many of many names a table shows
 
 def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: float) -> None:
     if out.is_json:
-        out.json("summary", _summary_json(ckpt, found))
+        out.json("summary", summary_json(ckpt, found))
         return
     totals = found.totals
     if out.is_table:
         read = f"read {size(ckpt.bytes_read)}, {seconds:.1f} s, torch not loaded"
-        # a file without a model (an optimizer by itself) has tensors, too
-        tensors = totals.tensors or len(ckpt.tensors())
-        parts = [_label(ckpt), found.kind, count(tensors, "tensor"), _on_disk(ckpt), read]
-        out.line(f"{_name(ckpt)}   {' · '.join(parts)}", "bold")
+        out.line(file_line(ckpt, read), "bold")
     if totals.tensors:
         if out.is_table:
             out.line()
@@ -43,6 +40,17 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
         if _is_command(hint):
             hint = f"{hint} {ckpt.origin.path if ckpt.origin else 'FILE'} -o NEW.pt"
         out.note(f"warning: {text}", hint)
+
+
+def file_line(ckpt: Checkpoint, end: str) -> str:
+    """What a file is, in a line."""
+    sections, origin = ckpt.sections, ckpt.origin
+    # a file without a model (an optimizer by itself) has tensors, too
+    tensors = len(ckpt.state_dict() if sections.models else ckpt.tensors())
+    name = os.path.basename(origin.path) if origin else "checkpoint"
+    label = origin.label if origin else "in memory"
+    on_disk = size(origin.bytes_on_disk) if origin else ""
+    return f"{name}   {' · '.join((label, sections.kind, count(tensors, 'tensor'), on_disk, end))}"
 
 
 def _is_command(hint: str | None) -> bool:
@@ -169,7 +177,7 @@ def _training_panel(out: Output, found: s.Summary) -> None:
         out.line(" training: " + " · ".join(parts))
 
 
-def _summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
+def summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
     from ..inspection import listing as ls
 
     totals, training = found.totals, found.training
@@ -210,7 +218,7 @@ def _summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
                 "buffers": row.buffers,
                 "bytes": row.nbytes,
                 "trainable": row.trainable,
-                "out_shape": None,
+                "out_shape": None if row.out_shape is None else list(row.out_shape),
                 "macs": None,
             }
             for row in found.rows
@@ -244,18 +252,6 @@ def _summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- small things
-
-
-def _label(ckpt: Checkpoint) -> str:
-    return ckpt.origin.label if ckpt.origin else "in memory"
-
-
-def _name(ckpt: Checkpoint) -> str:
-    return os.path.basename(ckpt.origin.path) if ckpt.origin else "checkpoint"
-
-
-def _on_disk(ckpt: Checkpoint) -> str:
-    return size(ckpt.origin.bytes_on_disk) if ckpt.origin else ""
 
 
 def _number(n: int) -> str:

@@ -18,8 +18,15 @@ Patterns = str | Sequence[str]
 
 
 def as_list(patterns: Patterns) -> list[str]:
-    """One pattern or several, as a list."""
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    """One pattern or several, as a list.
+
+    Raises:
+        UsageError: something else.
+    """
+    several = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(several, Iterable) or not all(isinstance(p, str) for p in several):
+        raise UsageError(f"{patterns!r:.60} is no pattern: a text, or several", hint="'*' is all")
+    return [*several]
 
 
 def _compile(pattern: str, regex: bool) -> Callable[[str], object]:

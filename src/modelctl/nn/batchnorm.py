@@ -1,52 +1,23 @@
 """BatchNorm that stays in eval mode: its running statistics move even with frozen parameters.
 
-The module's class is exchanged for a subclass of it whose ``train`` keeps eval. That holds
-through ``model.train()``, wrapping, copying and pickling, needs no hook on the model, and goes
-away without a trace. Pickling a module names the function below instead of the made-up class.
+Its ``train`` is covered by an attribute of that name, which takes a mode and does nothing:
+``bool``. That holds through ``model.train()``, wrapping, copying and pickling. The class stays the
+plain one, no hook is needed, and a pickle of the module names nothing but ``bool``: it opens, and
+holds, without modelctl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any, cast
+from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .naming import Parameters, places
+from .naming import Parameters, Place, places
 
-
-class _KeepsEval:
-    """Goes before a BatchNorm class: eval mode, whatever is asked for."""
-
-    def train(self, mode: bool = True) -> Any:
-        return super().train(False)  # type: ignore[misc]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        func, args, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        plain = _plain(type(self))
-        args = tuple(plain if arg is type(self) else arg for arg in args)
-        return _made, (plain, func, args), *rest
-
-
-@cache
-def _keeping_eval(cls: type) -> type:
-    body: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    becomes = getattr(cls, "cls_to_become", None)
-    if becomes is not None:  # a lazy BatchNorm takes this class once it knows its size
-        body["cls_to_become"] = _keeping_eval(becomes)
-    return type(cls.__name__, (_KeepsEval, cls), body)
-
-
-def _plain(cls: type) -> type:
-    return next(base for base in cls.__mro__[1:] if not issubclass(base, _KeepsEval))
-
-
-def _made(cls: type, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    made = func(*args)
-    made.__class__ = _keeping_eval(cls)
-    return made
+# On a module: the children that were put in lasting eval. What rebuilds them
+# (``convert_sync_batchnorm``) copies the values it knows, and loses the hold without a word.
+_KEPT = "_modelctl_kept_eval"
 
 
 def is_batchnorm(module: nn.Module) -> bool:
@@ -56,20 +27,20 @@ def is_batchnorm(module: nn.Module) -> bool:
 
 def keeps_eval(module: nn.Module) -> bool:
     """True for a BatchNorm that :func:`keep_eval` was called on."""
-    return isinstance(module, _KeepsEval)
+    return vars(module).get("train") is bool
 
 
 def keep_eval(module: nn.Module) -> None:
-    """Put a BatchNorm in eval mode, to stay there."""
+    """Put a BatchNorm in eval mode, to stay there; its ``train`` and ``eval`` do nothing then."""
     if not keeps_eval(module):
         module.eval()
-        module.__class__ = _keeping_eval(cast(Any, type(module)))
+        vars(module)["train"] = bool
 
 
 def release(module: nn.Module, training: bool) -> None:
     """Undo :func:`keep_eval`; ``training`` is the mode that the module takes."""
     if keeps_eval(module):
-        module.__class__ = cast(Any, _plain(type(module)))
+        del vars(module)["train"]
         module.train(training)
 
 
@@ -105,7 +76,33 @@ def keep_all_eval(model: nn.Module, names: Iterable[str]) -> list[str]:
     fresh = [name for name in names if not keeps_eval(known[name])]
     for name in fresh:
         keep_eval(known[name])
+    for place in places(model):
+        if keeps_eval(place.module):
+            _note(place, True)
     return fresh
+
+
+def _note(place: Place, kept: bool) -> None:
+    """Note in the module around a BatchNorm that it is kept in eval, or no longer."""
+    if place.parent is None:
+        return
+    around, child = vars(place.parent), place.raw.rpartition(".")[2]
+    others = [name for name in around.pop(_KEPT, ()) if name != child]
+    if kept or others:
+        around[_KEPT] = [*others, child] if kept else others
+
+
+def lost_batchnorms(model: nn.Module) -> list[str]:
+    """The frozen BatchNorms that were kept in eval, and were rebuilt without that since."""
+    return [
+        place.name
+        for place in places(model)
+        if is_batchnorm(place.module)
+        and not keeps_eval(place.module)
+        and place.parent is not None
+        and place.raw.rpartition(".")[2] in vars(place.parent).get(_KEPT, ())
+        and not any(p.requires_grad for p in place.module.parameters())
+    ]
 
 
 def held_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
@@ -119,10 +116,13 @@ def release_batchnorms(model: nn.Module, named: Iterable[str] = ()) -> list[str]
     Each takes the mode of the module it stands in.
     """
     released, wanted = [], set(named)
-    for name, _, module, parent in list(places(model)):
-        if keeps_eval(module) and (
+    for place in list(places(model)):
+        name, _, module, parent = place
+        if is_batchnorm(module) and (
             name in wanted or any(p.requires_grad for p in module.parameters())
         ):
-            release(module, parent.training if parent is not None else True)
-            released.append(name)
+            _note(place, False)
+            if keeps_eval(module):
+                release(module, parent.training if parent is not None else True)
+                released.append(name)
     return released

@@ -118,15 +118,13 @@ def _unknown(message: str, name: str, known: Sequence[str]) -> UsageError:
 def _factory(module: str, name: str) -> Any:
     """Something of the user's own: what it imports is looked for beside it, too."""
     path = Path(module)
-    if module.endswith(".py") or path.is_file():
-        if not path.is_file():
-            raise UsageError(f"there is no file '{module}'")
-        place, load = str(path.resolve().parent), lambda: _from_file(path)
-    else:
-        place, load = os.getcwd(), lambda: importlib.import_module(module)
-    with _importable(place):
+    is_file = module.endswith(".py") or path.is_file()
+    if is_file and not path.is_file():
+        raise UsageError(f"there is no file '{module}'")
+    folder = str(path.resolve().parent) if is_file else os.getcwd()
+    with _importable(folder):
         try:
-            found: Any = load()
+            found: Any = _from_file(path) if is_file else importlib.import_module(module)
         except ModuleNotFoundError as e:
             raise UsageError(
                 f"'{module}' can't be imported: {e}", hint=f"--arch takes {_FORMS}"

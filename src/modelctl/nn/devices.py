@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import os
+import warnings
 from collections.abc import Mapping, MutableMapping, MutableSequence
 from typing import Any, TypeVar, cast
 
@@ -16,6 +18,7 @@ Device = str | int | torch.device | None
 T = TypeVar("T")
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_ORDER = "CUDA_DEVICE_ORDER"
 
 
 def choose_device(device: str | int | torch.device = "auto") -> torch.device:
@@ -39,10 +42,7 @@ def choose_device(device: str | int | torch.device = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", _best_gpu())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except RuntimeError as e:
-        raise UsageError(f"{device!r} is no device: {str(e).splitlines()[0]}") from None
+    found = _device(device, "cuda")
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
@@ -59,6 +59,21 @@ def choose_device(device: str | int | torch.device = "auto") -> torch.device:
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("'mps': there is no MPS device", hint="device='auto' takes what is there")
     return found
+
+
+def _device(device: object, numbers: str | None = None) -> torch.device:
+    """What torch takes for a device; numbers are those of the kind ``numbers``, or torch's own."""
+    try:
+        if not isinstance(device, str | int | torch.device) or isinstance(device, bool):
+            raise RuntimeError(f"it is a {type(device).__name__}")
+        if isinstance(device, int) and numbers is not None:
+            return torch.device(numbers, device)
+        return torch.device(device)
+    except RuntimeError as e:
+        raise UsageError(
+            f"{device!r:.40} is no device: {str(e).splitlines()[0]}",
+            hint="'cpu', 'cuda:0', 0, or what choose_device gives",
+        ) from None
 
 
 def _best_gpu() -> int:
@@ -88,17 +103,27 @@ def visible_devices(*devices: int | str) -> None:
     """Let this process see these GPUs alone, in this order: ``visible_devices(2, 0)`` makes GPU 2
     ``cuda:0`` and GPU 0 ``cuda:1``.
 
-    Sets CUDA_VISIBLE_DEVICES, for this process and those that it starts. Numbers are those of
+    Sets CUDA_VISIBLE_DEVICES for this process and those that it starts. Numbers are those of
     ``nvidia-smi``, whatever was set before (CUDA_DEVICE_ORDER becomes PCI_BUS_ID unless it is
     set); UUIDs (``"GPU-…"``) work, too; no argument hides all.
 
     Raises:
-        UsageError: CUDA is up already (``torch.cuda.is_available()`` is enough for that), so that
-            it would not take notice; or CUDA_VISIBLE_DEVICES is set and leaves one of these out.
+        UsageError: not a number or a text; CUDA is up already (``torch.cuda.is_available()`` is
+            enough for that), so that it would not take notice; or CUDA_VISIBLE_DEVICES is set and
+            leaves one of these out.
     """
-    wanted = [str(device).strip() for device in devices]
+    for device in devices:
+        if not isinstance(device, str | int) or isinstance(device, bool) or str(device)[:1] == "-":
+            raise UsageError(f"{device!r:.40} is no GPU", hint="visible_devices(2, 0), or UUIDs")
+    wanted = [part.strip() for device in devices for part in str(device).split(",")]
     before = os.environ.get(_VISIBLE)
-    if before == ",".join(wanted):
+    if before == ",".join(wanted) and (_ORDER in os.environ or _cuda_is_up()):
+        if _ORDER not in os.environ and any(part.isdecimal() for part in wanted):
+            warnings.warn(
+                f"CUDA is up already, without {_ORDER}=PCI_BUS_ID: its GPU {wanted[0]} need not "
+                "be nvidia-smi's",
+                stacklevel=2,
+            )
         return
     if before is not None:
         allowed = [part.strip() for part in before.split(",")]
@@ -115,7 +140,7 @@ def visible_devices(*devices: int | str) -> None:
             "CUDA), or set the variable in the shell",
         )
     os.environ[_VISIBLE] = ",".join(wanted)
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    os.environ.setdefault(_ORDER, "PCI_BUS_ID")
 
 
 def _cuda_is_up() -> bool:
@@ -145,6 +170,7 @@ def to_device(batch: T, device: str | int | torch.device, *, non_blocking: bool 
         device: as torch takes it; choose once with :func:`choose_device`, not for each batch.
         non_blocking: don't wait for the copy. It only helps from page-locked memory
             (``DataLoader(pin_memory=True)``) to CUDA; from the GPU to the CPU, wait before use.
+            A ``.to`` that knows no such argument copies as it does.
 
     Raises:
         UsageError: not a device.
@@ -154,11 +180,7 @@ def to_device(batch: T, device: str | int | torch.device, *, non_blocking: bool 
             "device='auto' could choose another one for each batch",
             hint="device = choose_device('auto'), once",
         )
-    try:
-        where = torch.device(device)
-    except RuntimeError as e:
-        raise UsageError(f"{device!r} is no device: {str(e).splitlines()[0]}") from None
-    return cast(T, _moved(batch, where, non_blocking))
+    return cast(T, _moved(batch, _device(device), non_blocking))
 
 
 def _moved(value: Any, device: torch.device, non_blocking: bool) -> Any:
@@ -168,7 +190,9 @@ def _moved(value: Any, device: torch.device, non_blocking: bool) -> Any:
     if isinstance(value, str | bytes | type):
         return value
     if callable(getattr(value, "to", None)):
-        return value.to(device, non_blocking=True) if non_blocking else value.to(device)
+        if non_blocking and _takes_non_blocking(value):
+            return value.to(device, non_blocking=True)
+        return value.to(device)
     if isinstance(value, Mapping):
         items = {key: inner(part) for key, part in value.items()}
         if not isinstance(value, MutableMapping):
@@ -179,7 +203,8 @@ def _moved(value: Any, device: torch.device, non_blocking: bool) -> Any:
         return made
     if isinstance(value, tuple):
         parts = [inner(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        make = getattr(type(value), "_make", type(value))  # a named tuple may have its own new
+        return make(parts)
     if isinstance(value, MutableSequence) and not isinstance(value, bytearray):
         filled = copy.copy(value)
         for i, part in enumerate(value):
@@ -192,3 +217,13 @@ def _moved(value: Any, device: torch.device, non_blocking: bool) -> Any:
                 object.__setattr__(changed, field.name, inner(getattr(value, field.name)))
         return changed
     return value
+
+
+def _takes_non_blocking(value: Any) -> bool:
+    if isinstance(value, torch.Tensor | torch.nn.Module):
+        return True
+    try:
+        params = inspect.signature(value.to).parameters
+    except (TypeError, ValueError):  # written in C
+        return False
+    return "non_blocking" in params or any(p.kind is p.VAR_KEYWORD for p in params.values())

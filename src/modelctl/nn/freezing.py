@@ -20,6 +20,7 @@ from .batchnorm import (
     bare_batchnorms,
     held_batchnorms,
     keep_all_eval,
+    lost_batchnorms,
     release_batchnorms,
 )
 from .naming import Parameters, is_lazy, match_names, numel, unwrap
@@ -28,6 +29,10 @@ from .text import some, table
 # On the bare model: the patterns that froze it, for the record. That it is there says that the
 # model's freezing is known, also when nothing is frozen any more.
 _PATTERNS = "_modelctl_frozen_by"
+_LOST = (
+    "BatchNorm no longer kept in eval, as it was rebuilt since (convert_sync_batchnorm?): {}; "
+    "freeze it again with bn_eval=True"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,9 @@ def freeze(
         bn_eval: also keep the BatchNorms that are meant in eval mode, through ``model.train()``,
             until :func:`unfreeze`: else their running statistics go on moving. Meant are those
             that the patterns touch and whose parameters are all frozen then, and those without
-            parameters whose own name the patterns match.
+            parameters whose own name the patterns match. Their own ``train`` and ``eval`` do
+            nothing meanwhile (and don't return the module). ``convert_sync_batchnorm`` makes new
+            ones, without this: convert first. :func:`trainable` shows what was lost.
 
     Raises:
         NoMatchError: a pattern, or all together, match nothing.
@@ -120,16 +127,20 @@ def count_trainable(params: Parameters) -> int:
     return sum(numel(p) for p in params.by_name.values() if p.requires_grad)
 
 
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether a tensor can have a gradient: integers can't."""
+    return parameter.dtype.is_floating_point or parameter.dtype.is_complex
+
+
 def set_grad(params: Parameters, names: Iterable[str], requires_grad: bool) -> list[str]:
     """Set ``requires_grad`` of parameters, by first name; gives those that changed.
 
-    Thawing passes over tensors that can't have a gradient (integers).
+    Thawing passes over tensors that can't have a gradient.
     """
     changed = []
     for name in names:
         parameter = params.by_name[name]
-        kind = parameter.dtype
-        if requires_grad and not (kind.is_floating_point or kind.is_complex):
+        if requires_grad and not can_train(parameter):
             continue
         if parameter.requires_grad != requires_grad:
             parameter.requires_grad = requires_grad  # the method refuses lazy ones
@@ -196,6 +207,9 @@ def freeze_record(model: nn.Module) -> dict[str, Any]:
             "the freeze record can't tell them apart, and says that all do",
             stacklevel=2,
         )
+    lost = lost_batchnorms(model)
+    if lost:
+        warnings.warn(_LOST.format(some(lost, 3)), stacklevel=2)
     return {
         "version": 1,
         "frozen": frozen,
@@ -319,12 +333,15 @@ class Trainable:
             lazy module does not know it yet.
         eval_batchnorms: the BatchNorms that are kept in eval.
         trainable, total: elements.
+        lost_batchnorms: those that were, and lost it when something rebuilt them
+            (``convert_sync_batchnorm`` does): freeze them again.
     """
 
     rows: tuple[tuple[str, tuple[int, ...] | None, bool], ...]
     eval_batchnorms: tuple[str, ...]
     trainable: int
     total: int
+    lost_batchnorms: tuple[str, ...] = ()
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -344,6 +361,8 @@ class Trainable:
         text += f"\ntrainable {self.trainable:,} of {self.total:,} in {len(self.rows)} parameters"
         if self.eval_batchnorms:
             text += f"\nBatchNorm kept in eval: {some(self.eval_batchnorms)}"
+        if self.lost_batchnorms:
+            text += "\n" + _LOST.format(some(self.lost_batchnorms))
         return text
 
 
@@ -358,4 +377,5 @@ def trainable(model: nn.Module) -> Trainable:
         for name, p in params.by_name.items()
     )
     total = sum(numel(p) for p in params.by_name.values())
-    return Trainable(rows, tuple(held_batchnorms(model)), count_trainable(params), total)
+    held, lost = tuple(held_batchnorms(model)), tuple(lost_batchnorms(model))
+    return Trainable(rows, held, count_trainable(params), total, lost)

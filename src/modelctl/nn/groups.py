@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .layering import depths, is_norm
 from .naming import Parameters, is_lazy, numel, places
 from .text import some, table
 
-_RESERVED = ("params", "param_names")
+RESERVED = ("params", "param_names")
 
 
 def param_groups(
@@ -65,16 +65,17 @@ def param_groups(
             no layers are found.
         AmbiguousError: two rows could be the layers, as in an encoder with a decoder.
         RefusedError: no parameter is trainable.
-        UsageError: a setting called ``params`` or ``param_names``; a ``layer_decay`` that is not
-            above 0 and at most 1, or where a group has no ``lr``; ``layers`` without it.
+        UsageError: rules that are no dict of dicts; a setting called ``params`` or
+            ``param_names``; a ``layer_decay`` that is not above 0 and at most 1, or where a group
+            has no ``lr``; ``layers`` without it.
     """
-    rules = rules or {}
+    rules = _checked(rules)
     for settings in (defaults, *rules.values()):
-        for key in _RESERVED:
+        for key in RESERVED:
             if key in settings:
                 raise UsageError(f"'{key}' is no setting: the patterns choose the parameters")
     params = Parameters(model)
-    undecayed = _undecayed(model, params, no_decay)
+    bare = undecayed(model, params, no_decay)
     scales = _scales(model, params, layer_decay, layers)
     left = {name: p for name, p in params.by_name.items() if p.requires_grad}
     if not left:
@@ -94,14 +95,29 @@ def param_groups(
             warnings.warn(
                 f"the rule '{pattern}' gets no group: all that it matches is {why}", stacklevel=2
             )
-        groups += _split(taken, {**defaults, **settings}, undecayed, scales)
-    return groups + _split(left, defaults, undecayed, scales)
+        groups += split(taken, {**defaults, **settings}, bare, scales)
+    return groups + split(left, defaults, bare, scales)
 
 
-def _split(
+def _checked(rules: Any) -> Mapping[str, Mapping[str, Any]]:
+    if rules is not None and not isinstance(rules, Mapping):
+        raise UsageError(
+            f"rules are a dict of settings by pattern, not a {type(rules).__name__}",
+            hint="{'head': {'lr': 1e-3}}",
+        )
+    for pattern, settings in (rules or {}).items():
+        if not isinstance(settings, Mapping):
+            raise UsageError(
+                f"the rule '{pattern}' has no settings by name: {settings!r:.40}",
+                hint=f"{{{pattern!r}: {{'lr': {settings!r:.40}}}}}",
+            )
+    return rules or {}
+
+
+def split(
     named: Mapping[str, nn.Parameter],
     settings: Mapping[str, Any],
-    undecayed: set[str],
+    without_decay: set[str],
     scales: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Groups of parameters with the same settings, by the scale of their lr and by decay."""
@@ -113,7 +129,7 @@ def _split(
         )
     parts: dict[tuple[float, bool], list[str]] = {}
     for name in named:
-        parts.setdefault((scales.get(name, 1.0), name in undecayed), []).append(name)
+        parts.setdefault((scales.get(name, 1.0), name in without_decay), []).append(name)
     groups = []
     for scale, bare in sorted(parts):
         names = parts[scale, bare]
@@ -145,7 +161,26 @@ def _scales(
     return {name: layer_decay ** (last - layer) for name, layer in depth.items()}
 
 
-def _undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) -> set[str]:
+def in_common(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that all groups have alike; of weight decays those above 0 count, as the
+    others are what ``no_decay`` makes."""
+    first, *others = groups
+    found = {
+        key: value
+        for key, value in first.items()
+        if key not in RESERVED and all(key in o and _same(o[key], value) for o in others)
+    }
+    decays = {float(group["weight_decay"]) for group in groups if group.get("weight_decay")}
+    return {**found, "weight_decay": decays.pop()} if len(decays) == 1 else found
+
+
+def _same(a: Any, b: Any) -> bool:
+    a, b = (value.tolist() if isinstance(value, Tensor) else value for value in (a, b))
+    return bool(a == b)
+
+
+def undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) -> set[str]:
+    """First names of the parameters that ``no_decay`` of :func:`param_groups` means."""
     if no_decay is False:
         return set()
     if no_decay is not True:
@@ -167,26 +202,45 @@ def _undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) 
 def describe_groups(groups: Optimizer | Sequence[Mapping[str, Any]]) -> str:
     """A table of param groups, or of those of an optimizer: sizes, settings, names.
 
-    Only settings in which groups differ, and lr and weight_decay, have a column.
+    Only settings in which groups differ, and lr and weight_decay, have a column. Names are
+    ``param_names``, or those of ``(name, parameter)`` pairs, as torch takes them.
+
+    Raises:
+        UsageError: not a list of dicts with ``params``, or these are an iterator, which looking
+            would use up.
     """
     found = groups.param_groups if isinstance(groups, Optimizer) else list(groups)
+    members = [_members(group) for group in found]
     keys = [key for key in ("lr", "weight_decay") if any(key in group for group in found)]
-    keys += _differing(found, {*keys, *_RESERVED})
+    keys += _differing(found, {*keys, *RESERVED})
     rows = []
-    for i, group in enumerate(found):
-        params = list(group["params"])
-        names = list(group.get("param_names", ())) or ["?"]
+    for i, (group, (params, names)) in enumerate(zip(found, members, strict=True)):
         rows.append(
             [
                 str(i),
                 str(len(params)),
                 f"{sum(numel(p) for p in params):,}",
                 *(_short(group.get(key, "-")) for key in keys),
-                some(names, 3),
+                some(names or ["?"], 3),
             ]
         )
     header = ["group", "params", "elements", *keys, "names"]
     return table(header, rows, right=range(3 + len(keys)))
+
+
+def _members(group: Any) -> tuple[list[Tensor], list[str]]:
+    """The parameters of a group, and their names where it has them."""
+    params = group.get("params") if isinstance(group, Mapping) else None
+    if not isinstance(params, Iterable) or isinstance(params, Iterator):
+        what = "an iterator of params" if isinstance(params, Iterator) else type(group).__name__
+        raise UsageError(
+            f"a param group is a dict with a list of params, not {what}",
+            hint="[{'params': [*model.parameters()]}], or the optimizer",
+        )
+    members = [params] if isinstance(params, Tensor) else [*params]
+    pairs = [member for member in members if not isinstance(member, Tensor)]
+    names = [*group.get("param_names", ()), *(name for name, _ in pairs)]
+    return [member if isinstance(member, Tensor) else member[1] for member in members], names
 
 
 def _differing(groups: Iterable[Mapping[str, Any]], known: set[str]) -> list[str]:

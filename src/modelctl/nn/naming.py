@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.names import WRAPPERS, Patterns, as_list, select, unwrapped
-from ..errors import CollisionError, NoMatchError
+from ..errors import CollisionError, NoMatchError, UsageError
 
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\.original\d*$")
 _WRAPPED_REGEX = re.compile(r"^(\^?)(?:(?:module|_orig_mod)\\?\.)+")
@@ -32,9 +32,18 @@ def _wrapped(module: nn.Module) -> tuple[str, nn.Module] | None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DataParallel, DistributedDataParallel and ``torch.compile``'s module."""
+    _check_module(model)
     while (found := _wrapped(model)) is not None:
         model = found[1]
     return model
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"{type(model).__name__} is no nn.Module",
+            hint="give the model itself, not its state_dict or its parameters",
+        )
 
 
 class Place(NamedTuple):
@@ -47,7 +56,12 @@ class Place(NamedTuple):
 
 
 def places(model: nn.Module) -> Iterator[Place]:
-    """Every module under each of its names, parents first; wrappers themselves left out."""
+    """Every module under each of its names, parents first; wrappers themselves left out.
+
+    Raises:
+        UsageError: not a module.
+    """
+    _check_module(model)
     stack = [Place("", "", model, None)]
     while stack:
         place = stack.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 from torch.optim import Optimizer
@@ -64,14 +65,21 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
     scaled.
 
     Raises:
-        UsageError: negative steps, or a warm-up that is not shorter than the whole.
+        UsageError: negative steps, steps that are no whole numbers (``0.05 * total``), or a
+            warm-up that is not shorter than the whole.
     """
+    for name, steps in (("warmup_steps", warmup_steps), ("total_steps", total_steps)):
+        if not isinstance(steps, Real) or not float(steps).is_integer():
+            raise UsageError(
+                f"{name}={steps!r:.40}: it must be a whole number of steps",
+                hint=f"round it: int({steps!r:.20})" if isinstance(steps, Real) else None,
+            )
     if not 0 <= warmup_steps < total_steps:
         raise UsageError(
             f"warmup_steps={warmup_steps} and total_steps={total_steps}: "
             "the warm-up must be shorter than the whole"
         )
-    return LambdaLR(optimizer, WarmupCosine(warmup_steps, total_steps))
+    return LambdaLR(optimizer, WarmupCosine(int(warmup_steps), int(total_steps)))
 
 
 def each(schedulers: Schedulers) -> list[LRScheduler]:
@@ -93,26 +101,55 @@ def check_owner(schedulers: Schedulers, *optimizers: Optimizer) -> None:
             raise UsageError(f"the {type(scheduler).__name__} belongs to another optimizer")
 
 
-def group_values(optimizer: Optimizer, lr: float, scheduled: bool) -> dict[str, Any]:
-    """``lr`` and what schedulers keep in a group, for a new group of base learning rate ``lr``.
+def own_lr(group: Mapping[str, Any]) -> float:
+    """The lr that a group was given, whatever its schedule made of it: what the optimizer says,
+    or OneCycleLR's ``max_lr`` and CyclicLR's ``base_lr``, which take the place of that."""
+    return float(next(group[key] for key in ("max_lr", "initial_lr", "lr") if key in group))
 
-    With a schedule, its current lr is to ``lr`` as the first group's current to its initial one.
+
+def shared_lr(optimizer: Optimizer, schedulers: Schedulers) -> float:
+    """The :func:`own_lr` that all groups have; where they differ, the optimizer's default.
+
+    Raises:
+        UsageError: they differ under a schedule (OneCycleLR, CyclicLR) that overwrote that
+            default.
+    """
+    groups = optimizer.param_groups
+    lrs = [own_lr(group) for group in groups]
+    own = [scheduler.max_lrs for scheduler in flatten(schedulers) if hasattr(scheduler, "max_lrs")]
+    own += [lrs] if "max_lr" in groups[0] else []
+    if all(len({*map(float, values)}) == 1 for values in (lrs, *own)):
+        return lrs[0]
+    if own:
+        raise UsageError(
+            f"the groups have different lrs in their schedule ({some([*map(str, own[0])], 3)}): "
+            "none is that of a new group",
+            hint="say which: lr=",
+        )
+    return float(optimizer.defaults["lr"])
+
+
+def group_values(optimizer: Optimizer, lr: float, scheduled: bool) -> dict[str, Any]:
+    """``lr`` and what schedulers keep in a group, for a new group whose :func:`own_lr` is ``lr``.
+
+    Each is to that of the first group as ``lr`` is to the first group's; so is the current lr,
+    with a schedule.
     """
     first = optimizer.param_groups[0]
     values: dict[str, Any] = {"lr": lr}
-    base = first.get("initial_lr")
-    if base is not None:
+    if "initial_lr" in first:
         values["initial_lr"] = lr
-        if float(base) > 0:
-            ratio = lr / float(base)
+        own = own_lr(first)
+        if own > 0:
+            ratio = lr / own
             values.update(
                 (key, follow(first[key], ratio))
                 for key, follow in _IN_GROUP.items()
                 if key in first
             )
-            values["initial_lr"] = lr  # exactly
+            values["max_lr" if "max_lr" in first else "initial_lr"] = lr  # exactly
             if scheduled:
-                values["lr"] = lr * (float(first["lr"]) / float(base))
+                values["lr"] = lr * (float(first["lr"]) / own)
         for key in ("betas", "momentum"):  # cycled together with the lr
             if "max_momentum" in first and key in first:
                 values[key] = first[key]

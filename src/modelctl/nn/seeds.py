@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 import warnings
@@ -36,11 +37,15 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     Raises:
         UsageError: a seed that numpy can't take: it must be an integer from 0 to 2**32 - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)  # numpy's integers, too
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**32:
         raise UsageError(f"seed={seed!r:.40}: it must be an integer from 0 to 2**32 - 1")
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)  # the CPU, and every CUDA, MPS and XPU device
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)  # the CPU, and every CUDA, MPS and XPU device
     if deterministic:
         if _CUBLAS not in os.environ:
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
