@@ -165,14 +165,19 @@ def _dims(module: nn.Module, name: str) -> tuple[int, ...] | None:
 
 def fitting(model: nn.Module, trace: Trace | None, fold: bool | None) -> tuple[list[Layer], int]:
     """The rows of as many levels as a screen takes, and how many levels that are."""
-    deepest = max(name.count(".") + bool(name) for name, _ in model.named_modules())
+    levels = max(deepest(model), 1)
     best = folded_if(layers(model, trace, 1), fold)
-    for depth in range(2, deepest + 1):
+    for depth in range(2, levels + 1):
         rows = folded_if(layers(model, trace, depth), fold)
         if len(rows) > _MOST:
             return best, depth - 1
         best = rows
-    return best, max(deepest, 1)
+    return best, levels
+
+
+def deepest(model: nn.Module) -> int:
+    """How many levels of modules there are: none in one without children."""
+    return max(_home(name).count(".") + bool(name) for name, _ in model.named_modules())
 
 
 def folded_if(rows: list[Layer], fold: bool | None) -> list[Layer]:

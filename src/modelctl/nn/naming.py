@@ -26,6 +26,8 @@ def _wrapped(module: nn.Module) -> tuple[str, nn.Module] | None:
     """The child of a wrapper, with its name; None for any other module."""
     if isinstance(module, nn.DataParallel | DistributedDataParallel):
         return "module", module.module
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     compiled = module._modules.get("_orig_mod")
     return ("_orig_mod", compiled) if compiled is not None else None
 

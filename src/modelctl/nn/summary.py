@@ -15,7 +15,7 @@ from .advice import Advice, advice
 from .copies import structural_copy
 from .devices import choose_device
 from .inputs import Dtypes, Inputs, Sizes, from_data, from_shapes
-from .layers import Layer, Totals, fitting, folded_if, layers, totals
+from .layers import Layer, Totals, deepest, fitting, folded_if, layers, totals
 from .naming import unwrap
 from .text import table
 from .tracing import ForwardError, Shapes, Trace, describe, trace
@@ -39,7 +39,7 @@ class ModelSummary:
             for all that is known, but no formula: totals are lower bounds then.
         advice: (what is odd and why, the way out).
         mode: ``"eval"`` or ``"train"``. device: ``"meta"``, or where it was run for real.
-        depth: how many levels have rows; None: all.
+        depth: how many levels have rows; None: all. deepest: how many there are.
     """
 
     name: str
@@ -53,6 +53,7 @@ class ModelSummary:
     mode: str
     device: str
     depth: int | None
+    deepest: int
 
     def __str__(self) -> str:
         names, cells, right = cells_of(self)
@@ -150,6 +151,7 @@ def summary(
         mode=mode,
         device=str(where),
         depth=shown,
+        deepest=deepest(copied),
     )
 
 
@@ -294,12 +296,13 @@ def foot(found: ModelSummary) -> list[str]:
         )
     memory = f"memory: weights {_bytes(t.param_bytes + t.buffer_bytes)}"
     if t.activations is not None and t.training is not None and t.saved is not None:
-        memory += (
-            f" · forward + {_bytes(t.activations)} · training {_bytes(t.training)} "
-            f"(gradients {_bytes(t.gradients)}, Adam {_bytes(t.optimizer)}, "
-            f"activations {_bytes(t.saved)})"
-        )
-    lines.append(memory)
+        lines += [
+            f"{memory} · forward + {_bytes(t.activations)}",
+            f"training {_bytes(t.training)}: weights + gradients {_bytes(t.gradients)} "
+            f"+ Adam {_bytes(t.optimizer)} + activations {_bytes(t.saved)}",
+        ]
+    else:
+        lines.append(memory)
     by_op: dict[str, list[str]] = {}
     for op, module, _ in found.uncounted:
         by_op.setdefault(op, []).append(module or "(root)")

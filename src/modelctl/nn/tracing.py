@@ -222,7 +222,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 hint="device='cpu' (--device cpu) runs a copy of the model for real",
             )
         else:
-            hint = "give integers: dtypes=[torch.long]" if "Long, Int" in text else None
+            hint = (
+                "give integers: dtypes=[torch.long] (--input-dtype int64)"
+                if "Long, Int" in text
+                else None
+            )
             found = ForwardError(f"{start}{type(error).__name__}: {_short(text)}", hint=hint)
         found.modules = len(self.trace.modules)
         return found
