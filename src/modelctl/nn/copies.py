@@ -18,6 +18,8 @@ from .naming import is_lazy
 def structural_copy(model: nn.Module, device: torch.device) -> nn.Module:
     """The same modules, hooks and settings with tensors of their own on another device.
 
+    TorchScript keeps its values, and its device.
+
     On ``meta`` tensors have no values, so that this takes milliseconds for a model of any size.
     Copied are modules, the tensors, containers, bound methods and partials in their attributes;
     anything else (a config, a tokenizer) is shared: what a forward does to such an object, it
@@ -75,7 +77,7 @@ class _Copier:
     def _script(self, module: Any) -> Any:
         import copy
 
-        return self._keep(module, copy.deepcopy(module).to(self.device))
+        return self._keep(module, copy.deepcopy(module))  # can't be moved to meta
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         with torch.no_grad():

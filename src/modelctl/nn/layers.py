@@ -93,16 +93,17 @@ def _home(name: str) -> str:
 
 def _own(model: nn.Module) -> dict[str, _Own]:
     """What each module holds, tied tensors where they first are."""
-    seen: set[int] = set()
+    seen: dict[int, Tensor] = {}  # TorchScript's are made when asked for
     found = {}
     for name, module in model.named_modules():
         counts = [0] * 5
-        ids = frozenset(map(id, (*module._parameters.values(), *module._buffers.values())))
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is None or id(tensor) in seen:
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        ids = frozenset(map(id, tensors))
+        for tensor in tensors:
+            if id(tensor) in seen:
                 continue
-            seen.add(id(tensor))
-            n = 0 if is_lazy(tensor) else tensor.numel()
+            seen[id(tensor)] = tensor
+            n = _numel(tensor)
             is_parameter = isinstance(tensor, nn.Parameter)
             counts[0] += 1
             counts[1] += n * is_parameter
@@ -134,13 +135,13 @@ def _layer(
         head = trace.modules.get(path)
         calls = head.calls if head is not None else 0
         shape = head.output if head is not None else None
-        if not calls and inside:
+        if not calls and (inside or path in trace.unseen):
             calls = None  # a list of modules: what is in it was called
     kernel, stride = _dims(module, "kernel_size"), _dims(module, "stride")
     return Layer(
         path,
         path.count(".") + bool(path),
-        type(module).__name__,
+        class_name(module),
         kernel,
         stride if kernel else None,
         1,
@@ -155,6 +156,12 @@ def _layer(
         ops,
         trace is not None and any(own[name].ids & trace.touched for name in names),
     )
+
+
+def class_name(module: nn.Module) -> str:
+    """What a module is, as people wrote it."""
+    name: Any = getattr(module, "original_name", None)  # TorchScript's
+    return name if isinstance(name, str) else type(module).__name__
 
 
 def _dims(module: nn.Module, name: str) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ from .advice import Advice, advice
 from .copies import structural_copy
 from .devices import choose_device
 from .inputs import Dtypes, Inputs, Sizes, from_data, from_shapes
-from .layers import Layer, Totals, deepest, fitting, folded_if, layers, totals
+from .layers import Layer, Totals, class_name, deepest, fitting, folded_if, layers, totals
 from .naming import unwrap
 from .text import table
 from .tracing import ForwardError, Shapes, Trace, describe, trace
@@ -86,7 +86,8 @@ def summary(
     ``print(summary(model, (3, 224, 224)))``. The forward is of a copy on ``meta``: shapes without
     values, so that a model of any size takes milliseconds and no memory. The model itself is not
     called, moved or changed, its hooks aside: those run, and what they do to objects of their own,
-    they do. Random number generators are as before. Wrappers (DataParallel,
+    they do. A TorchScript program has no meta: its copy runs for real, on the CPU, and what it does
+    is the root's row. Random number generators are as before. Wrappers (DataParallel,
     DistributedDataParallel, ``torch.compile``) are taken off.
 
     Args:
@@ -124,8 +125,9 @@ def summary(
     levels = _levels(depth)
     if input_size is not None and input_data is not None:
         raise UsageError("input_size and input_data say the same: give one")
-    where = _where(device)
-    bare = unwrap(model)
+    where, bare = _where(device), unwrap(model)
+    if isinstance(bare, torch.jit.ScriptModule) and where.type == "meta":
+        where = torch.device("cpu")
     tries: list[Inputs] = []
     if input_size is not None:
         tries = from_shapes(bare, input_size, dtypes, batch_size, where, kwargs)
@@ -140,7 +142,7 @@ def summary(
         rows = folded_if(layers(copied, seen, levels), fold)
         shown = levels
     return ModelSummary(
-        name=type(bare).__name__,
+        name=class_name(bare),
         rows=rows,
         totals=totals(copied, seen),
         inputs=None if used is None else describe((*used.args, *used.kwargs.values())),

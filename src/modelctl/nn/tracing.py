@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -61,6 +62,7 @@ class Trace:
 
     Attributes:
         uncounted: how often operators without a known number of MACs were called, and where.
+        unseen: the modules inside a TorchScript program, whose calls Python does not see.
         touched: the ids of the parameters and buffers that some operator got.
         peak: bytes of the tensors alive at once at most, inputs, parameters and buffers aside,
             where nothing is kept for a backward.
@@ -71,6 +73,7 @@ class Trace:
 
     modules: dict[str, Calls] = field(default_factory=dict)
     uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
     touched: set[int] = field(default_factory=set)
     normed: list[tuple[str, str]] = field(default_factory=list)
     peak: int = 0
@@ -145,11 +148,28 @@ def _plain_kernels(device: torch.device) -> Iterator[None]:
         if device.type == "meta":
             yield
         else:
-            with backends.mkldnn.flags(enabled=False), backends.cudnn.flags(enabled=False):
+            with _no_onednn(), backends.cudnn.flags(enabled=False):
                 yield
     finally:
         if mha is not None:
             mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_onednn() -> Iterator[None]:
+    """``torch.backends.mkldnn.flags`` without its warning of Intel GPUs that are not here."""
+    mkldnn: Any = torch.backends.mkldnn
+
+    def set_flags(*flags: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return mkldnn.set_flags(*flags)
+
+    before = set_flags(False)
+    try:
+        yield
+    finally:
+        set_flags(*before)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -175,7 +195,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def hook(self, model: nn.Module) -> Iterator[Any]:
         for name, module in model.named_modules():
             self.kinds[name] = type(module).__name__
-            if isinstance(module, torch.jit.ScriptModule) and name:
+            if isinstance(module, torch.jit.ScriptModule):
+                self.trace.unseen.add(name)
                 continue
             yield module.register_forward_pre_hook(
                 self._entering(name), prepend=True, with_kwargs=True
