@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn, optim
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import modelctl.nn as mnn
 from modelctl.errors import RefusedError, UsageError, WriteError
@@ -66,6 +67,36 @@ def test_names_and_versions_are_the_bare_models(net, tmp_path):
     assert saved._metadata.keys() == plain.state_dict()._metadata.keys()
     assert saved._metadata[""]["modelctl.freeze"]["frozen"] == ["layer1.0.weight", "layer1.0.bias"]
     plain.load_state_dict(saved)
+
+
+def test_checkpoint_wrapper_leaves_no_trace_in_names(net, tmp_path):
+    """Its state_dict hides its segment; named_parameters, and so optimizers, don't."""
+    net.layer1 = checkpoint_wrapper(net.layer1)
+    net.layer2.module = checkpoint_wrapper(nn.Linear(6, 6))  # really called so
+    mnn.freeze(net, "layer1.0")
+    optimizer = optim.Adam(net.named_parameters())
+    optimizer.zero_grad()
+    net.layer1(torch.randn(2, 4, 8, 8)).sum().backward()
+    optimizer.step()
+    whole = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(whole, tmp_path / "torchs.pt")
+    wrapped = nn.DataParallel(net)
+    mnn.save_checkpoint(tmp_path / "ours.pt", model=wrapped, optimizer=optimizer, ema=wrapped)
+    plain = Net()
+    plain.layer2.module = nn.Linear(6, 6)
+    saved = torch.load(tmp_path / "ours.pt", weights_only=True)
+    assert list(saved["model"]) == list(saved["ema"]) == list(plain.state_dict())
+    assert saved["model"]._metadata["layer1.1"] == {"version": 2}  # the BatchNorm's own
+    assert saved["model"]._metadata.keys() == plain.state_dict()._metadata.keys()
+    assert saved["model"]._metadata[""]["modelctl.freeze"]["frozen"][0] == "layer1.0.weight"
+    own = [name for name, _ in plain.named_parameters()]
+    for name in ("ours", "torchs"):
+        made = optim.Adam(list(plain.parameters())[::-1])
+        mnn.resume(tmp_path / f"{name}.pt", model=plain, optimizer=made)
+        mine, theirs = plain.layer1[1].weight, net.layer1[1].weight
+        assert torch.equal(made.state[mine]["exp_avg"], optimizer.state[theirs]["exp_avg"])
+    assert saved["optimizer"]["param_groups"][0]["param_names"] == own
+    mnn.resume(tmp_path / "ours.pt", model=net, optimizer=optimizer)
 
 
 def test_no_record_unless_something_is_or_was_frozen(net, tmp_path):

@@ -14,7 +14,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..core.names import unwrapped
+from ..core.names import CHECKPOINTED, unwrapped
 from ..core.records import FREEZE
 from ..errors import RefusedError, UsageError
 from ..files import staged
@@ -175,9 +175,10 @@ def _optimizer_states(
 def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:
     """A model's state_dict, named as the bare model's is: without wrappers, at any depth."""
     state = model.state_dict()
-    tensors = {slot.raw: slot.name for slot in slots(model)}
+    tensors = {_shown(slot.raw): slot.name for slot in slots(model)}
     modules = {place.raw: place.name for place in places(model)}
-    renamed = OrderedDict((_bare(name, tensors, modules), value) for name, value in state.items())
+    shown = {_shown(raw): name for raw, name in modules.items()}
+    renamed = OrderedDict((_bare(name, tensors, shown), value) for name, value in state.items())
     metadata = OrderedDict(
         (modules[name], entry)
         for name, entry in getattr(state, "_metadata", {}).items()
@@ -185,6 +186,12 @@ def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:
     )
     renamed.__dict__["_metadata"] = metadata
     return renamed
+
+
+def _shown(raw: str) -> str:
+    """A name as ``state_dict`` has it: checkpoint_wrapper hides its own segment there, though
+    not in the ``_metadata``."""
+    return ".".join(part for part in raw.split(".") if part != CHECKPOINTED)
 
 
 def _bare(name: str, tensors: Mapping[str, str], modules: Mapping[str, str]) -> str:

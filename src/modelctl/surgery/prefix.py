@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import WRAPPERS, common_prefix, no_match
+from ..core.names import STRIPPED, common_prefix, no_match
 from ..errors import UsageError
 from .remap import remap
 from .renaming import Renaming, following
@@ -76,7 +76,7 @@ def _unwrap(names: Sequence[str]) -> Renaming:
     while True:
         live = [name for name in current.values() if name != _OF_WRAPPER]
         first = next(iter(live), "").partition(".")[0]
-        if first not in WRAPPERS or not all(
+        if first not in STRIPPED or not all(
             name.startswith(first + ".") and len(name) > len(first) + 1 for name in live
         ):
             break
@@ -111,7 +111,7 @@ def wrapper_prefix(names: Sequence[str]) -> str:
     shared = common_prefix([name for name in names if name != _OF_WRAPPER])
     parts = []
     for part in shared.rstrip(".").split("."):
-        if part not in WRAPPERS:
+        if part not in STRIPPED:
             break
         parts.append(part)
     return ".".join(parts) + "." if parts else ""
