@@ -16,6 +16,8 @@ RESERVED = ("_orig_mod", CHECKPOINTED)
 WRAPPERS = ("module", *RESERVED)
 # Those that strip-prefix takes off unasked: state_dicts don't show checkpoint_wrapper's.
 STRIPPED = ("module", "_orig_mod")
+# The buffer that torch.optim.swa_utils.AveragedModel has beside the ``module.`` that it wraps.
+AVERAGED = "n_averaged"
 
 _WILDCARDS = re.compile(r"[*?\[]")
 

@@ -69,7 +69,8 @@ def save_checkpoint(
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
     ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
     appears whole or not at all, and loads with ``torch.load(path, weights_only=True)``, with
-    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes. Where something is
+    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes; an ``AveragedModel`` keeps
+    its own (``module.``, ``n_averaged``), with which it is loaded again. Where something is
     frozen, or was by :func:`freeze`, ``model`` carries the freeze record. Optimizers carry the
     names of their parameters (``param_names``), whether or not they were built with them.
 
