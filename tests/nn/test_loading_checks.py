@@ -31,7 +31,7 @@ def test_meta_is_no_place_to_load_to(net, path):
 @pytest.mark.parametrize("dtype", [torch.int8, "bfloat16", 16])
 def test_a_dtype_that_weights_cannot_have(net, path, dtype):
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(UsageError, match="floating torch.dtype") as e:
+    with pytest.raises(UsageError, match=r"floating torch\.dtype") as e:
         mnn.load_into(net, path, dtype=dtype)
     assert e.value.hint
     assert same(net.state_dict(), before)

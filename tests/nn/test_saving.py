@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from torch import nn, optim
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+import modelctl as mc
 import modelctl.nn as mnn
+from modelctl.core.records import frozen_names
 from modelctl.errors import RefusedError, UsageError, WriteError
 
 from .nets import Net, train_step
@@ -99,17 +102,43 @@ def test_checkpoint_wrapper_leaves_no_trace_in_names(net, tmp_path):
     mnn.resume(tmp_path / "ours.pt", model=net, optimizer=optimizer)
 
 
-def test_no_record_unless_something_is_or_was_frozen(net, tmp_path):
-    def record():
-        mnn.save_checkpoint(tmp_path / "a.pt", model=net)
-        saved = torch.load(tmp_path / "a.pt", weights_only=True)["model"]
+def test_what_trains_is_always_recorded(net, tmp_path):
+    path = tmp_path / "a.pt"
+
+    def record(model=net):
+        mnn.save_checkpoint(path, model=model)
+        saved = torch.load(path, weights_only=True)["model"]
         return saved._metadata[""].get("modelctl.freeze")
 
-    assert record() is None
+    empty = {"version": 1, "frozen": [], "bn_eval": False, "patterns": []}
+    assert record() == empty
+    with mc.open(path) as ckpt, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = mc.summarize(ckpt)
+        assert (found.totals.frozen, found.warnings) == (0, [])
+        assert {row.requires_grad for row in mc.list_tensors(ckpt) if row.role != "buffer"} == {
+            True
+        }
+        assert mnn.load_into(Net(), path).frozen is None  # nothing to say
+        assert mnn.apply_freeze(Net(), path).changed == ()
+        thawed = mc.freeze(ckpt, "fc")
+        assert frozen_names(thawed) == {"fc.weight", "fc.bias"}
     mnn.freeze(net, "fc")
     assert record()["frozen"] == ["fc.weight", "fc.bias"]
-    mnn.unfreeze(net, "*")
-    assert record() == {"version": 1, "frozen": [], "bn_eval": False, "patterns": []}
+    net.fc.requires_grad_(True)
+    assert record()["frozen"] == []
+    assert record(nn.BatchNorm1d(2, affine=False)) is None
+
+
+def test_what_was_thawed_by_hand_stays_so(net, tmp_path):
+    """Frozen at the start by hand, thawed by hand, saved; resumed after the same start."""
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, optimizer=optim.SGD(net.parameters()))
+    other = Net()
+    other.layer1.requires_grad_(False)
+    optimizer = optim.SGD(other.parameters())
+    state = mnn.resume(tmp_path / "a.pt", model=other, optimizer=optimizer)
+    assert all(p.requires_grad for p in other.parameters())
+    assert "was frozen, trains as when this was saved: layer1.0.weight" in str(state)
 
 
 def test_a_failing_disk_leaves_the_old_checkpoint(net, tmp_path, monkeypatch):

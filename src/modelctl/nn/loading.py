@@ -202,7 +202,7 @@ def load_into(
         plan.check(os.fspath(path), strict=on_mismatch == "error")
         record = saved_freeze(ckpt, start, alone)
         plan.run(where, dtype)
-        if record is None:
+        if record is None or not freezes(record):
             return plan.report
         return replace(plan.report, frozen=apply_record(model, record, strict=False))
 
@@ -215,15 +215,20 @@ def removed_names(ckpt: Checkpoint) -> list[str]:
 
 
 def saved_freeze(ckpt: Checkpoint, prefix: str, alone: bool = False) -> Any:
-    """The file's freeze record in the model's names; None where it says nothing of the model."""
+    """The file's freeze record in the model's names, or None."""
     record = read_record(ckpt, FREEZE)
     if record is None or not prefix:
         return record
     names, bn_eval, patterns = parse_record(record)
     frozen = [bare for name in names if (bare := without(name, prefix, alone)) is not None]
     kept = [bare for text in patterns if (bare := without(text, prefix, alone)) is not None]
-    record = {"version": 1, "frozen": frozen, "bn_eval": bn_eval, "patterns": kept}
-    return record if frozen else None
+    return {"version": 1, "frozen": frozen, "bn_eval": bn_eval, "patterns": kept}
+
+
+def freezes(record: Any) -> bool:
+    """Whether a record holds anything back; an empty one says that all of the model trains."""
+    names, bn_eval, patterns = parse_record(record)
+    return bool(names or (bn_eval and patterns))
 
 
 @dataclass

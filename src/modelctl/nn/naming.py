@@ -77,7 +77,8 @@ class Slot(NamedTuple):
     """A parameter or buffer where it stands: ``getattr(owner, attr)``.
 
     ``name`` is without wrappers, ``raw`` is what ``named_parameters`` calls it; ``state_dict``
-    does, too, without ``checkpoint_wrapper``'s segment. ``persistent`` is False for a buffer that a state_dict leaves out.
+    does, too, without ``checkpoint_wrapper``'s segment. ``persistent`` is False for a buffer that
+    a state_dict leaves out.
     """
 
     name: str

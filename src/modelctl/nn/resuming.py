@@ -24,13 +24,14 @@ from ..errors import AmbiguousError, RefusedError, UsageError
 from ..files import open as open_checkpoint
 from ..surgery.optimizer import assign_names
 from . import schedules
-from .freezing import Frozen, apply_record, parse_record, set_grad
+from .freezing import set_grad
 from .loading import Plan, plan_load, removed_names, saved_freeze
 from .matching import find_prefix, without
-from .naming import Parameters, match_names, slots
+from .naming import Parameters, slots
 from .optimizers import OptimizerPlan, plan_optimizer
 from .plain import live
 from .progress import finished_epochs, own_values
+from .refreezing import Refreezing
 from .resumed import Resumed
 from .rng import own_state, restore_rng
 from .rotation import newest
@@ -58,7 +59,8 @@ def resume(
     Build model, optimizer and scheduler as at the start, then call this, on every rank. Nothing
     in the file is run, and nothing is changed before everything was seen to fit. Restored are the
     model's weights (each where it is, whatever device it was saved on), what trains (the freeze
-    record, exactly: what it does not name is thawed), the optimizer (its state on the device of
+    record, exactly: what it does not name is thawed; what the file does not know at all keeps
+    what it has), the optimizer (its state on the device of
     each parameter), the scheduler, the scaler, the EMA copy, and last the random number
     generators.
 
@@ -119,12 +121,10 @@ class _Plan:
         self.params = Parameters(model)
         self.model = self._loading(model, self.sections.model(), str(path))
         self.prefix = self.model.report.prefix
-        self.record = saved_freeze(ckpt, self.prefix)
-        if self.record is not None:
-            found = match_names(parse_record(self.record)[0], self.params.called).values()
-            frozen = {first for name in found for first in self.params.called[name]}
-            grads = {name: p.requires_grad for name, p in self.params.by_name.items()}
-            self._check_wrapped(name for name, grad in grads.items() if grad == (name in frozen))
+        record = saved_freeze(ckpt, self.prefix)
+        self.freezing = None if record is None else Refreezing(model, record, self.model.report)
+        if self.freezing is not None:
+            self._check_wrapped(self.freezing.change)
 
     def _loading(self, model: nn.Module, saved: StateDict, where: str) -> Plan:
         prefix = find_prefix(saved, slots(model))
@@ -177,7 +177,7 @@ class _Plan:
                 skip=self.skip,
             )
         self._leave(saved, pairs, "optimizer")
-        if self.record is None:
+        if self.freezing is None:
             held = self.params.by_name
             self._check_wrapped(name for name in self.joined if not held[name].requires_grad)
 
@@ -290,12 +290,10 @@ class _Plan:
     def run(self) -> Resumed:
         restored = ["model"]
         self.model.run()
-        frozen: Frozen | None = None
-        if self.record is not None:
-            frozen = apply_record(self.live, self.record, exact=True, strict=False)
+        frozen = None if self.freezing is None else self.freezing.run()
         plans = list(self.optimizing.values())
         joined = self.joined
-        if self.record is None:
+        if self.freezing is None:
             set_grad(self.params, joined, True)
         for label, plan in self.optimizing.items():
             one = self.optimizers[label]

@@ -18,7 +18,7 @@ from ..core.names import CHECKPOINTED, unwrapped
 from ..core.records import FREEZE
 from ..errors import RefusedError, UsageError
 from ..files import staged
-from .freezing import freeze_record, was_frozen
+from .freezing import freeze_record
 from .naming import Parameters, places, slots
 from .plain import storable
 from .rng import gathered, rank, rng_state
@@ -69,10 +69,11 @@ def save_checkpoint(
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
     ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
     appears whole or not at all, and loads with ``torch.load(path, weights_only=True)``, with
-    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes; an ``AveragedModel`` keeps
-    its own (``module.``, ``n_averaged``), with which it is loaded again. Where something is
-    frozen, or was by :func:`freeze`, ``model`` carries the freeze record. Optimizers carry the
-    names of their parameters (``param_names``), whether or not they were built with them.
+    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes; an
+    ``AveragedModel`` keeps its own (``module.``, ``n_averaged``), with which it is loaded again.
+    ``model`` carries the freeze record; one without names says that everything trains.
+    Optimizers carry the names of their parameters (``param_names``), whether or not they were
+    built with them.
 
     A path with fields, ``"run/epoch-{epoch:03d}.pt"``, is a row of files: fields of the last part
     of the path are filled in with ``epoch``, ``step``, ``lr`` and your own numbers and texts
@@ -150,10 +151,11 @@ def save_checkpoint(
 
 
 def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
-    """The bare model's state_dict, with the freeze record where it has something to say."""
+    """The bare model's state_dict with the freeze record: an empty one says that all trains."""
     state = bare_state_dict(model)
-    if was_frozen(model):
-        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = freeze_record(model)
+    record = freeze_record(model)
+    if record["bn_eval"] or next(model.parameters(), None) is not None:
+        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = record
     return state
 
 
