@@ -40,6 +40,7 @@ class OptimizerPlan:
             fits.
         dropped: parameters of the saved one that are left aside.
         changed: for each live group its settings that differ: (own, saved) by key.
+        by_place: how many parameters that no model has were matched by their place alone.
     """
 
     saved: dict[str, Any]
@@ -49,6 +50,7 @@ class OptimizerPlan:
     fresh: list[str]
     dropped: list[str]
     changed: dict[int, dict[str, tuple[Any, Any]]]
+    by_place: int = 0
 
     def run(self, optimizer: Optimizer, scheduler: schedules.Schedulers) -> None:
         """Add the missing groups to the optimizer and its schedulers, then load the state."""
@@ -162,6 +164,11 @@ def plan_optimizer(
         fresh=[params.name_of(p) or f"#{i}" for i, p in enumerate(live) if id(p) not in ids],
         dropped=_called(groups, [pid for pid in where if pid not in targets], names_in_file),
         changed={i: differ for i, differ in changed.items() if differ},
+        by_place=sum(
+            name is None and pid in targets
+            for group in groups
+            for pid, name in zip(group["params"], group.get("param_names", ()), strict=False)
+        ),
     )
 
 
@@ -174,7 +181,7 @@ def _called(
         names.update(zip(group["params"], group.get("param_names", ()), strict=False))
     if any(isinstance(pid, int) and pid not in names for pid in ids):
         names.update(names_in_file() or {})
-    return [str(names.get(pid, f"#{pid}" if isinstance(pid, int) else pid)) for pid in ids]
+    return [str(names.get(pid) or (f"#{pid}" if isinstance(pid, int) else pid)) for pid in ids]
 
 
 def _differences(

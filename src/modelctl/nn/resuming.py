@@ -28,7 +28,9 @@ from .freezing import set_grad
 from .loading import Plan, plan_load, removed_names, saved_freeze
 from .matching import find_prefix, without
 from .naming import Parameters, slots
+from .notes import Notes
 from .optimizers import OptimizerPlan, plan_optimizer
+from .pairing import check_apart, order_by_content
 from .plain import live
 from .progress import finished_epochs, own_values
 from .refreezing import Refreezing
@@ -73,7 +75,8 @@ def resume(
 
     Args:
         path: a file, or a folder: there ``latest.*``, else the whole one that has come furthest.
-        optimizer, scheduler: one, or several as they were saved: in that order, or by name.
+        optimizer, scheduler: one, or several as they were saved: a list, or by name. Listed
+            optimizers are told apart by the names of their parameters.
         ema: the averaged copy, or a state_dict whose tensors are to be filled.
         rng: restore the generators; under ``torch.distributed`` each rank its own.
         on_mismatch: ``"skip"`` is for another head: what the model lacks, or has in another
@@ -85,7 +88,8 @@ def resume(
         RefusedError: model, optimizer, scheduler, scaler, ema or rng of the file don't fit the
             live one; or the freeze record would change what trains inside a
             DistributedDataParallel, which looks only when it is built.
-        AmbiguousError: which saved parameter is which can't be told.
+        AmbiguousError: which saved parameter, or which of several optimizers, is which can't be
+            told.
         UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.
         UnsupportedError: a section that is needed holds an object.
         UnreadableError: the file, or a folder without one.
@@ -106,16 +110,13 @@ def resume(
     return state
 
 
-_MOST_NOTES = 3
-
-
 class _Plan:
     """Everything that was read and found to fit; :meth:`run` is the part that changes things."""
 
     def __init__(self, ckpt: Checkpoint, path: Path, model: nn.Module, skip: bool) -> None:
         self.ckpt, self.path, self.live, self.skip = ckpt, path, model, skip
         self.sections, self.top = ckpt.sections, mapping(ckpt.root) or {}
-        self.notes: list[str] = []
+        self.notes = Notes()
         self.missing: list[str] = []
         self.unused: list[str] = []
         self.params = Parameters(model)
@@ -158,6 +159,7 @@ class _Plan:
     def fit_optimizers(self, optimizers: dict[Label, Optimizer]) -> None:
         self.optimizers = optimizers
         self.optimizing: dict[Label, OptimizerPlan] = {}
+        self.reordered = False
         if optimizers and any(p.is_meta for p in self.live.parameters()):
             raise RefusedError(
                 "the model is on meta, so the optimizer holds parameters that loading replaces",
@@ -167,16 +169,31 @@ class _Plan:
         if not self._wanted("optimizer", optimizers, saved):
             return
         pairs = paired("optimizer", optimizers, saved)
-        for label, (one, node) in pairs.items():
-            what = called("optimizer", label)
-            self.optimizing[label] = plan_optimizer(
-                one,
-                self._with_own_names(live(node, what)),
+        self._leave(saved, pairs, "optimizer")
+        nodes: dict[Label, Any] = {label: node for label, (_, node) in pairs.items()}
+        states: dict[Label, Any] = {
+            label: self._with_own_names(live(node, called("optimizer", label)))
+            for label, node in nodes.items()
+        }
+        if len(pairs) > 1 and not any(isinstance(label, str) for label in pairs):
+            order = order_by_content([*optimizers.values()], [*states.values()], self.params)
+            self.reordered = order != sorted(order)
+            nodes = {i: nodes[j] for i, j in enumerate(order)}
+            states = {i: states[j] for i, j in enumerate(order)}
+        for label, state in states.items():
+            self.optimizing[label] = plan = plan_optimizer(
+                optimizers[label],
+                state,
                 self.params,
-                partial(self._names_in_file, node),
+                partial(self._names_in_file, nodes[label]),
                 skip=self.skip,
             )
-        self._leave(saved, pairs, "optimizer")
+            if plan.by_place:
+                self.notes.append(
+                    f"{called('optimizer', label)}: {plan.by_place} of its parameters are not the "
+                    "model's and have no names: they got the state of those in their places"
+                )
+        check_apart(optimizers, self.optimizing)
         if self.freezing is None:
             held = self.params.by_name
             self._check_wrapped(name for name in self.joined if not held[name].requires_grad)
@@ -196,7 +213,7 @@ class _Plan:
         for group in saved["param_groups"] if self.prefix else ():
             names = group.get("param_names") if isinstance(group, dict) else None
             if isinstance(names, list):
-                group["param_names"] = [without(str(n), self.prefix) or n for n in names]
+                group["param_names"] = [n and (without(str(n), self.prefix) or n) for n in names]
         return saved
 
     def _names_in_file(self, node: Any) -> dict[Any, str] | None:
@@ -210,6 +227,7 @@ class _Plan:
             pid: without(name, self.prefix) or name
             for group, own in zip(groups, names, strict=True)
             for pid, name in zip(group["params"], own, strict=True)
+            if name is not None
         }
 
     def fit_schedulers(self, wanted: dict[Label, LRScheduler]) -> None:
@@ -223,6 +241,12 @@ class _Plan:
         if not self._wanted("scheduler", wanted, saved):
             return
         pairs = paired("scheduler", wanted, saved)
+        if self.reordered and len(pairs) > 1 and not any(isinstance(one, str) for one in pairs):
+            raise RefusedError(
+                "the optimizers are listed in another order than when this was saved: whose each "
+                "of the schedulers is can't be told",
+                hint="give optimizer= and scheduler= in the order that was saved",
+            )
         for label, (one, node) in pairs.items():
             state = live(node, called("scheduler", label))
             schedules.check_same(one, state)
@@ -298,18 +322,18 @@ class _Plan:
         for label, plan in self.optimizing.items():
             one = self.optimizers[label]
             own = [each for each in self.schedulers if each.optimizer is one]
-            self._note_groups(called("optimizer", label), plan.changed)
+            self.notes.groups_differ(called("optimizer", label), plan.changed)
             plan.run(one, own)
         for label, (one, state) in self.scheduling.items():
             differ = schedules.differences(one.state_dict(), state)
-            self._note(called("scheduler", label), differ)
+            self.notes.differ(called("scheduler", label), differ)
             plan_or_none = self._plan_of(one)
             if plan_or_none is not None:
                 saved = len(plan_or_none.saved["param_groups"])
                 state = schedules.rearranged(state, one, plan_or_none.source, saved)
             one.load_state_dict(state)
         if self.scaler is not None and self.scaling is not None:
-            self._note("scaler", scaler_differences(self.scaler, self.scaling))
+            self.notes.differ("scaler", scaler_differences(self.scaler, self.scaling))
             self.scaler.load_state_dict(self.scaling)
         if self.ema is not None:
             self.ema.run()
@@ -355,33 +379,6 @@ class _Plan:
                 "no optimizer state"
             )
         return lr
-
-    def _note_groups(self, what: str, changed: dict[int, dict[str, tuple[Any, Any]]]) -> None:
-        """A note for all groups that differ in the same, and no more than a few."""
-        alike: dict[str, list[int]] = {}
-        for i, differ in changed.items():
-            alike.setdefault(repr(differ), []).append(i)
-        for groups in [*alike.values()][:_MOST_NOTES]:
-            numbers = f"group{'s' * (len(groups) > 1)} {some([str(i) for i in groups])}"
-            self._note(f"{what}, {numbers}", changed[groups[0]])
-        if len(alike) > _MOST_NOTES:
-            rest = sum(map(len, [*alike.values()][_MOST_NOTES:]))
-            self.notes.append(
-                f"{what}: {rest} more of its groups were built with other settings; used are the "
-                "checkpoint's"
-            )
-
-    def _note(self, what: str, differ: dict[str, tuple[Any, Any]]) -> None:
-        if differ:
-            built, saved = (
-                ", ".join(f"{key} {_shown(pair[which])}" for key, pair in differ.items())
-                for which in (0, 1)
-            )
-            self.notes.append(f"{what}: built with {built}; used is {saved}, from the checkpoint")
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _by_label(found: tuple[tuple[Place, Any], ...]) -> dict[Label, Any]:

@@ -24,6 +24,7 @@ from .plain import storable
 from .rng import gathered, rank, rng_state
 from .rotation import Row
 from .several import Label, Several, labelled, packed
+from .targets import recordable
 
 
 class _Stream:
@@ -163,12 +164,13 @@ def _optimizer_states(
     optimizers: Mapping[Label, Optimizer], params: Parameters
 ) -> dict[Label, dict[str, Any]]:
     """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
-    may be missing, or relative to a part of the model."""
+    may be missing, or relative to a part of the model. One that is not the model's keeps the
+    name that was recorded, or has None."""
     states = {}
     for label, optimizer in optimizers.items():
         state = optimizer.state_dict()
-        names = [[params.name_of(p) for p in group["params"]] for group in optimizer.param_groups]
-        if all(None not in group for group in names):
+        names = recordable(optimizer, params)
+        if any(name is not None for group in names for name in group):
             groups = zip(state["param_groups"], names, strict=True)
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
         states[label] = state
