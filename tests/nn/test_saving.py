@@ -221,14 +221,14 @@ def test_optimizers_carry_the_models_own_names(net, tmp_path):
     wrapped = nn.DataParallel(net)
     assert saved(optim.SGD(wrapped.named_parameters()), wrapped) == [own]
     loss = nn.Linear(2, 2)  # not the model's: no name, or the one that it was given
-    assert saved(optim.SGD([loss.bias, *net.parameters()])) == [[None, *own]]
+    assert saved(optim.SGD([loss.bias, *net.parameters()])) == [["", *own]]
     optim.SGD([*net.parameters(), nn.Parameter(torch.ones(2))]).load_state_dict(
         torch.load(path, weights_only=True)["optimizer"]
     )
     given = [("loss.bias", loss.bias), *net.fc.named_parameters()]
     assert saved(optim.SGD(given)) == [["loss.bias", "fc.weight", "fc.bias"]]
     given = [("fc.weight", loss.bias), *net.named_parameters()]
-    assert saved(optim.SGD(given)) == [[None, *own]]
+    assert saved(optim.SGD(given)) == [["", *own]]
     assert saved(optim.SGD(loss.parameters())) == [None]
 
 

@@ -354,10 +354,10 @@ def test_a_parameter_that_is_not_the_models_stays(tmp_path: Path) -> None:
     optimizer.step()
     saved = optimizer.state_dict()
     own = [name for name, _ in net.named_parameters()]
-    saved["param_groups"][0]["param_names"] = [None, *own]
+    saved["param_groups"][0]["param_names"] = ["", *own]
     with opened(tmp_path / "in.pt", {"model": net.state_dict(), "optimizer": saved}) as ckpt:
         out = load(mc.add_prefix(mc.strip_head(ckpt), "net"), tmp_path / "out.pt")["optimizer"]
     kept = [name for name in own if not name.startswith(HEAD)]
-    assert out["param_groups"][0]["param_names"] == [None, *(f"net.{name}" for name in kept)]
+    assert out["param_groups"][0]["param_names"] == ["", *(f"net.{name}" for name in kept)]
     assert out["param_groups"][0]["params"] == [*range(len(kept) + 1)]
     assert torch.equal(out["state"][0]["exp_avg"], saved["state"][0]["exp_avg"])

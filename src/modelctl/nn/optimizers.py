@@ -165,7 +165,7 @@ def plan_optimizer(
         dropped=_called(groups, [pid for pid in where if pid not in targets], names_in_file),
         changed={i: differ for i, differ in changed.items() if differ},
         by_place=sum(
-            name is None and pid in targets
+            not name and pid in targets
             for group in groups
             for pid, name in zip(group["params"], group.get("param_names", ()), strict=False)
         ),

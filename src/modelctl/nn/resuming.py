@@ -227,7 +227,7 @@ class _Plan:
             pid: without(name, self.prefix) or name
             for group, own in zip(groups, names, strict=True)
             for pid, name in zip(group["params"], own, strict=True)
-            if name is not None
+            if name
         }
 
     def fit_schedulers(self, wanted: dict[Label, LRScheduler]) -> None:

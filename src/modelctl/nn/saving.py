@@ -165,12 +165,12 @@ def _optimizer_states(
 ) -> dict[Label, dict[str, Any]]:
     """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
     may be missing, or relative to a part of the model. One that is not the model's keeps the
-    name that was recorded, or has None."""
+    name that was recorded, or has ""."""
     states = {}
     for label, optimizer in optimizers.items():
         state = optimizer.state_dict()
         names = recordable(optimizer, params)
-        if any(name is not None for group in names for name in group):
+        if any(name for group in names for name in group):
             groups = zip(state["param_groups"], names, strict=True)
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
         states[label] = state

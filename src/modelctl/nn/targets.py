@@ -124,15 +124,15 @@ def _by_name(
     return targets or None
 
 
-def recordable(optimizer: Optimizer, params: Parameters) -> list[list[str | None]]:
+def recordable(optimizer: Optimizer, params: Parameters) -> list[list[str]]:
     """The names to record of an optimizer's parameters, group by group: the model's own. What is
-    not the model's has the name that it was given, or None."""
+    not the model's has the name that it was given, or "", which no parameter can have."""
     groups = optimizer.param_groups
-    given = [group.get("param_names") or [None] * len(group["params"]) for group in groups]
+    given = [group.get("param_names") or [""] * len(group["params"]) for group in groups]
     count = Counter(name for names in given for name in names)
     return [
         [
-            params.name_of(p) or (name if count[name] == 1 and name not in params.called else None)
+            params.name_of(p) or (name if count[name] == 1 and name not in params.called else "")
             for p, name in zip(group["params"], names, strict=True)
         ]
         for group, names in zip(groups, given, strict=True)
@@ -149,7 +149,7 @@ def _names(groups: Iterable[Group]) -> dict[Any, tuple[Any, str | None]] | None:
             return None
         for parameter, name in zip(group["params"], names, strict=True):
             key = id(parameter) if isinstance(parameter, Tensor) else parameter
-            found[key] = (parameter, name)
+            found[key] = (parameter, None if name == "" else name)
     names = [name for _, name in found.values() if name is not None]
     unique = {name for name in names if isinstance(name, str)}
     return found if names and len(unique) == len(names) else None
