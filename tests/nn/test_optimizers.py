@@ -122,3 +122,80 @@ def test_no_parameter_joins_an_optimizer_while_another_has_it(tmp_path):
     with pytest.raises((AmbiguousError, RefusedError)) as e:
         mnn.resume(tmp_path / "a.pt", model=net, optimizer=halves)
     assert e.value.hint
+
+
+# ------------------------------------------------------------------ what a scheduler moves
+
+
+def scheduled(make, lr=0.1):
+    model = nn.Linear(2, 2)
+    optimizer = optim.SGD(model.parameters(), lr=lr)
+    return {"model": model, "optimizer": optimizer, "scheduler": make(optimizer)}
+
+
+def said(path, **parts):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mnn.resume(path, **parts)
+    return [str(w.message) for w in caught]
+
+
+def test_a_lr_that_was_only_reduced_was_not_built_otherwise(tmp_path):
+    """ReduceLROnPlateau leaves no initial_lr: where the lr began is not known."""
+    path = tmp_path / "a.pt"
+    parts = scheduled(lr_scheduler.ReduceLROnPlateau)
+    for _ in range(12):
+        parts["scheduler"].step(1.0)
+    mnn.save_checkpoint(path, **parts)
+    again = scheduled(lr_scheduler.ReduceLROnPlateau)
+    assert said(path, **again) == []
+    assert again["optimizer"].param_groups[0]["lr"] == pytest.approx(0.01)
+    parts["scheduler"] = None  # moved by hand: that is said
+    mnn.save_checkpoint(path, **parts)
+    (note,) = said(path, **{**again, **scheduled(lambda _: None)})
+    assert "built with lr 0.1; used is lr 0.01" in note
+
+
+def test_a_scheduler_without_its_state_takes_the_lr_back(tmp_path):
+    path = tmp_path / "a.pt"
+    parts = scheduled(lambda _: None, lr=0.05)
+    mnn.save_checkpoint(path, **parts)
+    again = scheduled(lambda one: mnn.warmup_cosine(one, 0, 1000))
+    note, left = said(path, **again)
+    assert "lr 0.05 holds until the next step() of the scheduler, which was built over lr 0" in note
+    assert note.endswith("build it after resume() to start from the checkpoint's")
+    assert left == "not in the checkpoint: scheduler; left as built"
+    optimizer = again["optimizer"]
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    optimizer.step()
+    again["scheduler"].step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1, rel=1e-3)  # as it said
+    again = scheduled(lambda _: None)
+    assert said(path, **again) == [
+        "optimizer, group 0: built with lr 0.1; used is lr 0.05, from the checkpoint"
+    ]
+    after = mnn.warmup_cosine(again["optimizer"], 0, 1000)
+    again["optimizer"].step()
+    after.step()
+    assert again["optimizer"].param_groups[0]["lr"] == pytest.approx(0.05, rel=1e-3)
+
+
+class Clock:
+    """A scheduler of someone's own, that does not show its optimizer."""
+
+    def __init__(self, time=0):
+        self.time = time
+
+    def state_dict(self):
+        return {"time": self.time}
+
+    def load_state_dict(self, state):
+        self.time = state["time"]
+
+
+def test_a_scheduler_of_another_kind(tmp_path):
+    parts = scheduled(lambda _: Clock(3))
+    mnn.save_checkpoint(tmp_path / "a.pt", **parts)
+    again = scheduled(lambda _: Clock())
+    assert said(tmp_path / "a.pt", **again) == []
+    assert again["scheduler"].time == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import enum
 import warnings
 
 import numpy as np
@@ -15,9 +16,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.core.records import frozen_names
-from modelctl.errors import RefusedError, UsageError, WriteError
+from modelctl.errors import RefusedError, UnreadableError, UsageError, WriteError
 
 from .nets import Net, train_step
+
+
+class Colour(enum.Enum):
+    RED = 1
 
 
 def test_numpy_scalars_are_converted_and_objects_refused_by_their_key(net, tmp_path):
@@ -48,6 +53,8 @@ def test_numpy_scalars_are_converted_and_objects_refused_by_their_key(net, tmp_p
         (np.zeros(3), "from_numpy"),
         ({1, 2}, "sorted"),
         (net, "state_dict"),
+        (np.longdouble(1), "float"),
+        (Colour.RED, ".value"),
     ):
         with pytest.raises(RefusedError, match=r"'extra\.deep\.1' is a") as e:
             mnn.save_checkpoint(path, model=net, extra={"deep": [0, bad]})
@@ -179,8 +186,68 @@ def test_extras_by_name_and_as_a_dict(net, tmp_path):
     assert mnn.resume(path, model=net).extra == {}
 
 
+def sparse_ones():
+    dense = torch.eye(4)
+    dense[0, 3] = 2
+    loose = torch.sparse_coo_tensor([[1, 1], [0, 0]], [1.0, 2.0], (3, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # beta, says torch
+        packed = [dense.to_sparse_csr(), dense.to_sparse_csc()]
+        blocks = [dense.to_sparse_bsr((2, 2)), dense.to_sparse_bsc((2, 2))]
+    return [dense.to_sparse(), loose, nn.Parameter(dense.to_sparse()), *packed, *blocks]
+
+
+def test_sparse_tensors_come_back(net, tmp_path):
+    given = sparse_ones()
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, graph=given)
+    found = mnn.resume(tmp_path / "a.pt", model=net).extra["graph"]
+    for one, old in zip(found, given, strict=True):
+        assert (one.layout, one.shape, one.dtype) == (old.layout, old.shape, old.dtype)
+        assert torch.equal(one.to_dense(), old.to_dense())
+    assert [one.is_coalesced() for one in found[:3]] == [True, False, True]
+    table = nn.Embedding(5, 2, sparse=True)
+    optimizer = optim.SGD(table.parameters(), lr=0.1, momentum=0.9)
+    table(torch.tensor([1, 3])).sum().backward()
+    optimizer.step()  # its momentum is sparse
+    mnn.save_checkpoint(tmp_path / "b.pt", model=table, optimizer=optimizer)
+    again = optim.SGD(table.parameters(), lr=0.1, momentum=0.9)
+    mnn.resume(tmp_path / "b.pt", model=table, optimizer=again)
+    mine, theirs = (one.state[table.weight]["momentum_buffer"] for one in (again, optimizer))
+    assert torch.equal(mine.to_dense(), theirs.to_dense())
+    net.register_buffer("graph", given[0])
+    with pytest.raises(RefusedError, match=r"'model\.graph' is sparse_coo") as e:
+        mnn.save_checkpoint(tmp_path / "c.pt", model=net)
+    assert "persistent=False" in e.value.hint
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_indices_that_a_sparse_tensor_has_no_place_for(net, tmp_path):
+    bad = torch.sparse_coo_tensor([[7], [0]], [1.0], (3, 2), check_invariants=False)
+    torch.save({"model": net.state_dict(), "extra": {"graph": bad}}, tmp_path / "a.pt")
+    with pytest.raises(UnreadableError, match="sparse_coo tensor that can't be"):
+        mnn.resume(tmp_path / "a.pt", model=net)
+
+
+def test_what_is_given_wrong_is_said_in_a_line(net, tmp_path):
+    for bad, match in (
+        ({"model": net.state_dict()}, "is a OrderedDict, no nn.Module"),
+        ({"extra": [1]}, "is a list, no dict"),
+    ):
+        with pytest.raises(UsageError, match=match) as e:
+            mnn.save_checkpoint(tmp_path / "a.pt", **{"model": net, **bad})
+        assert e.value.hint
+    with pytest.raises(UsageError, match=r"no such number or text; given are 1"):
+        mnn.save_checkpoint(tmp_path / "{foo}.pt", model=net, extra={1: 2})
+
+
 class Mine(torch.Tensor):
     pass
+
+
+def labelled_tensor():
+    made = torch.zeros(2)
+    made.origin = "here"
+    return made
 
 
 @pytest.mark.parametrize(
@@ -190,6 +257,9 @@ class Mine(torch.Tensor):
         (nn.LazyLinear(2).weight, "no shape yet"),
         (torch.zeros(2, device="meta"), "on meta"),
         (torch.nested.as_nested_tensor([torch.zeros(2)], layout=torch.jagged), "[Nn]ested"),
+        (torch.zeros(2, 2).to_mkldnn(), "layout"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8), "quantized"),
+        (labelled_tensor(), r"attributes of its own \(origin\)"),
     ],
 )
 def test_tensors_that_torch_would_not_load(net, tmp_path, bad, match):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .text import some
@@ -22,8 +23,38 @@ class Notes(list[str]):
             )
             self.append(f"{what}: built with {built}; used is {saved}, from the checkpoint")
 
-    def groups_differ(self, what: str, changed: dict[int, Differences]) -> None:
+    def overruled_lr(
+        self,
+        what: str,
+        built: Sequence[tuple[float, float | None]],
+        groups: Sequence[Any],
+        new: bool,
+    ) -> bool:
+        """A note where the checkpoint's lr won't last: a scheduler was built over the optimizer
+        (it left its ``initial_lr`` there), and its state was not restored.
+
+        Args:
+            built: lr and ``initial_lr`` of the groups before the checkpoint's came.
+            new: whether the checkpoint's groups come without ``initial_lr``, so that a scheduler
+                that is built over them starts from their lr.
+        """
+        tail = "; build it after resume() to start from the checkpoint's" if new else ""
+        for (lr, first), group in zip(built, groups, strict=False):
+            if first is None or float(lr) == float(group["lr"]):
+                continue
+            self.append(
+                f"{what}: the checkpoint's lr {shown(float(group['lr']))} holds until the next "
+                f"step() of the scheduler, which was built over lr {shown(float(first))}, whose "
+                f"state was not restored, and which may set its own{tail}"
+            )
+            return True
+        return False
+
+    def groups_differ(
+        self, what: str, changed: dict[int, Differences], without: str | None = None
+    ) -> None:
         """A note for all groups that differ in the same, and no more than a few."""
+        changed = {i: {k: v for k, v in one.items() if k != without} for i, one in changed.items()}
         alike: dict[str, list[int]] = {}
         for i, differ in changed.items():
             alike.setdefault(repr(differ), []).append(i)

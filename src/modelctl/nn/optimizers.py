@@ -102,13 +102,15 @@ def plan_optimizer(
     names_in_file: Callable[[], Mapping[Any, str] | None] = lambda: None,
     *,
     skip: bool = False,
+    scheduled: bool = False,
 ) -> OptimizerPlan:
     """Match a saved optimizer with a live one over a model's parameters.
 
     By names where there are any, see :func:`find_targets`. Live parameters that the saved one
     does not know start fresh; saved groups over parameters of the model that the live one lacks
     are added to it (they were thawed in between). With ``skip`` saved parameters that the model
-    lacks, or that have another shape there, are left aside.
+    lacks, or that have another shape there, are left aside. ``scheduled`` says that a scheduler
+    moved the saved lr: its start is only known where that is recorded (``initial_lr``).
 
     Raises:
         RefusedError: another kind of optimizer, state of other shapes, or parameters that are
@@ -152,7 +154,7 @@ def plan_optimizer(
         for i, group in enumerate(optimizer.param_groups)
     ]
     changed = {
-        i: _differences(optimizer.param_groups[i], groups[j], optimizer.defaults)
+        i: _differences(optimizer.param_groups[i], groups[j], optimizer.defaults, scheduled)
         for i, j in enumerate(source)
         if j is not None
     }
@@ -185,14 +187,16 @@ def _called(
 
 
 def _differences(
-    live: Group, saved: Group, settings: Mapping[str, Any]
+    live: Group, saved: Group, settings: Mapping[str, Any], scheduled: bool
 ) -> dict[str, tuple[Any, Any]]:
     """What the constructor said and what was saved, where the two differ; of what a scheduler
     moves its start."""
-    cycled = ("betas", "momentum") if "max_momentum" in live or "max_momentum" in saved else ()
+    moved = ("betas", "momentum") if "max_momentum" in live or "max_momentum" in saved else ()
+    if scheduled and "initial_lr" not in saved:  # ReduceLROnPlateau's doing
+        moved = (*moved, "lr")
     found = {}
     for key in settings:
-        if key in (*_HOW, *cycled) or key not in live or key not in saved:
+        if key in (*_HOW, *moved) or key not in live or key not in saved:
             continue
         own, theirs = (group[key] for group in (live, saved))
         if key == "lr":

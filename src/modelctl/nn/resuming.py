@@ -38,7 +38,7 @@ from .resumed import Resumed
 from .rng import own_state, restore_rng
 from .rotation import newest
 from .scaling import check_scaler, find_scaler, scaler_differences
-from .several import Label, Several, called, labelled, paired
+from .several import Label, Several, by_label, called, labelled, paired
 from .text import some
 
 
@@ -165,7 +165,7 @@ class _Plan:
                 "the model is on meta, so the optimizer holds parameters that loading replaces",
                 hint="load_into(model, path) first, then build the optimizer and resume",
             )
-        saved = _by_label(self.sections.optimizers)
+        saved = by_label(self.sections.optimizers)
         if not self._wanted("optimizer", optimizers, saved):
             return
         pairs = paired("optimizer", optimizers, saved)
@@ -187,6 +187,7 @@ class _Plan:
                 self.params,
                 partial(self._names_in_file, nodes[label]),
                 skip=self.skip,
+                scheduled=bool(self._saved_schedulers()),
             )
             if plan.by_place:
                 self.notes.append(
@@ -230,14 +231,19 @@ class _Plan:
             if name
         }
 
+    def _saved_schedulers(self) -> dict[Label, Any]:
+        saved = by_label(self.sections.schedulers)
+        if not saved and "scheduler" in self.top:  # of a kind of its own
+            saved = {None: self.top["scheduler"]}
+        return saved
+
     def fit_schedulers(self, wanted: dict[Label, LRScheduler]) -> None:
         self.scheduling: dict[Label, tuple[Any, Any]] = {}
         self.schedulers = list(wanted.values())
         if self.optimizers:
-            schedules.check_owner(self.schedulers, *self.optimizers.values())
-        saved = _by_label(self.sections.schedulers)
-        if not saved and "scheduler" in self.top:  # of a kind of its own
-            saved = {None: self.top["scheduler"]}
+            known = [one for one in self.schedulers if _driven_by(one) is not None]
+            schedules.check_owner(known, *self.optimizers.values())
+        saved = self._saved_schedulers()
         if not self._wanted("scheduler", wanted, saved):
             return
         pairs = paired("scheduler", wanted, saved)
@@ -256,15 +262,16 @@ class _Plan:
 
     def _plan_of(self, scheduler: Any) -> OptimizerPlan | None:
         for label, plan in self.optimizing.items():
-            if self.optimizers[label] is scheduler.optimizer:
+            if self.optimizers[label] is _driven_by(scheduler):
                 return plan
         return None
 
     def _check_groups(self, scheduler: Any, count: int) -> None:
         plan = self._plan_of(scheduler)
         where = "the saved optimizer" if plan else "the optimizer"
-        groups = plan.saved["param_groups"] if plan else scheduler.optimizer.param_groups
-        if count and count != len(groups):
+        driven = _driven_by(scheduler)
+        groups = plan.saved["param_groups"] if plan else getattr(driven, "param_groups", ())
+        if driven is not None and count and count != len(groups):
             raise RefusedError(
                 f"the saved {type(scheduler).__name__} is over {count} groups, {where} has "
                 f"{len(groups)}",
@@ -321,12 +328,22 @@ class _Plan:
             set_grad(self.params, joined, True)
         for label, plan in self.optimizing.items():
             one = self.optimizers[label]
-            own = [each for each in self.schedulers if each.optimizer is one]
-            self.notes.groups_differ(called("optimizer", label), plan.changed)
+            own = [each for each in self.schedulers if _driven_by(each) is one]
+            what = called("optimizer", label)
+            scheduled = any(_driven_by(each) is one for each, _ in self.scheduling.values())
+            built = (
+                None if scheduled else [(g["lr"], g.get("initial_lr")) for g in one.param_groups]
+            )
             plan.run(one, own)
+            new = not any("initial_lr" in group for group in plan.saved["param_groups"])
+            overruled = built is not None and self.notes.overruled_lr(
+                what, built, one.param_groups, new
+            )
+            self.notes.groups_differ(what, plan.changed, without="lr" if overruled else None)
         for label, (one, state) in self.scheduling.items():
-            differ = schedules.differences(one.state_dict(), state)
-            self.notes.differ(called("scheduler", label), differ)
+            if _driven_by(one) is not None:  # of an unknown kind, it is not known what moves
+                differ = schedules.differences(one.state_dict(), state)
+                self.notes.differ(called("scheduler", label), differ)
             plan_or_none = self._plan_of(one)
             if plan_or_none is not None:
                 saved = len(plan_or_none.saved["param_groups"])
@@ -381,11 +398,9 @@ class _Plan:
         return lr
 
 
-def _by_label(found: tuple[tuple[Place, Any], ...]) -> dict[Label, Any]:
-    """Saved optimizers or schedulers by what they are called: a name, or a place in a list."""
-    if len(found) == 1 and len(found[0][0]) < 2:
-        return {None: found[0][1]}
-    return {path[-1]: node for path, node in found}
+def _driven_by(scheduler: Any) -> Any:
+    """A scheduler's optimizer; None where one of another kind than torch's does not say."""
+    return getattr(scheduler, "optimizer", None)
 
 
 def _holding(ema: MutableMapping[str, Any]) -> nn.Module:

@@ -108,6 +108,7 @@ def save_checkpoint(
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
+    _check_given(model, extra)
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
     generators = rng_state(model) if rng else None
@@ -139,6 +140,8 @@ def save_checkpoint(
     if ema is not None:
         whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
     whole = {key: storable(value, key) for key, value in whole.items()}
+    for key in ("model", "ema"):
+        _check_dense(key, whole.get(key, {}))
     whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
     if generators is not None:
         whole["rng"] = generators
@@ -149,6 +152,29 @@ def save_checkpoint(
             raise stream.failed
     row.finish()
     return row.path
+
+
+def _check_given(model: object, extra: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model is a {type(model).__name__}, no nn.Module",
+            hint="give the model itself: what trains and its names are taken from it",
+        )
+    if extra is not None and not isinstance(extra, Mapping):
+        raise UsageError(
+            f"extra is a {type(extra).__name__}, no dict of names and values",
+            hint="extra={'losses': losses}, or losses=losses",
+        )
+
+
+def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            raise RefusedError(
+                f"'{key}.{name}' is {str(value.layout).removeprefix('torch.')}: only dense tensors "
+                "can be loaded into a model",
+                hint="register_buffer(name, tensor, persistent=False) leaves it out",
+            )
 
 
 def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
