@@ -153,8 +153,8 @@ def test_timms_layout(trained, tmp_path):
     parts = fresh(ema=copy, scaler=live)
     left = "not in the checkpoint: scheduler; left as built"
     lr = (
-        "optimizer: the checkpoint's lr 0.01 holds until the next step() of the scheduler, which "
-        "was built over lr 0.1, whose state was not restored, and which may set its own"
+        "optimizer: the checkpoint's lr 0.01 holds until the scheduler's next step(): its state "
+        "was not restored, and it was built over lr 0.1"
     )
     state = resumed(tmp_path / "a.pt", parts, [lr, left])
     assert state.epoch == 5

@@ -55,7 +55,7 @@ def test_what_is_not_the_models_costs_no_name(tmp_path, groups, named):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         mnn.resume(tmp_path / "a.pt", model=new.net, optimizer=new.optimizer)
-    assert ["2 of its parameters are not" in str(w.message) for w in caught] == [True][named:]
+    assert ["(2) got the state" in str(w.message) for w in caught] == [True][named:]
     assert new.same(old)
     plain = Outside(groups=groups, named=named)
     saved = torch.load(tmp_path / "a.pt", weights_only=True)["optimizer"]
@@ -162,8 +162,10 @@ def test_a_scheduler_without_its_state_takes_the_lr_back(tmp_path):
     mnn.save_checkpoint(path, **parts)
     again = scheduled(lambda one: mnn.warmup_cosine(one, 0, 1000))
     note, left = said(path, **again)
-    assert "lr 0.05 holds until the next step() of the scheduler, which was built over lr 0" in note
-    assert note.endswith("build it after resume() to start from the checkpoint's")
+    assert "lr 0.05 holds until the scheduler's next step(): its state was not restored" in note
+    assert note.endswith(
+        "built over lr 0.1; build it after resume() to start from the checkpoint's"
+    )
     assert left == "not in the checkpoint: scheduler; left as built"
     optimizer = again["optimizer"]
     assert optimizer.param_groups[0]["lr"] == 0.05

@@ -244,6 +244,12 @@ class Mine(torch.Tensor):
     pass
 
 
+def quantized():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, says torch
+        return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)
+
+
 def labelled_tensor():
     made = torch.zeros(2)
     made.origin = "here"
@@ -258,7 +264,7 @@ def labelled_tensor():
         (torch.zeros(2, device="meta"), "on meta"),
         (torch.nested.as_nested_tensor([torch.zeros(2)], layout=torch.jagged), "[Nn]ested"),
         (torch.zeros(2, 2).to_mkldnn(), "layout"),
-        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8), "quantized"),
+        (quantized(), "quantized"),
         (labelled_tensor(), r"attributes of its own \(origin\)"),
     ],
 )

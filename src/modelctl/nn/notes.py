@@ -43,9 +43,9 @@ class Notes(list[str]):
             if first is None or float(lr) == float(group["lr"]):
                 continue
             self.append(
-                f"{what}: the checkpoint's lr {shown(float(group['lr']))} holds until the next "
-                f"step() of the scheduler, which was built over lr {shown(float(first))}, whose "
-                f"state was not restored, and which may set its own{tail}"
+                f"{what}: the checkpoint's lr {shown(float(group['lr']))} holds until the "
+                "scheduler's next step(): its state was not restored, and it was built over lr "
+                f"{shown(float(first))}{tail}"
             )
             return True
         return False

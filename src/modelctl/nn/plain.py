@@ -96,8 +96,10 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
     elif value.layout not in (torch.strided, *SPARSE.values()):
         reason, hint = f"has the layout {value.layout}", "save value.to_dense()"
     elif vars(value):
-        reason = f"has attributes of its own ({some([*vars(value)], 3)})"
-        hint = "save value.detach(), which has none of them"
+        raise RefusedError(
+            f"'{where}' has attributes of its own ({some([*vars(value)], 3)}), which get lost",
+            hint="save value.detach(), which has none, and beside it what they say",
+        )
     if reason is not None:
         raise RefusedError(f"'{where}' {reason}: nothing that torch.load can bring back", hint=hint)
     return value

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import RefusedError
 from .batchnorm import held_batchnorms, release_batchnorms
 from .freezing import Frozen, apply_record, count_trainable, parse_record, set_grad
 from .loading import LoadReport
 from .naming import Parameters, match_names
+from .text import some
 
 
 class Refreezing:
@@ -46,4 +50,15 @@ class Refreezing:
             changed=(*frozen.changed, *thawed),
             before=before,
             batchnorms=(*released, *frozen.batchnorms),
+        )
+
+
+def check_wrapped(model: nn.Module, params: Parameters, change: Iterable[str]) -> None:
+    """Raises RefusedError where what trains would change behind a wrapper that looks once."""
+    names = [name for name in change if params.by_name[name].is_floating_point()]
+    if names and any(isinstance(m, DistributedDataParallel) for m in model.modules()):
+        raise RefusedError(
+            f"resuming changes what trains ({some(names, 3)}), and DistributedDataParallel "
+            "looks at that only when it is built",
+            hint="resume the bare model, or apply_freeze(model, path) first; then wrap it",
         )

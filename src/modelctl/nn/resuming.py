@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -33,13 +32,12 @@ from .optimizers import OptimizerPlan, plan_optimizer
 from .pairing import check_apart, order_by_content
 from .plain import live
 from .progress import finished_epochs, own_values
-from .refreezing import Refreezing
+from .refreezing import Refreezing, check_wrapped
 from .resumed import Resumed
 from .rng import own_state, restore_rng
 from .rotation import newest
 from .scaling import check_scaler, find_scaler, scaler_differences
 from .several import Label, Several, by_label, called, labelled, paired
-from .text import some
 
 
 def resume(
@@ -68,7 +66,8 @@ def resume(
 
     The optimizer's entries are matched by name, so that it may have been re-ordered or grouped
     in another way; where the file has no ``param_names``, by position or by the only order that
-    fits. Groups that a saved optimizer has over parameters which the live one lacks (a block that
+    fits. Those that are not the model's and were given no name go by their place, with a warning.
+    Groups that a saved optimizer has over parameters which the live one lacks (a block that
     was thawed before the save) are added, to the scheduler too. ``foreach``, ``fused``,
     ``capturable`` and ``differentiable`` stay as the constructor says; all other settings, of the
     scheduler too, are the saved ones, with a warning where they differ.
@@ -120,6 +119,7 @@ class _Plan:
         self.missing: list[str] = []
         self.unused: list[str] = []
         self.params = Parameters(model)
+        self._check_wrapped = partial(check_wrapped, model, self.params)
         self.model = self._loading(model, self.sections.model(), str(path))
         self.prefix = self.model.report.prefix
         record = saved_freeze(ckpt, self.prefix)
@@ -137,16 +137,6 @@ class _Plan:
                 e.hint = "resume(..., on_mismatch='skip') keeps what fits, the rest starts fresh"
             raise
         return plan
-
-    def _check_wrapped(self, change: Iterable[str]) -> None:
-        """Raises RefusedError where what trains would change behind a wrapper that looks once."""
-        names = [name for name in change if self.params.by_name[name].is_floating_point()]
-        if names and any(isinstance(m, DistributedDataParallel) for m in self.live.modules()):
-            raise RefusedError(
-                f"resuming changes what trains ({some(names, 3)}), and DistributedDataParallel "
-                "looks at that only when it is built",
-                hint="resume the bare model, or apply_freeze(model, path) first; then wrap it",
-            )
 
     def _wanted(self, name: str, asked: object, saved: object) -> bool:
         """Whether a section is both asked for and there."""
@@ -191,8 +181,8 @@ class _Plan:
             )
             if plan.by_place:
                 self.notes.append(
-                    f"{called('optimizer', label)}: {plan.by_place} of its parameters are not the "
-                    "model's and have no names: they got the state of those in their places"
+                    f"{called('optimizer', label)}: parameters that are not the model's and have "
+                    f"no names ({plan.by_place}) got the state of those in their places"
                 )
         check_apart(optimizers, self.optimizing)
         if self.freezing is None:

@@ -74,7 +74,7 @@ def save_checkpoint(
     ``AveragedModel`` keeps its own (``module.``, ``n_averaged``), with which it is loaded again.
     ``model`` carries the freeze record; one without names says that everything trains.
     Optimizers carry the names of their parameters (``param_names``), whether or not they were
-    built with them.
+    built with them; ``""`` is one that is not the model's, and was given none.
 
     A path with fields, ``"run/epoch-{epoch:03d}.pt"``, is a row of files: fields of the last part
     of the path are filled in with ``epoch``, ``step``, ``lr`` and your own numbers and texts
@@ -101,10 +101,11 @@ def save_checkpoint(
         extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
     Raises:
-        RefusedError: a value that ``weights_only`` would refuse; names its key. A scheduler's
-            state counts: give LambdaLR a function or a callable object of plain attributes.
-        UsageError: fields in the path without a value, or ``keep_last`` without ``{epoch}`` or
-            ``{step}`` in it.
+        RefusedError: a value that ``weights_only`` would refuse, or :func:`resume` could not
+            bring back; names its key. A scheduler's state counts: give LambdaLR a function or a
+            callable object of plain attributes.
+        UsageError: no module, no dict of extras, fields in the path without a value, or
+            ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
