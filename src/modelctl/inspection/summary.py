@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.modules import is_training, submodules
-from ..core.names import WRAPPERS, common_prefix, natural
+from ..core.names import STRIPPED, common_prefix, natural
 from ..core.nodes import Obj, mapping
 from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import role_of
@@ -215,7 +215,7 @@ def _warnings(
     names = list(tensors)
     prefix = common_prefix(names)
     first = prefix.partition(".")[0]
-    if first in WRAPPERS:
+    if first in STRIPPED:
         yield (
             f"all {len(names)} names start with '{first}.': saved under a wrapper "
             f"({'DataParallel' if first == 'module' else 'torch.compile'})",
