@@ -103,7 +103,7 @@ def _order(sort: str) -> Any:
 
 
 def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
-    from ..nn.summary import cells_of, foot, title
+    from ..nn.model_summary import cells_of, foot, title
     from .render_summary import file_line
 
     data = found.summary
@@ -155,7 +155,7 @@ def _csv(out: Output, rows: Sequence[Layer]) -> None:
 
 
 def _cell(value: Any) -> str:
-    from ..nn.summary import shown
+    from ..nn.model_summary import shown
 
     if isinstance(value, tuple):
         return "x".join(map(str, value))

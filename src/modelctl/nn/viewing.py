@@ -17,8 +17,8 @@ from .building import build, load_whole, parse_arguments
 from .freezing import apply_record
 from .loading import LoadReport, plan_load, removed_names, saved_freeze
 from .matching import find_prefix
+from .model_summary import ModelSummary, summary
 from .naming import slots
-from .summary import ModelSummary, summary
 
 # What torch computes with; fp8 is for storage alone.
 _RUNNABLE = ("float64", "float32", "float16", "bfloat16")
