@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..inspection.folding import folded
-from .naming import is_lazy
+from .naming import is_lazy, kind_of
 from .tracing import Shapes, Trace
 
 # A table that is longer is folded, and shows fewer levels.
@@ -98,12 +98,12 @@ def _own(model: nn.Module) -> dict[str, _Own]:
     for name, module in model.named_modules():
         counts = [0] * 5
         ids = frozenset(map(id, (*module._parameters.values(), *module._buffers.values())))
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
+        held = [(tensor, True) for tensor in module._parameters.values()]
+        for tensor, is_parameter in held + [(one, False) for one in module._buffers.values()]:
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             n = 0 if is_lazy(tensor) else tensor.numel()
-            is_parameter = isinstance(tensor, nn.Parameter)
             counts[0] += 1
             counts[1] += n * is_parameter
             counts[2] += n * (is_parameter and tensor.requires_grad)
@@ -140,7 +140,7 @@ def _layer(
     return Layer(
         path,
         path.count(".") + bool(path),
-        type(module).__name__,
+        kind_of(module),
         kernel,
         stride if kernel else None,
         1,

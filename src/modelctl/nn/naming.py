@@ -26,6 +26,8 @@ def _wrapped(module: nn.Module) -> tuple[str, nn.Module] | None:
     """The child of a wrapper, with its name; None for any other module."""
     if isinstance(module, nn.DataParallel | DistributedDataParallel):
         return "module", module.module
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     compiled = module._modules.get("_orig_mod")
     return ("_orig_mod", compiled) if compiled is not None else None
 
@@ -44,6 +46,13 @@ def _check_module(model: object) -> None:
             f"{type(model).__name__} is no nn.Module",
             hint="give the model itself, not its state_dict or its parameters",
         )
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of its class; of a TorchScript module that of the class it was made from."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return str(getattr(module, "original_name", type(module).__name__))
+    return type(module).__name__
 
 
 class Place(NamedTuple):
