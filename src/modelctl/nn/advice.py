@@ -23,7 +23,7 @@ def advice(model: nn.Module, copied: nn.Module, trace: Trace | None, mode: str) 
     bare = unwrap(model)
     found = [*_frozen(bare), *_moving_statistics(bare), *_dtypes(bare), *_views(bare)]
     if trace is not None:
-        found += [*_biases(copied, trace), *_dead(copied, trace, mode)]
+        found += [*_biases(bare, copied, trace), *_dead(copied, trace, mode)]
     return found
 
 
@@ -92,9 +92,10 @@ def _has_memory(tensor: Tensor) -> bool:
     return not is_lazy(tensor) and not tensor.is_meta and str(tensor.layout) == "torch.strided"
 
 
-def _biases(model: nn.Module, trace: Trace) -> Iterator[Advice]:
-    modules = dict(model.named_modules())
-    names = [name for name, _ in trace.normed]
+def _biases(model: nn.Module, copied: nn.Module, trace: Trace) -> Iterator[Advice]:
+    modules = dict(copied.named_modules())
+    held = set(held_batchnorms(model))  # what these subtract stays as it is
+    names = list(dict.fromkeys(name for name, norm in trace.normed if norm not in held))
     if names:
         biases: list[Any] = [modules[name].bias for name in names]
         elements = sum(bias.numel() for bias in biases)

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import functools
+import io
 import types
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .naming import is_lazy
+from .naming import is_lazy, unwrap
 
 
-def structural_copy(model: nn.Module, device: torch.device) -> nn.Module:
+class Copy(NamedTuple):
+    """A copied model, and its tensors by the ids of those of the original."""
+
+    model: nn.Module
+    tensors: Mapping[int, Tensor]
+
+
+def structural_copy(model: nn.Module, device: torch.device) -> Copy:
     """The same modules, hooks and settings with tensors of their own on another device.
-
-    TorchScript keeps its values, and its device.
 
     On ``meta`` tensors have no values, so that this takes milliseconds for a model of any size.
     Copied are modules, the tensors, containers, bound methods and partials in their attributes;
     anything else (a config, a tokenizer) is shared: what a forward does to such an object, it
-    does to the original's.
+    does to the original's. Wrappers inside (``torch.compile``) are taken off.
     """
     copier = _Copier(device)
     copied: nn.Module = copier.copy(model)
-    return copied
+    tensors = {key: one for key, one in copier.done.items() if isinstance(one, Tensor)}
+    return Copy(copied, tensors)
+
+
+_PLAIN = {type(None), bool, int, float, str}  # most of what a module has
 
 
 class _Copier:
@@ -37,6 +48,8 @@ class _Copier:
         self.kept: list[Any] = []  # so that no id is used twice
 
     def copy(self, value: Any) -> Any:
+        if type(value) in _PLAIN:
+            return value
         found = self.done.get(id(value))
         if found is not None:
             return found
@@ -53,7 +66,9 @@ class _Copier:
         kind = type(value)
         if issubclass(kind, dict):
             return self._dict
-        if kind in (list, set, tuple) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        if kind in (list, set, tuple, deque) or (
+            issubclass(kind, tuple) and hasattr(kind, "_fields")
+        ):
             return self._items
         if kind is types.MethodType:
             return self._method
@@ -69,15 +84,23 @@ class _Copier:
         return copied
 
     def _module(self, module: nn.Module) -> nn.Module:
-        copied: nn.Module = self._keep(module, type(module).__new__(type(module)))
+        if (inner := unwrap(module)) is not module:
+            unwrapped: nn.Module = self._keep(module, self.copy(inner))
+            return unwrapped
+        # a GraphModule's own __new__ makes a new class
+        copied: nn.Module = self._keep(module, object.__new__(type(module)))
         for name, value in vars(module).items():
-            copied.__dict__[name] = self.copy(value)
+            # what Module.compile() left there would call the original
+            copied.__dict__[name] = None if name == "_compiled_call_impl" else self.copy(value)
         return copied
 
     def _script(self, module: Any) -> Any:
-        import copy
-
-        return self._keep(module, copy.deepcopy(module))  # can't be moved to meta
+        """By way of a file: a ScriptModule can't be moved to meta."""
+        file = io.BytesIO()
+        jit: Any = torch.jit
+        jit.save(module, file)
+        file.seek(0)
+        return self._keep(module, jit.load(file, map_location=self.device))
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         with torch.no_grad():
@@ -116,8 +139,9 @@ class _Copier:
         return copied
 
     def _items(self, found: Any) -> Any:
-        if isinstance(found, list):
-            copied: Any = self._keep(found, [])
+        if isinstance(found, list | deque):
+            empty: Any = deque(maxlen=found.maxlen) if isinstance(found, deque) else []
+            copied = self._keep(found, empty)
             copied.extend(self.copy(value) for value in found)
             return copied
         values = [self.copy(value) for value in found]

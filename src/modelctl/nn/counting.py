@@ -21,6 +21,16 @@ from torch.utils.flop_counter import flop_registry
 
 _FREE = frozenset(
     """
+    _aminmax _assert_async _assert_tensor_metadata _chunk_cat _conj_copy _ctc_loss
+    _cummax_helper _cummin_helper _functional_assert_async _functional_assert_scalar
+    _is_all_true _is_any_true _lazy_clone _logcumsumexp _masked_scale _masked_softmax
+    _sample_dirichlet _stack _standard_gamma _transform_bias_rescale_qkv _unsafe_index_put
+    _unsafe_masked_index_put_accumulate _upsample_lanczos2d_aa addr alias_copy as_strided_copy
+    binomial block_diag cauchy detach_copy dist floor_divide histogram is_pinned is_same_size
+    lift_fresh_copy linalg_cross linspace logspace lu_unpack multi_margin_loss
+    multilabel_margin_loss_forward native_norm nonzero_static polar range record_stream resize_as
+    rsub segment_reduce t_copy transpose_copy unique_dim_consecutive unsafe_split
+    unsafe_split_with_sizes view_as_complex_copy view_as_real_copy
     _cudnn_init_dropout_state _efficientzerotensor _fused_dropout _fused_rms_norm _index_put_impl
     _local_scalar_dense _log_softmax _log_softmax_backward_data _nested_tensor_from_mask
     _pack_padded_sequence _pad_packed_sequence _pin_memory _prelu_kernel _reshape_alias
@@ -63,6 +73,11 @@ _FREE = frozenset(
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     """.split()  # noqa: SIM905
 )
+# pooling of boxes, and choosing among them
+_FREE_OF_TORCHVISION = frozenset(
+    f"torchvision::{name}"
+    for name in ("nms", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_pool")
+)
 
 
 def _mv(matrix: Tensor, vector: Tensor, **_: Any) -> int:
@@ -85,6 +100,26 @@ def _addmm_activation(_: Tensor, a: Tensor, b: Tensor, **__: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
+def _int_mm(a: Tensor, b: Tensor, **_: Any) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _grouped_mm(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Of experts: each row of a 2-d ``a``, or column of a 2-d ``b``, is of one group alone."""
+    if a.dim() == 3 and b.dim() == 2:
+        return 2 * a.shape[1] * b.numel()
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _conv_tbc(_: Tensor, weight: Tensor, *__: Any, out_val: Tensor, **___: Any) -> int:
+    return 2 * out_val.numel() * weight.shape[0] * weight.shape[1]
+
+
+def _deform_conv2d(_: Tensor, weight: Tensor, *__: Any, out_val: Tensor, **___: Any) -> int:
+    """As a convolution; where it reads from is pooling."""
+    return 2 * out_val.numel() * prod(weight.shape[1:])
+
+
 def _trilinear(
     a: Tensor, b: Tensor, c: Tensor, xa: list[int], xb: list[int], xc: list[int], *_: Any, **__: Any
 ) -> int:
@@ -99,46 +134,58 @@ def _trilinear(
     return 2 * prod(max(shape[i] for shape in shapes) for i in range(dims))
 
 
-def _own() -> dict[Any, Callable[..., int]]:
-    formulas: dict[str, Callable[..., int]] = {
-        "mv": _mv,
-        "addmv": _addmv,
-        "dot": _dot,
-        "vdot": _dot,
-        "addbmm": _addbmm,
-        "_addmm_activation": _addmm_activation,
-        "_trilinear": _trilinear,
-    }
-    return {getattr(torch.ops.aten, name): of for name, of in formulas.items()}
+_OWN: dict[str, Callable[..., int]] = {
+    "aten::mv": _mv,
+    "aten::addmv": _addmv,
+    "aten::dot": _dot,
+    "aten::vdot": _dot,
+    "aten::addbmm": _addbmm,
+    "aten::_addmm_activation": _addmm_activation,
+    "aten::_int_mm": _int_mm,
+    "aten::_grouped_mm": _grouped_mm,
+    "aten::_trilinear": _trilinear,
+    "aten::conv_tbc": _conv_tbc,
+    "torchvision::deform_conv2d": _deform_conv2d,
+}
 
 
 @cache
 def formula(op: Any) -> Callable[..., int] | None:
     """FLOPs of an operator from its arguments and ``out_val``; None where there is no formula."""
-    packet = op._overloadpacket
     known: Any = flop_registry
-    found: Callable[..., int] | None = known.get(packet) or _own().get(packet)
-    if found is None and packet.__name__.endswith("_") and _namespace(op) == "aten":
-        plain = getattr(torch.ops.aten, packet.__name__[:-1], None)  # addmm_
-        found = known.get(plain) or _own().get(plain)
-    return found
+    for packet in _packets(op):
+        found: Callable[..., int] | None = known.get(packet) or _OWN.get(_name(packet))
+        if found is not None:
+            return found
+    return None
 
 
 @cache
 def is_free(op: Any) -> bool:
     """Whether an operator has no MACs by the convention."""
-    if torch.Tag.pointwise in op.tags or _is_view(op):
-        return True
-    if _namespace(op) == "prim":
+    if _name(op).startswith("prim::") or _name(op) in _FREE_OF_TORCHVISION:
         return True
     if not any("Tensor" in str(argument.type) for argument in op._schema.arguments):
         return True  # a factory
-    name: str = op._overloadpacket.__name__
-    return _namespace(op) == "aten" and (name in _FREE or name.rstrip("_") in _FREE)
+    for packet in _packets(op):
+        if _name(packet).startswith("aten::") and packet.__name__ in _FREE:
+            return True
+        overloads = [getattr(packet, name) for name in packet.overloads()]
+        if any(torch.Tag.pointwise in one.tags or _is_view(one) for one in overloads):
+            return True
+    return False
 
 
-def _namespace(op: Any) -> str:
-    return str(op._schema.name).partition("::")[0]
+def _packets(op: Any) -> list[Any]:
+    """An operator in all its overloads; after it, of one in place, that which is not."""
+    packet = op._overloadpacket
+    namespace, _, name = _name(op).partition("::")
+    plain = getattr(getattr(torch.ops, namespace), name[:-1], None) if name.endswith("_") else None
+    return [packet] if plain is None else [packet, plain]
+
+
+def _name(op: Any) -> str:
+    return str(getattr(op, "_qualified_op_name", None) or op._schema.name)
 
 
 def _is_view(op: Any) -> bool:

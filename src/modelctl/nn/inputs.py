@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from .naming import is_lazy
 Sizes = int | Sequence[Any] | Mapping[str, Sequence[int]]
 Dtypes = torch.dtype | Sequence[torch.dtype] | Mapping[str, torch.dtype] | None
 
-_MOST = 1 << 62
+_MOST = 1 << 56  # elements
 
 
 class Inputs(NamedTuple):
@@ -36,8 +37,10 @@ def from_shapes(
     """Inputs of these shapes to try in turn: with a batch dimension added, and as they are.
 
     Raises:
-        UsageError: not shapes, or not as many dtypes.
+        UsageError: not shapes, a batch or dtypes, or not as many dtypes.
     """
+    if batch is not None and (not _is_dim(batch) or batch < 0):
+        raise UsageError(f"batch_size is a number from 0, or None, not {batch!r}")
     named = isinstance(sizes, Mapping)
     shapes: dict[Any, tuple[int, ...]] = (
         {name: _shape(one) for name, one in sizes.items()}
@@ -48,11 +51,13 @@ def from_shapes(
 
     def made(lead: tuple[int, ...]) -> Inputs:
         tensors = {
-            name: _tensor((*lead, *shape), kinds[name], device) for name, shape in shapes.items()
+            name: _tensor(_shape((*lead, *shape)), kinds[name], device)
+            for name, shape in shapes.items()
         }
+        given = _own(kwargs, device)
         if named:
-            return Inputs((), {**tensors, **kwargs}, *lead)
-        return Inputs((*tensors.values(),), dict(kwargs), *lead)
+            return Inputs((), {**tensors, **given}, *lead)
+        return Inputs((*tensors.values(),), given, *lead)
 
     return [made(()) if batch is None else made((batch,)), *([] if batch is None else [made(())])]
 
@@ -60,15 +65,24 @@ def from_shapes(
 def from_data(data: Any, device: torch.device, kwargs: Mapping[str, Any]) -> Inputs:
     """The tensors that are given, on the device; a mapping gives keyword inputs, a tuple or list
     positional ones."""
+    given = _own(kwargs, device)
     if isinstance(data, Mapping):
-        return Inputs((), {**_moved(dict(data), device), **_moved(dict(kwargs), device)})
+        return Inputs((), {**_moved(dict(data), device), **given})
     args = tuple(data) if isinstance(data, list | tuple) else (data,)
-    return Inputs(_moved(args, device), _moved(dict(kwargs), device))
+    return Inputs(_moved(args, device), given)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _own(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copies, on ``meta`` too with their values: lengths, positions and masks that a forward
+    looks at."""
+    moved: dict[str, Any] = _moved(dict(kwargs), None if device.type == "meta" else device)
+    return moved
+
+
+def _moved(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().to(device)
+        moved = value.detach().to(device) if device is not None else value.detach()
+        return moved if moved.is_meta else moved.clone()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_moved(one, device) for one in value))
     if isinstance(value, list | tuple):
@@ -79,20 +93,26 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _shapes(sizes: Any) -> list[tuple[int, ...]]:
-    if isinstance(sizes, int) or not isinstance(sizes, Sequence) or _is_shape(sizes):
+    if _is_shape(sizes) or not isinstance(sizes, list | tuple):
         return [_shape(sizes)]
     return [_shape(one) for one in sizes]
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(
-        isinstance(dim, int) and not isinstance(dim, bool) for dim in value
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str | bytes)
+        and all(map(_is_dim, value))
     )
 
 
+def _is_dim(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _shape(value: Any) -> tuple[int, ...]:
-    dims = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not _is_shape(dims) or isinstance(dims, str):
+    dims = (value,) if _is_dim(value) else value
+    if not _is_shape(dims):
         raise UsageError(
             f"{value!r} is not a shape",
             hint="(3, 224, 224) is; a list of shapes for several inputs; input_data= for tensors",
@@ -107,10 +127,13 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _dtypes(dtypes: Dtypes, names: list[Any], default: torch.dtype) -> dict[Any, torch.dtype]:
-    if dtypes is None:
-        return dict.fromkeys(names, default)
-    if isinstance(dtypes, torch.dtype):
-        return dict.fromkeys(names, dtypes)
+    if dtypes is None or isinstance(dtypes, torch.dtype):
+        return dict.fromkeys(names, dtypes or default)
+    given = dtypes.values() if isinstance(dtypes, Mapping) else dtypes
+    if not isinstance(given, Iterable) or not all(isinstance(one, torch.dtype) for one in given):
+        raise UsageError(
+            f"dtypes is a torch.dtype, one for each input or a mapping, not {dtypes!r}"
+        )
     if isinstance(dtypes, Mapping):
         unknown = [name for name in dtypes if name not in names]
         if unknown:

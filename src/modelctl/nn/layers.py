@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..inspection.folding import folded
-from .naming import is_lazy
+from .naming import is_lazy, kind_of
 from .tracing import Shapes, Trace
 
 # A table that is longer is folded, and shows fewer levels.
@@ -63,13 +63,20 @@ class _Own(NamedTuple):
 
 def layers(model: nn.Module, trace: Trace | None, depth: int | None) -> list[Layer]:
     """Modules down to ``depth`` (None: all), each tensor and operator in exactly one of them."""
-    own = _own(model)
+    return _layers(dict(model.named_modules()), _own(model), trace, depth)
+
+
+def _layers(
+    modules: Mapping[str, nn.Module],
+    own: Mapping[str, _Own],
+    trace: Trace | None,
+    depth: int | None,
+) -> list[Layer]:
     uncounted: dict[str, list[str]] = {}
     for op, module in trace.uncounted if trace is not None else ():
         uncounted.setdefault(module, []).append(op)
     has_inner = {_home(name.rpartition(".")[0]) for name in own if name and _home(name) == name}
     groups: dict[str, list[str]] = {}
-    modules = dict(model.named_modules())
     for name in own:
         home = _home(name)
         parts = home.split(".") if home else []
@@ -141,7 +148,7 @@ def _layer(
     return Layer(
         path,
         path.count(".") + bool(path),
-        class_name(module),
+        kind_of(module),
         kernel,
         stride if kernel else None,
         1,
@@ -158,12 +165,6 @@ def _layer(
     )
 
 
-def class_name(module: nn.Module) -> str:
-    """What a module is, as people wrote it."""
-    name: Any = getattr(module, "original_name", None)  # TorchScript's
-    return name if isinstance(name, str) else type(module).__name__
-
-
 def _dims(module: nn.Module, name: str) -> tuple[int, ...] | None:
     value: Any = getattr(module, name, None)
     dims = value if isinstance(value, tuple) else (value,)
@@ -172,10 +173,11 @@ def _dims(module: nn.Module, name: str) -> tuple[int, ...] | None:
 
 def fitting(model: nn.Module, trace: Trace | None, fold: bool | None) -> tuple[list[Layer], int]:
     """The rows of as many levels as a screen takes, and how many levels that are."""
+    modules, own = dict(model.named_modules()), _own(model)
     levels = max(deepest(model), 1)
-    best = folded_if(layers(model, trace, 1), fold)
+    best = folded_if(_layers(modules, own, trace, 1), fold)
     for depth in range(2, levels + 1):
-        rows = folded_if(layers(model, trace, depth), fold)
+        rows = folded_if(_layers(modules, own, trace, depth), fold)
         if len(rows) > _MOST:
             return best, depth - 1
         best = rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from torch import nn
 
 from ..errors import UsageError
 from .advice import Advice, advice
-from .copies import structural_copy
+from .copies import Copy, structural_copy
 from .devices import choose_device
 from .inputs import Dtypes, Inputs, Sizes, from_data, from_shapes
-from .layers import Layer, Totals, class_name, deepest, fitting, folded_if, layers, totals
-from .naming import unwrap
+from .layers import Layer, Totals, deepest, fitting, folded_if, layers, totals
+from .naming import kind_of, unwrap
 from .text import table
 from .tracing import ForwardError, Shapes, Trace, describe, trace
 
 _FEW = 6
+# an error on the number of dimensions: "Expected 3D (unbatched) or 4D (batched) input"
+_RANK = re.compile(r"\b[1-6]-?D\b")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class ModelSummary:
         return str(self)  # what a notebook or the prompt shows
 
 
+@torch.inference_mode(False)  # what autograd keeps is part of the view
 def summary(
     model: nn.Module,
     input_size: Sizes | None = None,
@@ -86,8 +90,7 @@ def summary(
     ``print(summary(model, (3, 224, 224)))``. The forward is of a copy on ``meta``: shapes without
     values, so that a model of any size takes milliseconds and no memory. The model itself is not
     called, moved or changed, its hooks aside: those run, and what they do to objects of their own,
-    they do. A TorchScript program has no meta: its copy runs for real, on the CPU, and what it does
-    is the root's row. Random number generators are as before. Wrappers (DataParallel,
+    they do. Of a TorchScript program all that it does is the root's row. Random number generators are as before. Wrappers (DataParallel,
     DistributedDataParallel, ``torch.compile``) are taken off.
 
     Args:
@@ -126,23 +129,22 @@ def summary(
     if input_size is not None and input_data is not None:
         raise UsageError("input_size and input_data say the same: give one")
     where, bare = _where(device), unwrap(model)
-    if isinstance(bare, torch.jit.ScriptModule) and where.type == "meta":
-        where = torch.device("cpu")
     tries: list[Inputs] = []
     if input_size is not None:
         tries = from_shapes(bare, input_size, dtypes, batch_size, where, kwargs)
     elif input_data is not None:
         tries = [from_data(input_data, where, kwargs)]
-    copied, seen, used = _first_that_runs(bare, tries, where, mode)
+    made, seen, used = _first_that_runs(bare, tries, where, mode)
     if seen is not None and used is not None:
-        _look_again(copied, seen, used, where, mode)
+        _look_again(made, seen, used, where, mode)
+    copied = made.model
     if levels == "auto":
         rows, shown = fitting(copied, seen, fold)
     else:
         rows = folded_if(layers(copied, seen, levels), fold)
         shown = levels
     return ModelSummary(
-        name=class_name(bare),
+        name=kind_of(bare),
         rows=rows,
         totals=totals(copied, seen),
         inputs=None if used is None else describe((*used.args, *used.kwargs.values())),
@@ -171,31 +173,39 @@ def _where(device: str | int | torch.device) -> torch.device:
 
 def _first_that_runs(
     model: nn.Module, tries: list[Inputs], where: torch.device, mode: str
-) -> tuple[nn.Module, Trace | None, Inputs | None]:
+) -> tuple[Copy, Trace | None, Inputs | None]:
     """A copy, and what the first inputs did that it takes; where none do, the error of those that
     came furthest."""
-    errors: list[tuple[int, ForwardError]] = []
+    errors: list[ForwardError] = []
     for inputs in tries:
-        copied = structural_copy(model, where).train(mode == "train")
+        copied = _copy(model, where, mode)
         try:
             return copied, trace(copied, inputs.args, inputs.kwargs, where), inputs
         except ForwardError as e:
-            errors.append((e.modules, e))
+            errors.append(e)
     if errors:
-        raise max(errors, key=lambda one: one[0])[1]
-    return structural_copy(model, where).train(mode == "train"), None, None
+        error = max(errors, key=lambda one: one.modules)
+        if error is errors[0] and len(errors) > 1 and _RANK.search(str(error)):
+            error.hint = error.hint or "batch_size=None takes the shape as it is, without a batch"
+        raise error
+    return _copy(model, where, mode), None, None
 
 
-def _look_again(
-    copied: nn.Module, seen: Trace, inputs: Inputs, where: torch.device, mode: str
-) -> None:
+def _copy(model: nn.Module, where: torch.device, mode: str) -> Copy:
+    copied = structural_copy(model, where)
+    with suppress(NotImplementedError):  # an exported program keeps the mode it was exported in
+        copied.model.train(mode == "train")
+    return copied
+
+
+def _look_again(copied: Copy, seen: Trace, inputs: Inputs, where: torch.device, mode: str) -> None:
     """What a forward in eval mode leaves out may be for training alone (auxiliary heads)."""
-    own = {id(p) for p in copied.parameters()}
+    own = {id(p) for p in copied.model.parameters()}
     if mode == "eval" and not own <= seen.touched:
-        copied.train()
+        copied.model.train()
         with suppress(ForwardError):  # BatchNorm on one value: then eval mode has to do
             seen.touched |= trace(copied, inputs.args, inputs.kwargs, where).touched
-        copied.eval()
+        copied.model.eval()
 
 
 # ---------------------------------------------------------------------- for people

@@ -53,6 +53,13 @@ def _check_module(model: object) -> None:
         )
 
 
+def kind_of(module: nn.Module) -> str:
+    """The name of its class; of a TorchScript module that of the class it was made from."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return str(getattr(module, "original_name", type(module).__name__))
+    return type(module).__name__
+
+
 class Place(NamedTuple):
     """A module where it stands: its name without and with wrappers, and what it stands in."""
 

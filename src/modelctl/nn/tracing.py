@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,33 +17,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ModelctlError
+from .copies import Copy
 from .counting import formula, is_free
+from .kernels import each, for_real, raise_if_mixed, tensors_in
+from .naming import kind_of
+from .shapes import result
 
 Shapes = tuple[int, ...] | dict[str, Any]
 
 aten: Any = torch.ops.aten
 
-# What comes out is like the first tensor that goes in. Torch works that out in Python, op by op,
-# for milliseconds each; they are most of the operators of most networks.
-_LIKE_INPUT = frozenset(
-    {
-        aten.hardswish,
-        aten.hardsigmoid,
-        aten.silu,
-        aten.gelu,
-        aten.relu,
-        aten.sigmoid,
-        aten.tanh,
-        aten.elu,
-        aten.leaky_relu,
-        aten._softmax,
-        aten._safe_softmax,
-    }
+_NO_VALUES = (
+    "no data",
+    "meta tensor",
+    "meta device",
+    "Meta kernel",
+    "register_meta function",
+    "data-dependent",
+    "unallocated storage",
 )
-_LIKE_INPUT_IN_PLACE = frozenset(
-    {aten.hardswish_, aten.hardsigmoid_, aten.hardtanh_, aten.silu_, aten.relu_, aten.leaky_relu_}
-)
-_SMALL = 64 << 20
 _WITH_BIAS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -66,7 +59,8 @@ class Trace:
         touched: the ids of the parameters and buffers that some operator got.
         peak: bytes of the tensors alive at once at most, inputs, parameters and buffers aside,
             where nothing is kept for a backward.
-        normed: (module, BatchNorm) where the output of a layer with a bias goes right into one.
+        normed: (module, BatchNorm) where the output of a layer with a bias goes right into one,
+            and nowhere else.
         saved: bytes that autograd keeps for the backward, parameters, buffers and inputs aside.
         output: the shapes of what the model returned.
     """
@@ -93,14 +87,15 @@ class ForwardError(ModelctlError):
 
 
 def trace(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
+    copied: Copy, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
 ) -> Trace:
-    """Run ``model`` (a copy, see :func:`structural_copy`) once on these inputs.
+    """Run a copied model once on these inputs.
 
     Raises:
         ForwardError: the forward raised.
     """
-    watch = _Watch(model, args, kwargs)
+    model = copied.model
+    watch = _Watch(copied, args, kwargs)
     with ExitStack() as stack:
         stack.enter_context(random_numbers_kept())
         stack.enter_context(_plain_kernels(device))
@@ -110,11 +105,13 @@ def trace(
             stack.callback(handle.remove)
         try:
             with watch:
-                out = model(*args, **kwargs)
+                out = watch.call(model, args, kwargs)
         except Exception as e:
             raise watch.explain(e) from e
-    watch.trace.output = shapes_of(out)
-    return watch.trace
+    found = watch.trace
+    found.output = shapes_of(out)
+    found.normed = [pair for pair in found.normed if pair[0] not in watch.elsewhere]
+    return found
 
 
 def _no_backward(_: Any) -> Tensor:
@@ -175,33 +172,45 @@ def _no_onednn() -> Iterator[None]:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator of a forward, and which module it is of."""
 
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, copied: Copy, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.stack: list[str] = []
+        self.modules = {id(module): name for name, module in copied.model.named_modules()}
         self.kinds: dict[str, str] = {}
         self.biased: dict[int, tuple[Any, str]] = {}
-        own = (*model.parameters(), *model.buffers())
+        self.elsewhere: set[str] = set()  # modules of which something else takes the output
+        self.instead = copied.tensors
+        own = (*copied.model.parameters(), *copied.model.buffers())
         self.own = {id(tensor) for tensor in own}
         # storages of others: they are not the forward's
-        outside = (*own, *_tensors((args, kwargs)))
+        outside = (*own, *tensors_in((args, kwargs)))
         self.others = {_storage(one)._cdata for one in outside if _has_storage(one)}
         self.live: dict[int, _Alive] = {}
-        self.last = ""  # operator
+        self.last = ""  # operator that runs
         self.alive = 0
 
     # -------------------------------------------------------------- modules
 
     def hook(self, model: nn.Module) -> Iterator[Any]:
         for name, module in model.named_modules():
-            self.kinds[name] = type(module).__name__
-            if isinstance(module, torch.jit.ScriptModule):
-                self.trace.unseen.add(name)
+            self.kinds[name] = kind_of(module)
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                if name:
+                    self.trace.unseen.add(name)
                 continue
             yield module.register_forward_pre_hook(
                 self._entering(name), prepend=True, with_kwargs=True
             )
             yield module.register_forward_hook(self._leaving(name))
+
+    def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not isinstance(model, torch.jit.ScriptModule):
+            return model(*args, **kwargs)
+        self._entering("")(model, args, kwargs)
+        out = model(*args, **kwargs)
+        self._leaving("")(model, args, out)
+        return out
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -230,16 +239,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return leave
 
     def explain(self, error: Exception) -> ForwardError:
-        """What a forward raised, and where."""
-        where = self.stack[-1] if self.stack else ""
+        """What a forward raised, and where: in the innermost module that the traceback shows."""
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        where = next((self.modules[id(one)] for one in frames[::-1] if id(one) in self.modules), "")
         kind = self.kinds.get(where, "model")
         place = f"'{where}' ({kind})" if where else f"the model itself ({kind})"
-        given = self.trace.modules[where].given if self.stack else ""
+        given = self.trace.modules.get(where, Calls()).given
         start = f"forward failed in {place}{f', given {given}' if given else ''}: "
         text = " ".join(str(error).split()) or "no message"
         if _needs_values(error, text):
+            by = f" ({self.last})" if self.last else ""
             found = ForwardError(
-                f"{start}it needs the values of tensors ({self.last}), and has shapes alone",
+                f"{start}it needs the values of tensors{by}, and has shapes alone",
                 hint="device='cpu' (--device cpu) runs a copy of the model for real",
             )
         else:
@@ -257,23 +268,32 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.last = func._schema.name
-        inputs = [*_tensors(args), *_tensors(kwargs)]
+        inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        if any(id(one) in self.instead for one in inputs):
+            # by way of an object or closure that was not copied: the original stays as it is
+            args, kwargs = each((args, kwargs), lambda one: self.instead.get(id(one), one))
+            inputs = [*tensors_in(args), *tensors_in(kwargs)]
         if any(one.is_meta for one in inputs):
             args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
-            out = _like_input(func, args)
+            raise_if_mixed(func, inputs, args, kwargs)
+            out = result(func, args, kwargs)
             if out is None:
                 try:
                     out = func(*args, **kwargs)
                 except (RuntimeError, IndexError, ValueError, TypeError):
-                    _for_real(func, args, kwargs)
+                    for_real(func, args, kwargs)
                     raise
         else:
             out = func(*args, **kwargs)
+        self.last = ""
         self._count(func, args, kwargs, out)
         for one in inputs:
             if id(one) in self.own:
                 self.trace.touched.add(id(one))
-        for one in _tensors(out):
+            made, by = self.biased.get(id(one), (None, ""))
+            if made is not None and made() is one and "batch_norm" not in func._schema.name:
+                self.elsewhere.add(by)
+        for one in tensors_in(out):
             self._made(one)
         return out
 
@@ -286,19 +306,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args, kwargs
         indexed = func._overloadpacket in (aten.index, aten.index_put, aten.index_put_)
 
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                # a mask's number of True is known only from its values
-                if value.is_meta or (indexed and value.dtype == torch.bool):
-                    return value
-                return torch.empty_strided(
-                    value.size(), value.stride(), dtype=value.dtype, device="meta"
-                )
-            if isinstance(value, list | tuple):
-                return type(value)(map(moved, value))
-            return value
+        def moved(value: Tensor) -> Tensor:
+            # a mask's number of True is known only from its values
+            if value.is_meta or (indexed and value.dtype == torch.bool):
+                return value
+            return torch.empty_strided(
+                value.size(), value.stride(), dtype=value.dtype, device="meta"
+            )
 
-        return moved(args), {name: moved(value) for name, value in kwargs.items()}
+        return each((args, kwargs), moved)
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = self.stack[-1] if self.stack else ""
@@ -347,57 +363,12 @@ class _Alive:
     saved: bool = False
 
 
-def _for_real(func: Any, args: Any, kwargs: Any) -> None:
-    """What failed on meta once more on small zeros: the errors of the real kernels are the ones
-    that people know, and say more."""
-    tensors = [*_tensors(args), *_tensors(kwargs)]
-    if sum(one.numel() * one.element_size() for one in tensors) > _SMALL:
-        return
-
-    def zeros(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value
-        if isinstance(value, list | tuple):
-            return type(value)(map(zeros, value))
-        return value
-
-    func(*zeros(args), **{name: zeros(value) for name, value in kwargs.items()})
-
-
-def _like_input(func: Any, args: Any) -> Any:
-    packet = func._overloadpacket
-    if packet in _LIKE_INPUT and func._overloadname == "default" and args[0].is_floating_point():
-        return torch.empty_like(args[0])
-    if packet in _LIKE_INPUT_IN_PLACE:
-        return args[0]
-    if func is aten.native_batch_norm.default and args[0].dim() > 1:
-        stats = args[0].shape[1] if args[5] else 0
-        return torch.empty_like(args[0]), args[0].new_empty(stats), args[0].new_empty(stats)
-    if func is aten.native_layer_norm.default:
-        x, dims = args[0], len(args[1])
-        if list(x.shape[-dims:]) == list(args[1]):
-            short = (*x.shape[:-dims], *(1 for _ in args[1]))
-            return torch.empty_like(x), x.new_empty(short), x.new_empty(short)
-    return None
-
-
 def _has_storage(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not torch.nn.parameter.is_lazy(tensor)
 
 
 def _storage(tensor: Tensor) -> Any:
     return tensor.untyped_storage()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
 
 
 def shapes_of(value: Any) -> Shapes | None:
@@ -421,7 +392,7 @@ def describe(value: Any) -> str:
     """Inputs in a few words: ``1x3x224x224 float32``."""
     shown = [
         f"{'x'.join(map(str, one.shape)) or 'a scalar'} {str(one.dtype).removeprefix('torch.')}"
-        for one in _tensors(value)
+        for one in tensors_in(value)
     ]
     return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
 
@@ -432,9 +403,6 @@ def _short(text: str, most: int = 300) -> str:
 
 def _needs_values(error: Exception, text: str) -> bool:
     """Whether torch says that a tensor on meta has no data."""
-    return isinstance(error, NotImplementedError | RuntimeError) and (
-        "no data" in text
-        or "meta tensor" in text
-        or "register_meta function" in text
-        or "data-dependent" in text
+    return isinstance(error, NotImplementedError | RuntimeError | TypeError) and any(
+        words in text for words in _NO_VALUES
     )
