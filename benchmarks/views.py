@@ -1,8 +1,8 @@
 """What `run.py view` measures: the tables of modelctl, torchinfo and torchsummary for ten models.
 
-Each tool is given what its users give it, in one process, in turn: what it counts, what it says, and
-the seconds of its call, and from the class of the model to the table (ours builds on meta, the
-others can't do without values). The truth for MACs is a real forward under torch's own
+Each tool is given what its users give it, in one process, in turn: what it counts, what it says,
+the seconds of its call, and those from the class of the model to the table (ours builds on meta,
+the others can't do without values). The truth for MACs is a real forward under torch's own
 FlopCounterMode, without kernels that do a whole layer at once; for parameters
 `sum(p.numel() for p in model.parameters())`.
 """
