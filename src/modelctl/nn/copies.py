@@ -100,7 +100,8 @@ class _Copier:
     def _tensor(self, tensor: Tensor) -> Tensor:
         with torch.no_grad():
             copied = self._values(tensor)
-        copied.requires_grad_(tensor.requires_grad)
+        if copied.requires_grad != tensor.requires_grad:
+            copied.requires_grad_(tensor.requires_grad)
         if isinstance(tensor, nn.Parameter) and not isinstance(copied, nn.Parameter):
             copied = nn.Parameter(copied, tensor.requires_grad)
         for name, value in vars(tensor).items():
@@ -111,7 +112,7 @@ class _Copier:
     def _values(self, tensor: Tensor) -> Tensor:
         if is_lazy(tensor):
             kind: Any = type(tensor)
-            made: Tensor = kind(device=self.device, dtype=tensor.dtype)
+            made: Tensor = kind(tensor.requires_grad, self.device, tensor.dtype)
             return made
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
         if self.device.type == "meta" and plain and not tensor.is_quantized:
