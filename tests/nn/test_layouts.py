@@ -152,7 +152,11 @@ def test_timms_layout(trained, tmp_path):
     copy, live = Net(), torch.amp.GradScaler("cpu")
     parts = fresh(ema=copy, scaler=live)
     left = "not in the checkpoint: scheduler; left as built"
-    state = resumed(tmp_path / "a.pt", parts, [left])
+    lr = (
+        "optimizer: the checkpoint's lr 0.01 holds until the scheduler's next step(): its state "
+        "was not restored, and it was built over lr 0.1"
+    )
+    state = resumed(tmp_path / "a.pt", parts, [lr, left])
     assert state.epoch == 5
     assert state.restored == ("model", "optimizer", "scaler", "ema")
     assert state.extra == {"arch": "resnet50", "version": 2, "metric": 71.5}

@@ -104,6 +104,22 @@ def test_load_with_key_and_device(other, tmp_path):
 PREFIXES = ["", "module.", "_orig_mod.", "_orig_mod.module."]
 
 
+def test_an_averaged_copy_loads_into_the_model(net, tmp_path):
+    ema = torch.optim.swa_utils.AveragedModel(Net())
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, ema=ema)
+    report = mnn.load_into(net, tmp_path / "a.pt", key="ema")
+    assert report.unexpected == ()
+    assert same(net.state_dict(), ema.module.state_dict())
+    other = torch.optim.swa_utils.AveragedModel(Net())
+    ema.n_averaged += 3
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, ema=ema)
+    mnn.load_into(other, tmp_path / "a.pt", key="ema")
+    assert other.n_averaged == 3
+    torch.save({"n_averaged": torch.tensor(0), **Net().state_dict()}, tmp_path / "b.pt")
+    with pytest.raises(RefusedError, match="n_averaged"):  # a part of another model
+        mnn.load_into(net, tmp_path / "b.pt")
+
+
 @pytest.mark.parametrize(("how", "prefix"), list(itertools.product(HOW, PREFIXES)))
 @pytest.mark.parametrize("wrap", [False, True])
 def test_load_into_equals_load_state_dict(net, other, tmp_path, how, prefix, wrap):

@@ -41,6 +41,20 @@ def without_names(path):
 # ------------------------------------------------------------------ another head
 
 
+def test_what_the_file_does_not_know_keeps_what_it_has(net, tmp_path):
+    """A fixed table that the model has got since: not in the record, and not trained either."""
+    mnn.freeze(net, "conv1")
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net)
+    model = Net()
+    model.table = nn.Parameter(torch.arange(4.0), requires_grad=False)
+    model.norm = nn.BatchNorm1d(2)
+    mnn.freeze(model, ["norm", "bn1"], bn_eval=True)
+    state = mnn.resume(tmp_path / "a.pt", model=model, on_mismatch="skip")
+    assert mnn.trainable(model).frozen == (*("table", "conv1.weight", "norm.weight", "norm.bias"),)
+    assert mnn.trainable(model).eval_batchnorms == ("norm",)
+    assert state.thawed == ("bn1.weight", "bn1.bias")
+
+
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("stripped", [True, False])
 def test_a_new_head_starts_fresh_on_the_old_trunk(trained, tmp_path, named, stripped):

@@ -343,3 +343,21 @@ def test_running_statistics_are_no_candidates() -> None:
     state = {i: {"exp_avg": tensors[name]} for i, name in enumerate(names)}
     optimizer = {"state": state, "param_groups": [{"params": list(range(5))}]}
     assert assign_names(optimizer, tensors) == [names]
+
+
+def test_a_parameter_that_is_not_the_models_stays(tmp_path: Path) -> None:
+    net = Net()
+    beside = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([beside, *net.parameters()])
+    train(net, optimizer, range(2))
+    beside.grad = torch.ones(2)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    own = [name for name, _ in net.named_parameters()]
+    saved["param_groups"][0]["param_names"] = ["", *own]
+    with opened(tmp_path / "in.pt", {"model": net.state_dict(), "optimizer": saved}) as ckpt:
+        out = load(mc.add_prefix(mc.strip_head(ckpt), "net"), tmp_path / "out.pt")["optimizer"]
+    kept = [name for name in own if not name.startswith(HEAD)]
+    assert out["param_groups"][0]["param_names"] == ["", *(f"net.{name}" for name in kept)]
+    assert out["param_groups"][0]["params"] == [*range(len(kept) + 1)]
+    assert torch.equal(out["state"][0]["exp_avg"], saved["state"][0]["exp_avg"])

@@ -130,6 +130,12 @@ def test_inner_module_segments_stay() -> None:
     assert names(mc.strip_prefix(ckpt)) == ["a.module.b", "c"]
 
 
+def test_checkpoint_wrappers_prefix_goes_only_when_asked() -> None:
+    ckpt = in_memory({"_checkpoint_wrapped_module.a": (1,), "_checkpoint_wrapped_module.b": (1,)})
+    assert mc.strip_prefix(ckpt).root is ckpt.root
+    assert names(mc.strip_prefix(ckpt, prefix="_checkpoint_wrapped_module")) == ["a", "b"]
+
+
 def test_n_averaged_goes_only_with_its_wrapper() -> None:
     bare = in_memory({"n_averaged": (), "a.weight": (1,)})
     assert names(mc.strip_prefix(bare)) == ["n_averaged", "a.weight"]

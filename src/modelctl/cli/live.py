@@ -59,8 +59,6 @@ def find(
     fold: bool | None,
 ) -> dict[str, Any]:
     """What the options say, as :func:`modelctl.nn.viewing.view` takes it."""
-    import torch
-
     shapes: dict[str, tuple[int, ...]] = {}
     named = 0
     for i, text in enumerate(sizes or ()):
@@ -69,19 +67,16 @@ def find(
         shapes[name if equals else str(i)] = _shape(dims)
     if named not in (0, len(shapes)) or len(shapes) != len(sizes or ()):
         raise UsageError("--input-size: give each input a name of its own, or none")
-    kinds = [getattr(torch, text, None) for text in dtypes or ()]
-    for text, kind in zip(dtypes or (), kinds, strict=True):
-        if not isinstance(kind, torch.dtype):
-            raise UsageError(f"--input-dtype: '{text}' is no dtype", hint="int64, float32 …")
+    kinds = list(dtypes or ())
     if len(kinds) not in (0, 1, len(shapes)):
         raise UsageError(f"{len(kinds)} times --input-dtype for {len(shapes)} inputs")
-    one = kinds[0] if len(kinds) == 1 else None
-    each: Any = dict(zip(shapes, kinds, strict=True)) if named else kinds
+    if len(kinds) == 1:
+        kinds *= len(shapes)
     return {
         "sizes": (shapes if named else list(shapes.values())) if shapes else None,
         "arch": arch,
         "arch_args": tuple(arch_args or ()),
-        "dtypes": one or each or None,
+        "dtypes": dict(zip(shapes, kinds, strict=True)) if named and kinds else kinds,
         "trust": trust,
         "device": device,
         "depth": int(depth) if depth and depth.isdecimal() else depth or "auto",
@@ -108,7 +103,7 @@ def _order(sort: str) -> Any:
 
 
 def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
-    from ..nn.summary import cells_of, foot, title
+    from ..nn.model_summary import cells_of, foot, title
     from .render_summary import file_line
 
     data = found.summary
@@ -128,8 +123,9 @@ def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
         out.line()
         for i, line in enumerate(foot(data)):
             out.line(f" {line}", "" if i else "bold")
-        if data.depth is not None and any(row.kernel is None and row.macs for row in data.rows):
-            out.line(f" more: --depth {data.depth + 1} · --depth all")
+        if data.depth is not None and data.depth < data.deepest:
+            next_one = f"--depth {data.depth + 1} · " if data.depth + 1 < data.deepest else ""
+            out.line(f" more: {next_one}--depth all")
     for text, hint in data.advice:
         out.note(f"advice: {text}", hint)
 
@@ -142,9 +138,9 @@ def _model_lines(found: View) -> list[str]:
     how = ", identified by its tensors" if found.identified else ""
     under = f" without '{fit.prefix}'" if fit.prefix else ""
     problems = fit.problems()
-    start = "fit" if problems else "all fit"
     total = len(fit.loaded) + len(fit.unexpected) + len(fit.mismatched)
-    counts = f"{len(fit.loaded)} of {count(total, 'tensor')} {start}{under}"
+    which = f"{len(fit.loaded):,} of" if problems else "all"
+    counts = f"{which} {count(total, 'tensor')} fit{under}"
     lines = [f"{found.arch}{args}{how}: {counts}"]
     return [*lines, *(f"  {problem}" for problem in problems)]
 
@@ -159,7 +155,7 @@ def _csv(out: Output, rows: Sequence[Layer]) -> None:
 
 
 def _cell(value: Any) -> str:
-    from ..nn.summary import shown
+    from ..nn.model_summary import shown
 
     if isinstance(value, tuple):
         return "x".join(map(str, value))

@@ -68,8 +68,8 @@ def summary(
 
         if stats:
             raise UsageError("--stats reads values, the live view none: leave one out")
-        found = live.find(arch, arch_arg, input_size, input_dtype, device, trust, depth, fold)
-        live.show(found, src, key, follow_symlinks, sort, Output(format, color, quiet))
+        ask = live.find(arch, arch_arg, input_size, input_dtype, device, trust, depth, fold)
+        live.show(ask, src, key, follow_symlinks, sort, Output(format, color, quiet))
         return
     if arch_arg or input_dtype or trust or device != "meta":
         raise UsageError(

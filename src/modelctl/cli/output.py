@@ -180,7 +180,7 @@ def size(nbytes: int) -> str:
     raise AssertionError
 
 
-def shape(dims: Sequence[int] | None) -> str:
+def shape(dims: Sequence[int | str] | None) -> str:
     """A shape for people: ``64x3x7x7``; a scalar has none."""
     return "" if dims is None else "x".join(map(str, dims)) or "scalar"
 

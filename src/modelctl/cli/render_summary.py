@@ -60,11 +60,13 @@ def _is_command(hint: str | None) -> bool:
 def _summary_table(out: Output, found: s.Summary) -> None:
     total = found.totals.params_unique
     known = found.totals.trainable is not None
+    ran = any(row.out_shape is not None for row in found.rows)  # recorded in the file
     inferred = "kind~" if any(row.inferred for row in found.rows) else "kind"
     columns = [
         Column("name", style="cyan"),
         Column(inferred),
         Column("weight"),
+        *([Column("output")] if ran else []),
         Column("params", True),
         Column("%", True),
         *([Column("trainable", True)] if known else []),
@@ -86,6 +88,7 @@ def _summary_table(out: Output, found: s.Summary) -> None:
                 row.path or "(root)",
                 kind,
                 weight,
+                *([shape(row.out_shape)] if ran else []),
                 _number(row.params),
                 f"{100 * row.params / total:.2f}" if total and row.params else "-",
                 *([_number(row.trainable or 0)] if known else []),
@@ -143,13 +146,25 @@ def _summary_foot(out: Output, found: s.Summary) -> None:
         out.line(f" trainable {totals.trainable:,} · frozen {totals.frozen:,}{guess}")
     if found.module:
         out.line(f" whole module: {found.module}; its class was not needed")
-    if found.depth is not None and any(row.weight is None and row.params for row in found.rows):
-        out.line(f" more: --depth {found.depth + 1} · --stats")
+    deeper = any(row.weight is None and row.params for row in found.rows)
+    more = [f"--depth {found.depth + 1}", "--stats"] if found.depth is not None and deeper else []
+    more += _live_view(found)
+    if more:
+        out.line(f" more: {' · '.join(more)}")
     for names in found.tied[:4]:
         out.line(f" tied: {' = '.join(names)}")
     if found.removed:
         names = [str(one.get("name")) for one in found.removed if isinstance(one, dict)]
         out.line(f" removed earlier: {_some(names)}")
+
+
+def _live_view(found: s.Summary) -> list[str]:
+    """What asks for the live view, where the tensors tell the architecture for certain."""
+    if found.arch is None:
+        return []
+    name, args, example = found.arch
+    dims = ",".join(map(str, example)) if example is not None else "…"
+    return [f"--arch {name}{''.join(f' --arch-arg {a}' for a in args)} --input-size {dims}"]
 
 
 def _training_panel(out: Output, found: s.Summary) -> None:

@@ -9,8 +9,15 @@ from itertools import pairwise
 
 from ..errors import NoMatchError, UsageError
 
-# What DataParallel / DistributedDataParallel and torch.compile put before (or between) names.
-WRAPPERS = ("module", "_orig_mod")
+# What torch.compile and checkpoint_wrapper put before (or between) names: none that people give.
+CHECKPOINTED = "_checkpoint_wrapped_module"
+RESERVED = ("_orig_mod", CHECKPOINTED)
+# The same with what DataParallel and DistributedDataParallel put before them.
+WRAPPERS = ("module", *RESERVED)
+# Those that strip-prefix takes off unasked: state_dicts don't show checkpoint_wrapper's.
+STRIPPED = ("module", "_orig_mod")
+# The buffer that torch.optim.swa_utils.AveragedModel has beside the ``module.`` that it wraps.
+AVERAGED = "n_averaged"
 
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -132,12 +139,11 @@ def common_prefix(names: Iterable[str]) -> str:
 def unwrapped(name: str) -> str:
     """The name without the wrappers' segments: the same tensor's name to a loader.
 
-    Those at its start, and ``_orig_mod`` (``torch.compile``'s, no name that people give)
-    wherever it stands.
+    Those at its start, and those of ``torch.compile`` and ``checkpoint_wrapper`` wherever they
+    stand.
     """
     parts = name.split(".")
-    if "_orig_mod" in parts:
-        parts = [*(part for part in parts[:-1] if part != "_orig_mod"), parts[-1]]
+    parts = [*(part for part in parts[:-1] if part not in RESERVED), parts[-1]]
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
     return ".".join(parts)

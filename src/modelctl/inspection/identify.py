@@ -28,6 +28,8 @@ _HUGE = 1 << 31
 # No model nests so deep: what is below is one name.
 _DEEPEST = 30
 _FEW, _LONG = 3, 100
+# The largest known model has 1,548 tensors: no answer for more is certain.
+MOST_KNOWN = 2_000
 # More are not looked at: a file of thousands of small models.
 _MOST = 200
 

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.modules import is_training, submodules
-from ..core.names import WRAPPERS, common_prefix, natural
+from ..core.names import STRIPPED, common_prefix, natural
 from ..core.nodes import Obj, mapping
 from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
+from ..errors import UnreadableError
+from .architectures import example_input, find_architecture
 from .folding import folded
+from .identify import MOST_KNOWN, certain, identify
 from .listing import trainability
 from .rows import Row, joined, labelled, makeups, module_rows
 from .stats import Stats, tensor_stats
@@ -41,7 +44,8 @@ class Totals(NamedTuple):
 @dataclass(frozen=True)
 class Summary:
     """All of it. ``module`` is a whole module's class and mode; ``depth`` how many levels of
-    modules have rows, None for all."""
+    modules have rows, None for all; ``arch`` the architecture that the tensors certainly are, the
+    arguments that build it, and the shape of an input to it."""
 
     kind: str
     rows: list[Row]
@@ -54,6 +58,7 @@ class Summary:
     warnings: list[tuple[str, str | None]] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
+    arch: tuple[str, tuple[str, ...], tuple[int, ...] | None] | None = None
 
 
 def summarize(
@@ -89,7 +94,10 @@ def summarize(
             shared.setdefault(kept, [kept]).append(name)
     once = set(first.values())
     module = sections.models[0].node if sections.models and sections.models[0].is_module else None
-    program = ckpt.program() if ckpt.program is not None and tensors else []
+    try:
+        program, unread = ckpt.program() if ckpt.program is not None and tensors else [], None
+    except UnreadableError as e:  # its schema changes: the tensors are what counts
+        program, unread = [], f"no recorded shapes: {e}"
     rows = module_rows(tensors, once, grads, depth, module, program)
     if fold or (fold is None and len(rows) > 40):
         inside = makeups(tensors)
@@ -116,10 +124,23 @@ def summarize(
         None if module is None else f"{module.func}, {_mode(module)}",
         depth,
         {name: one for name, one in values.items() if one is not None},
-        list(_warnings(ckpt, tensors, totals)),
+        [*([(unread, None)] if unread else []), *_warnings(ckpt, tensors, totals)],
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
+        _arch(ckpt, tensors) if module is None else None,
     )
+
+
+def _arch(
+    ckpt: Checkpoint, tensors: dict[str, TensorRef]
+) -> tuple[str, tuple[str, ...], tuple[int, ...] | None] | None:
+    if not tensors or len(tensors) > MOST_KNOWN or ckpt.outside is not None:
+        return None
+    best = certain(identify(ckpt))
+    if best is None:
+        return None
+    name = best.names[0]
+    return name, best.args, example_input(find_architecture(name))
 
 
 def _mode(module: Obj) -> str:
@@ -194,7 +215,7 @@ def _warnings(
     names = list(tensors)
     prefix = common_prefix(names)
     first = prefix.partition(".")[0]
-    if first in WRAPPERS:
+    if first in STRIPPED:
         yield (
             f"all {len(names)} names start with '{first}.': saved under a wrapper "
             f"({'DataParallel' if first == 'module' else 'torch.compile'})",

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .loading import LoadReport as LoadReport
     from .loading import load as load
     from .loading import load_into as load_into
+    from .model_summary import ModelSummary as ModelSummary
+    from .model_summary import summary as summary
     from .modes import evaluating as evaluating
     from .naming import unwrap as unwrap
     from .resumed import Resumed as Resumed
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from .saving import save_checkpoint as save_checkpoint
     from .schedules import warmup_cosine as warmup_cosine
     from .seeds import seed_everything as seed_everything
-    from .summary import ModelSummary as ModelSummary
-    from .summary import summary as summary
     from .thawing import unfreeze as unfreeze
     from .tracing import ForwardError as ForwardError
 
@@ -50,7 +50,7 @@ _WHERE = {
     "ForwardError": "tracing",
     "Frozen": "freezing",
     "LoadReport": "loading",
-    "ModelSummary": "summary",
+    "ModelSummary": "model_summary",
     "Resumed": "resumed",
     "Trainable": "freezing",
     "apply_freeze": "freezing",
@@ -65,7 +65,7 @@ _WHERE = {
     "resume": "resuming",
     "save_checkpoint": "saving",
     "seed_everything": "seeds",
-    "summary": "summary",
+    "summary": "model_summary",
     "to_device": "devices",
     "trainable": "freezing",
     "unfreeze": "thawing",

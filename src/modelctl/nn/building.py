@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,7 +233,9 @@ def load_whole(path: str, kind: str) -> nn.Module:
     try:
         if kind == "torchscript":
             load: Any = torch.jit.load
-            found: Any = load(path, map_location="cpu")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch would rather not
+                found: Any = load(path, map_location="cpu")
         else:
             with _importable(os.getcwd()):
                 found = torch.load(path, map_location="cpu", weights_only=False)

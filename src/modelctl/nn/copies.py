@@ -38,6 +38,9 @@ def structural_copy(model: nn.Module, device: torch.device) -> Copy:
     return Copy(copied, tensors)
 
 
+_PLAIN = {type(None), bool, int, float, str}  # most of what a module has
+
+
 class _Copier:
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -45,6 +48,8 @@ class _Copier:
         self.kept: list[Any] = []  # so that no id is used twice
 
     def copy(self, value: Any) -> Any:
+        if type(value) in _PLAIN:
+            return value
         found = self.done.get(id(value))
         if found is not None:
             return found

@@ -63,7 +63,8 @@ _FREE = frozenset(
     slice_scatter smooth_l1_loss soft_margin_loss softplus softshrink sort split_copy
     split_with_sizes_copy squeeze_copy stack std std_mean sum sym_numel sym_size sym_stride
     sym_storage_offset take topk trace tril
-    triu unbind_copy unfold unfold_copy uniform unique_consecutive unique_dim unsqueeze_copy
+    triu unsafe_chunk unsafe_split unsafe_split_with_sizes
+    unbind_copy unfold unfold_copy uniform unique_consecutive unique_dim unsqueeze_copy
     upsample_bicubic2d upsample_bilinear2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
     upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d
     _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d

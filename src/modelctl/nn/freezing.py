@@ -21,7 +21,6 @@ from .batchnorm import (
     held_batchnorms,
     keep_all_eval,
     lost_batchnorms,
-    release_batchnorms,
 )
 from .naming import Parameters, is_lazy, match_names, numel, unwrap
 from .text import some, table
@@ -218,13 +217,6 @@ def freeze_record(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def was_frozen(model: nn.Module) -> bool:
-    """Whether a record has something to say: something is frozen, or was by :func:`freeze`."""
-    return _PATTERNS in unwrap(model).__dict__ or any(
-        not p.requires_grad for p in model.parameters()
-    )
-
-
 def apply_freeze(
     model: nn.Module, path_or_record: str | os.PathLike[str] | Mapping[str, Any]
 ) -> Frozen:
@@ -250,10 +242,8 @@ def apply_freeze(
     return apply_record(model, record)
 
 
-def apply_record(
-    model: nn.Module, record: Any, *, exact: bool = False, strict: bool = True
-) -> Frozen:
-    """Apply a freeze record; ``exact`` also thaws what it does not name.
+def apply_record(model: nn.Module, record: Any, *, strict: bool = True) -> Frozen:
+    """Apply a freeze record.
 
     Raises:
         NoMatchError: with ``strict``, when the model has none of the names (else a warning).
@@ -279,11 +269,7 @@ def apply_record(
     names = [name for name in params.by_name if name in meant]
     before = count_trainable(params)
     changed = set_grad(params, names, False)
-    if exact:
-        changed += set_grad(params, [n for n in params.by_name if n not in meant], True)
-    batchnorms = (
-        release_batchnorms(model, () if bn_eval else held_batchnorms(model)) if exact else []
-    )
+    batchnorms: list[str] = []
     if bn_eval:
         bare = []
         for pattern in patterns:
@@ -291,7 +277,7 @@ def apply_record(
                 bare += select_with(params, bare_batchnorms(model), pattern, (), False)[1]
             except NoMatchError:
                 continue
-        batchnorms += keep_all_eval(model, [*bare, *all_frozen(model, params, names)])
+        batchnorms = keep_all_eval(model, [*bare, *all_frozen(model, params, names)])
     remember(model, patterns)
     return _finish(params, names, changed, before, batchnorms)
 

@@ -1,4 +1,4 @@
-"""What torch's meta kernels do slowly, or let pass that no device does."""
+"""What torch's meta kernels let pass that no device does, and real errors for theirs."""
 
 from __future__ import annotations
 
@@ -10,26 +10,6 @@ from torch import Tensor
 
 aten: Any = torch.ops.aten
 
-# What comes out is like the first tensor that goes in. Torch works that out in Python, op by op,
-# for milliseconds each; they are most of the operators of most networks.
-_LIKE_INPUT = frozenset(
-    {
-        aten.hardswish,
-        aten.hardsigmoid,
-        aten.silu,
-        aten.gelu,
-        aten.relu,
-        aten.sigmoid,
-        aten.tanh,
-        aten.elu,
-        aten.leaky_relu,
-        aten._softmax,
-        aten._safe_softmax,
-    }
-)
-_LIKE_INPUT_IN_PLACE = frozenset(
-    {aten.hardswish_, aten.hardsigmoid_, aten.hardtanh_, aten.silu_, aten.relu_, aten.leaky_relu_}
-)
 # meta does not mind that dtypes differ here
 _SAME_DTYPE = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv})
 _SMALL = 64 << 20
@@ -79,20 +59,3 @@ def raise_if_mixed(func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> N
         func(*args, **kwargs)
     if packet is aten.convolution and args[6] and args[0].shape[1] != args[1].shape[0]:
         for_real(func, args, kwargs)
-
-
-def like_input(func: Any, args: Any) -> Any:
-    packet = func._overloadpacket
-    if packet in _LIKE_INPUT and func._overloadname == "default" and args[0].is_floating_point():
-        return torch.empty_like(args[0])
-    if packet in _LIKE_INPUT_IN_PLACE:
-        return args[0]
-    if func is aten.native_batch_norm.default and args[0].dim() > 1:
-        stats = args[0].shape[1] if args[5] else 0
-        return torch.empty_like(args[0]), args[0].new_empty(stats), args[0].new_empty(stats)
-    if func is aten.native_layer_norm.default:
-        x, dims = args[0], len(args[1])
-        if list(x.shape[-dims:]) == list(args[1]):
-            short = (*x.shape[:-dims], *(1 for _ in args[1]))
-            return torch.empty_like(x), x.new_empty(short), x.new_empty(short)
-    return None

@@ -63,13 +63,20 @@ class _Own(NamedTuple):
 
 def layers(model: nn.Module, trace: Trace | None, depth: int | None) -> list[Layer]:
     """Modules down to ``depth`` (None: all), each tensor and operator in exactly one of them."""
-    own = _own(model)
+    return _layers(dict(model.named_modules()), _own(model), trace, depth)
+
+
+def _layers(
+    modules: Mapping[str, nn.Module],
+    own: Mapping[str, _Own],
+    trace: Trace | None,
+    depth: int | None,
+) -> list[Layer]:
     uncounted: dict[str, list[str]] = {}
     for op, module in trace.uncounted if trace is not None else ():
         uncounted.setdefault(module, []).append(op)
     has_inner = {_home(name.rpartition(".")[0]) for name in own if name and _home(name) == name}
     groups: dict[str, list[str]] = {}
-    modules = dict(model.named_modules())
     for name in own:
         home = _home(name)
         parts = home.split(".") if home else []
@@ -93,17 +100,18 @@ def _home(name: str) -> str:
 
 def _own(model: nn.Module) -> dict[str, _Own]:
     """What each module holds, tied tensors where they first are."""
-    seen: set[int] = set()
+    seen: dict[int, Tensor] = {}  # TorchScript's are made when asked for
     found = {}
     for name, module in model.named_modules():
         counts = [0] * 5
-        ids = frozenset(map(id, (*module._parameters.values(), *module._buffers.values())))
-        held = [(tensor, True) for tensor in module._parameters.values()]
-        for tensor, is_parameter in held + [(one, False) for one in module._buffers.values()]:
-            if tensor is None or id(tensor) in seen:
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        ids = frozenset(map(id, tensors))
+        for tensor in tensors:
+            if id(tensor) in seen:
                 continue
-            seen.add(id(tensor))
-            n = 0 if is_lazy(tensor) else tensor.numel()
+            seen[id(tensor)] = tensor
+            n = _numel(tensor)
+            is_parameter = isinstance(tensor, nn.Parameter)
             counts[0] += 1
             counts[1] += n * is_parameter
             counts[2] += n * (is_parameter and tensor.requires_grad)
@@ -134,7 +142,7 @@ def _layer(
         head = trace.modules.get(path)
         calls = head.calls if head is not None else 0
         shape = head.output if head is not None else None
-        if not calls and inside:
+        if not calls and (inside or path in trace.unseen):
             calls = None  # a list of modules: what is in it was called
     kernel, stride = _dims(module, "kernel_size"), _dims(module, "stride")
     return Layer(
@@ -165,14 +173,20 @@ def _dims(module: nn.Module, name: str) -> tuple[int, ...] | None:
 
 def fitting(model: nn.Module, trace: Trace | None, fold: bool | None) -> tuple[list[Layer], int]:
     """The rows of as many levels as a screen takes, and how many levels that are."""
-    deepest = max(name.count(".") + bool(name) for name, _ in model.named_modules())
-    best = folded_if(layers(model, trace, 1), fold)
-    for depth in range(2, deepest + 1):
-        rows = folded_if(layers(model, trace, depth), fold)
+    modules, own = dict(model.named_modules()), _own(model)
+    levels = max(deepest(model), 1)
+    best = folded_if(_layers(modules, own, trace, 1), fold)
+    for depth in range(2, levels + 1):
+        rows = folded_if(_layers(modules, own, trace, depth), fold)
         if len(rows) > _MOST:
             return best, depth - 1
         best = rows
-    return best, max(deepest, 1)
+    return best, levels
+
+
+def deepest(model: nn.Module) -> int:
+    """How many levels of modules there are: none in one without children."""
+    return max(_home(name).count(".") + bool(name) for name, _ in model.named_modules())
 
 
 def folded_if(rows: list[Layer], fold: bool | None) -> list[Layer]:

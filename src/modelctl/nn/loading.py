@@ -111,6 +111,8 @@ def load(
         UsageError: not a device, or none that is there.
         NoMatchError, AmbiguousError: no state_dict, or which one is not clear.
     """
+    if device is None:
+        raise UsageError("device=None is no device", hint="device='cpu' is the default")
     where = choose_device(device)
     with open_checkpoint(path, key=key) as ckpt:
         section = ckpt.sections.model()
@@ -167,7 +169,8 @@ def load_into(
             code refuses the file, or something would stay on ``meta``; nothing was changed.
         AmbiguousError: which state_dict, or which prefix, is not clear.
         NoMatchError: no state_dict; no name with the prefix.
-        UsageError: not a device, or none that is there; not a way to treat mismatches.
+        UsageError: not a device, none that is there, or ``meta``; not a floating dtype; not a
+            way to treat mismatches.
         CollisionError: two of the file's names mean the same tensor.
         UnsupportedError: a tensor that is needed is sparse, quantized or wrapped, or a module's
             own code computes it.
@@ -176,7 +179,18 @@ def load_into(
     """
     if on_mismatch not in ("error", "skip"):
         raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
+    floating = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+    if dtype is not None and not floating:
+        raise UsageError(
+            f"dtype is a floating torch.dtype, as torch.bfloat16, not {dtype!r}",
+            hint="dtype=None leaves each tensor its own",
+        )
     where = None if device is None else choose_device(device)
+    if where is not None and where.type == "meta":
+        raise UsageError(
+            "device='meta' holds no values: nothing can be loaded there",
+            hint="a model that was built on meta loads onto the CPU, or onto device='auto'",
+        )
     with open_checkpoint(path, key=key) as ckpt:
         section = ckpt.sections.model()
         if prefix is None:
@@ -188,7 +202,7 @@ def load_into(
         plan.check(os.fspath(path), strict=on_mismatch == "error")
         record = saved_freeze(ckpt, start, alone)
         plan.run(where, dtype)
-        if record is None:
+        if record is None or not freezes(record):
             return plan.report
         return replace(plan.report, frozen=apply_record(model, record, strict=False))
 
@@ -201,15 +215,20 @@ def removed_names(ckpt: Checkpoint) -> list[str]:
 
 
 def saved_freeze(ckpt: Checkpoint, prefix: str, alone: bool = False) -> Any:
-    """The file's freeze record in the model's names; None where it says nothing of the model."""
+    """The file's freeze record in the model's names, or None."""
     record = read_record(ckpt, FREEZE)
     if record is None or not prefix:
         return record
     names, bn_eval, patterns = parse_record(record)
     frozen = [bare for name in names if (bare := without(name, prefix, alone)) is not None]
     kept = [bare for text in patterns if (bare := without(text, prefix, alone)) is not None]
-    record = {"version": 1, "frozen": frozen, "bn_eval": bn_eval, "patterns": kept}
-    return record if frozen else None
+    return {"version": 1, "frozen": frozen, "bn_eval": bn_eval, "patterns": kept}
+
+
+def freezes(record: Any) -> bool:
+    """Whether a record holds anything back; an empty one says that all of the model trains."""
+    names, bn_eval, patterns = parse_record(record)
+    return bool(names or (bn_eval and patterns))
 
 
 @dataclass
@@ -277,6 +296,8 @@ def _destination(
 ) -> Tensor:
     """The tensor to read into, in the model under each of its names."""
     old = found[0].tensor
+    if not is_lazy(old):  # a backward over the old values must fail, as after load_state_dict
+        torch.autograd.graph.increment_version(old)
     where = device or (torch.device("cpu") if old.is_meta else old.device)
     floating = old.dtype.is_floating_point or old.dtype.is_complex
     kind = dtype if dtype is not None and floating else old.dtype

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..core.names import unwrapped
+from ..core.names import AVERAGED, unwrapped
 from ..core.nodes import mapping
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
@@ -84,6 +84,8 @@ def match(
             values[joined[0]] = values.pop(key)
     taken = {name for key, name in called.items() if key not in values or key in own}
     taken.update(name for name, key in meant.items() if key in states)
+    if all(name == AVERAGED or name.startswith("module.") for name in _names(section)):
+        taken.add(AVERAGED)  # no part of the model that was averaged
     return Matched(
         {key: value for key, value in values.items() if key in own},
         extras,

@@ -1,8 +1,9 @@
 """What the tensors of a live model are called: wrappers ignored, tied ones once.
 
-A live model shows its wrappers (DataParallel, DistributedDataParallel, ``torch.compile``) by
-their types, so a child that is really called ``module`` keeps its name here; for names from
-elsewhere (files, records, patterns) only the text tells, and an exact match comes first.
+A live model shows its wrappers (DataParallel, DistributedDataParallel, ``torch.compile``,
+``checkpoint_wrapper``), so a child that is really called ``module`` keeps its name here; for
+names from elsewhere (files, records, patterns) only the text tells, and an exact match comes
+first.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.names import WRAPPERS, Patterns, as_list, select, unwrapped
+from ..core.names import RESERVED, WRAPPERS, Patterns, as_list, select, unwrapped
 from ..errors import CollisionError, NoMatchError, UsageError
 
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\.original\d*$")
-_WRAPPED_REGEX = re.compile(r"^(\^?)(?:(?:module|_orig_mod)\\?\.)+")
+_WRAPPED_REGEX = re.compile(rf"^(\^?)(?:(?:{'|'.join(WRAPPERS)})\\?\.)+")
 
 
 def _wrapped(module: nn.Module) -> tuple[str, nn.Module] | None:
@@ -28,12 +29,16 @@ def _wrapped(module: nn.Module) -> tuple[str, nn.Module] | None:
         return "module", module.module
     if isinstance(module, torch.jit.ScriptModule):
         return None
-    compiled = module._modules.get("_orig_mod")
-    return ("_orig_mod", compiled) if compiled is not None else None
+    for name in RESERVED:
+        inner = module._modules.get(name)
+        if inner is not None:
+            return name, inner
+    return None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel and ``torch.compile``'s module."""
+    """The model inside DataParallel, DistributedDataParallel, and the modules of
+    ``torch.compile`` and ``checkpoint_wrapper``."""
     _check_module(model)
     while (found := _wrapped(model)) is not None:
         model = found[1]
@@ -94,8 +99,9 @@ def _join(path: str, name: str) -> str:
 class Slot(NamedTuple):
     """A parameter or buffer where it stands: ``getattr(owner, attr)``.
 
-    ``name`` is without wrappers, ``raw`` is what ``state_dict`` and ``named_parameters`` call
-    it. ``persistent`` is False for a buffer that a state_dict leaves out.
+    ``name`` is without wrappers, ``raw`` is what ``named_parameters`` calls it; ``state_dict``
+    does, too, without ``checkpoint_wrapper``'s segment. ``persistent`` is False for a buffer that
+    a state_dict leaves out.
     """
 
     name: str

@@ -40,6 +40,7 @@ class OptimizerPlan:
             fits.
         dropped: parameters of the saved one that are left aside.
         changed: for each live group its settings that differ: (own, saved) by key.
+        by_place: how many parameters that no model has were matched by their place alone.
     """
 
     saved: dict[str, Any]
@@ -49,6 +50,7 @@ class OptimizerPlan:
     fresh: list[str]
     dropped: list[str]
     changed: dict[int, dict[str, tuple[Any, Any]]]
+    by_place: int = 0
 
     def run(self, optimizer: Optimizer, scheduler: schedules.Schedulers) -> None:
         """Add the missing groups to the optimizer and its schedulers, then load the state."""
@@ -100,13 +102,15 @@ def plan_optimizer(
     names_in_file: Callable[[], Mapping[Any, str] | None] = lambda: None,
     *,
     skip: bool = False,
+    scheduled: bool = False,
 ) -> OptimizerPlan:
     """Match a saved optimizer with a live one over a model's parameters.
 
     By names where there are any, see :func:`find_targets`. Live parameters that the saved one
     does not know start fresh; saved groups over parameters of the model that the live one lacks
     are added to it (they were thawed in between). With ``skip`` saved parameters that the model
-    lacks, or that have another shape there, are left aside.
+    lacks, or that have another shape there, are left aside. ``scheduled`` says that a scheduler
+    moved the saved lr: its start is only known where that is recorded (``initial_lr``).
 
     Raises:
         RefusedError: another kind of optimizer, state of other shapes, or parameters that are
@@ -150,7 +154,7 @@ def plan_optimizer(
         for i, group in enumerate(optimizer.param_groups)
     ]
     changed = {
-        i: _differences(optimizer.param_groups[i], groups[j], optimizer.defaults)
+        i: _differences(optimizer.param_groups[i], groups[j], optimizer.defaults, scheduled)
         for i, j in enumerate(source)
         if j is not None
     }
@@ -162,6 +166,11 @@ def plan_optimizer(
         fresh=[params.name_of(p) or f"#{i}" for i, p in enumerate(live) if id(p) not in ids],
         dropped=_called(groups, [pid for pid in where if pid not in targets], names_in_file),
         changed={i: differ for i, differ in changed.items() if differ},
+        by_place=sum(
+            not name and pid in targets
+            for group in groups
+            for pid, name in zip(group["params"], group.get("param_names", ()), strict=False)
+        ),
     )
 
 
@@ -174,18 +183,20 @@ def _called(
         names.update(zip(group["params"], group.get("param_names", ()), strict=False))
     if any(isinstance(pid, int) and pid not in names for pid in ids):
         names.update(names_in_file() or {})
-    return [str(names.get(pid, f"#{pid}" if isinstance(pid, int) else pid)) for pid in ids]
+    return [str(names.get(pid) or (f"#{pid}" if isinstance(pid, int) else pid)) for pid in ids]
 
 
 def _differences(
-    live: Group, saved: Group, settings: Mapping[str, Any]
+    live: Group, saved: Group, settings: Mapping[str, Any], scheduled: bool
 ) -> dict[str, tuple[Any, Any]]:
     """What the constructor said and what was saved, where the two differ; of what a scheduler
     moves its start."""
-    cycled = ("betas", "momentum") if "max_momentum" in live or "max_momentum" in saved else ()
+    moved = ("betas", "momentum") if "max_momentum" in live or "max_momentum" in saved else ()
+    if scheduled and "initial_lr" not in saved:  # ReduceLROnPlateau's doing
+        moved = (*moved, "lr")
     found = {}
     for key in settings:
-        if key in (*_HOW, *cycled) or key not in live or key not in saved:
+        if key in (*_HOW, *moved) or key not in live or key not in saved:
             continue
         own, theirs = (group[key] for group in (live, saved))
         if key == "lr":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.dtypes import BY_NAME
-from ..core.nodes import ORDERED_DICT, Global, Obj
+from ..core.nodes import ORDERED_DICT, Composite, Global, Obj
 from ..core.tensors import TensorRef
 from ..core.tree import walk
 from ..errors import RefusedError, UnsupportedError
 from .naming import is_lazy
-from .tensors import to_tensors
+from .tensors import SPARSE, sparse_tensor, to_tensors
+from .text import some
 
 _ATOMS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _DICTS: dict[Any, Callable[[], Any]] = {
@@ -48,7 +50,7 @@ def storable(value: Any, where: str) -> Any:
 
 
 def _storable(value: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return _storable(value.item(), where)
     if isinstance(value, Tensor):
         return _plain_tensor(value, where)
@@ -89,12 +91,25 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
         hint = f"{hint}; torch.distributed.checkpoint is for sharded ones"
     elif value.is_nested:
         reason = "is a nested tensor"
+    elif value.is_quantized:
+        reason, hint = "is quantized", "save value.int_repr(), with its scale and zero point"
+    elif value.layout not in (torch.strided, *SPARSE.values()):
+        reason, hint = f"has the layout {value.layout}", "save value.to_dense()"
+    elif vars(value):
+        raise RefusedError(
+            f"'{where}' has attributes of its own ({some([*vars(value)], 3)}), which get lost",
+            hint="save value.detach(), which has none, and beside it what they say",
+        )
     if reason is not None:
         raise RefusedError(f"'{where}' {reason}: nothing that torch.load can bring back", hint=hint)
     return value
 
 
 def _advice(value: Any) -> str:
+    if isinstance(value, np.generic):
+        return "save float(it)"
+    if isinstance(value, Enum):
+        return "save its .value"
     if isinstance(value, np.ndarray):
         return "save torch.from_numpy(array)"
     if isinstance(value, set | frozenset):
@@ -128,6 +143,8 @@ def live(node: Any, where: str) -> Any:
             return node
         if isinstance(node, TensorRef):
             return tensors[id(node)]
+        if isinstance(node, Composite) and node.layout in SPARSE and id(node) not in made:
+            made[id(node)] = sparse_tensor(node, {k: tensors[id(p)] for k, p in node.parts.items()})
         if id(node) not in made:
             made[id(node)] = _named(node)
             if made[id(node)] is None:

@@ -46,6 +46,12 @@ class Resumed:
     fresh: tuple[str, ...] = field(default=())
     dropped: tuple[str, ...] = field(default=())
 
+    @property
+    def thawed(self) -> tuple[str, ...]:
+        """Parameters that did not train as built, and do again: they did when this was saved."""
+        changed, frozen = (self.frozen.changed, self.frozen.names) if self.frozen else ((), ())
+        return tuple(name for name in changed if name not in frozen)
+
     def __str__(self) -> str:
         known = {"epoch": self.epoch, "step": self.step, "lr": self.lr}
         at = ", ".join(f"{key} {value}" for key, value in known.items() if value is not None)
@@ -54,6 +60,7 @@ class Resumed:
         ]
         lines += self.model.problems()
         for what, names in (
+            ("was frozen, trains as when this was saved", self.thawed),
             ("not in the file", self.missing),
             ("in the file, not asked for", self.unused),
             ("joined the optimizer", self.joined),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,19 +23,21 @@ from ..errors import AmbiguousError, RefusedError, UsageError
 from ..files import open as open_checkpoint
 from ..surgery.optimizer import assign_names
 from . import schedules
-from .freezing import Frozen, apply_record, parse_record, set_grad
+from .freezing import set_grad
 from .loading import Plan, plan_load, removed_names, saved_freeze
 from .matching import find_prefix, without
-from .naming import Parameters, match_names, slots
+from .naming import Parameters, slots
+from .notes import Notes
 from .optimizers import OptimizerPlan, plan_optimizer
+from .pairing import check_apart, order_by_content
 from .plain import live
 from .progress import finished_epochs, own_values
+from .refreezing import Refreezing, check_wrapped
 from .resumed import Resumed
 from .rng import own_state, restore_rng
 from .rotation import newest
 from .scaling import check_scaler, find_scaler, scaler_differences
-from .several import Label, Several, called, labelled, paired
-from .text import some
+from .several import Label, Several, by_label, called, labelled, paired
 
 
 def resume(
@@ -58,20 +59,23 @@ def resume(
     Build model, optimizer and scheduler as at the start, then call this, on every rank. Nothing
     in the file is run, and nothing is changed before everything was seen to fit. Restored are the
     model's weights (each where it is, whatever device it was saved on), what trains (the freeze
-    record, exactly: what it does not name is thawed), the optimizer (its state on the device of
+    record, exactly: what it does not name is thawed; what the file does not know at all keeps
+    what it has), the optimizer (its state on the device of
     each parameter), the scheduler, the scaler, the EMA copy, and last the random number
     generators.
 
     The optimizer's entries are matched by name, so that it may have been re-ordered or grouped
     in another way; where the file has no ``param_names``, by position or by the only order that
-    fits. Groups that a saved optimizer has over parameters which the live one lacks (a block that
+    fits. Those that are not the model's and were given no name go by their place, with a warning.
+    Groups that a saved optimizer has over parameters which the live one lacks (a block that
     was thawed before the save) are added, to the scheduler too. ``foreach``, ``fused``,
     ``capturable`` and ``differentiable`` stay as the constructor says; all other settings, of the
     scheduler too, are the saved ones, with a warning where they differ.
 
     Args:
         path: a file, or a folder: there ``latest.*``, else the whole one that has come furthest.
-        optimizer, scheduler: one, or several as they were saved: in that order, or by name.
+        optimizer, scheduler: one, or several as they were saved: a list, or by name. Listed
+            optimizers are told apart by the names of their parameters.
         ema: the averaged copy, or a state_dict whose tensors are to be filled.
         rng: restore the generators; under ``torch.distributed`` each rank its own.
         on_mismatch: ``"skip"`` is for another head: what the model lacks, or has in another
@@ -83,7 +87,8 @@ def resume(
         RefusedError: model, optimizer, scheduler, scaler, ema or rng of the file don't fit the
             live one; or the freeze record would change what trains inside a
             DistributedDataParallel, which looks only when it is built.
-        AmbiguousError: which saved parameter is which can't be told.
+        AmbiguousError: which saved parameter, or which of several optimizers, is which can't be
+            told.
         UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.
         UnsupportedError: a section that is needed holds an object.
         UnreadableError: the file, or a folder without one.
@@ -104,27 +109,23 @@ def resume(
     return state
 
 
-_MOST_NOTES = 3
-
-
 class _Plan:
     """Everything that was read and found to fit; :meth:`run` is the part that changes things."""
 
     def __init__(self, ckpt: Checkpoint, path: Path, model: nn.Module, skip: bool) -> None:
         self.ckpt, self.path, self.live, self.skip = ckpt, path, model, skip
         self.sections, self.top = ckpt.sections, mapping(ckpt.root) or {}
-        self.notes: list[str] = []
+        self.notes = Notes()
         self.missing: list[str] = []
         self.unused: list[str] = []
         self.params = Parameters(model)
+        self._check_wrapped = partial(check_wrapped, model, self.params)
         self.model = self._loading(model, self.sections.model(), str(path))
         self.prefix = self.model.report.prefix
-        self.record = saved_freeze(ckpt, self.prefix)
-        if self.record is not None:
-            found = match_names(parse_record(self.record)[0], self.params.called).values()
-            frozen = {first for name in found for first in self.params.called[name]}
-            grads = {name: p.requires_grad for name, p in self.params.by_name.items()}
-            self._check_wrapped(name for name, grad in grads.items() if grad == (name in frozen))
+        record = saved_freeze(ckpt, self.prefix)
+        self.freezing = None if record is None else Refreezing(model, record, self.model.report)
+        if self.freezing is not None:
+            self._check_wrapped(self.freezing.change)
 
     def _loading(self, model: nn.Module, saved: StateDict, where: str) -> Plan:
         prefix = find_prefix(saved, slots(model))
@@ -137,16 +138,6 @@ class _Plan:
             raise
         return plan
 
-    def _check_wrapped(self, change: Iterable[str]) -> None:
-        """Raises RefusedError where what trains would change behind a wrapper that looks once."""
-        names = [name for name in change if self.params.by_name[name].is_floating_point()]
-        if names and any(isinstance(m, DistributedDataParallel) for m in self.live.modules()):
-            raise RefusedError(
-                f"resuming changes what trains ({some(names, 3)}), and DistributedDataParallel "
-                "looks at that only when it is built",
-                hint="resume the bare model, or apply_freeze(model, path) first; then wrap it",
-            )
-
     def _wanted(self, name: str, asked: object, saved: object) -> bool:
         """Whether a section is both asked for and there."""
         if asked and not saved:
@@ -158,26 +149,43 @@ class _Plan:
     def fit_optimizers(self, optimizers: dict[Label, Optimizer]) -> None:
         self.optimizers = optimizers
         self.optimizing: dict[Label, OptimizerPlan] = {}
+        self.reordered = False
         if optimizers and any(p.is_meta for p in self.live.parameters()):
             raise RefusedError(
                 "the model is on meta, so the optimizer holds parameters that loading replaces",
                 hint="load_into(model, path) first, then build the optimizer and resume",
             )
-        saved = _by_label(self.sections.optimizers)
+        saved = by_label(self.sections.optimizers)
         if not self._wanted("optimizer", optimizers, saved):
             return
         pairs = paired("optimizer", optimizers, saved)
-        for label, (one, node) in pairs.items():
-            what = called("optimizer", label)
-            self.optimizing[label] = plan_optimizer(
-                one,
-                self._with_own_names(live(node, what)),
-                self.params,
-                partial(self._names_in_file, node),
-                skip=self.skip,
-            )
         self._leave(saved, pairs, "optimizer")
-        if self.record is None:
+        nodes: dict[Label, Any] = {label: node for label, (_, node) in pairs.items()}
+        states: dict[Label, Any] = {
+            label: self._with_own_names(live(node, called("optimizer", label)))
+            for label, node in nodes.items()
+        }
+        if len(pairs) > 1 and not any(isinstance(label, str) for label in pairs):
+            order = order_by_content([*optimizers.values()], [*states.values()], self.params)
+            self.reordered = order != sorted(order)
+            nodes = {i: nodes[j] for i, j in enumerate(order)}
+            states = {i: states[j] for i, j in enumerate(order)}
+        for label, state in states.items():
+            self.optimizing[label] = plan = plan_optimizer(
+                optimizers[label],
+                state,
+                self.params,
+                partial(self._names_in_file, nodes[label]),
+                skip=self.skip,
+                scheduled=bool(self._saved_schedulers()),
+            )
+            if plan.by_place:
+                self.notes.append(
+                    f"{called('optimizer', label)}: parameters that are not the model's and have "
+                    f"no names ({plan.by_place}) got the state of those in their places"
+                )
+        check_apart(optimizers, self.optimizing)
+        if self.freezing is None:
             held = self.params.by_name
             self._check_wrapped(name for name in self.joined if not held[name].requires_grad)
 
@@ -196,7 +204,7 @@ class _Plan:
         for group in saved["param_groups"] if self.prefix else ():
             names = group.get("param_names") if isinstance(group, dict) else None
             if isinstance(names, list):
-                group["param_names"] = [without(str(n), self.prefix) or n for n in names]
+                group["param_names"] = [n and (without(str(n), self.prefix) or n) for n in names]
         return saved
 
     def _names_in_file(self, node: Any) -> dict[Any, str] | None:
@@ -210,19 +218,31 @@ class _Plan:
             pid: without(name, self.prefix) or name
             for group, own in zip(groups, names, strict=True)
             for pid, name in zip(group["params"], own, strict=True)
+            if name
         }
+
+    def _saved_schedulers(self) -> dict[Label, Any]:
+        saved = by_label(self.sections.schedulers)
+        if not saved and "scheduler" in self.top:  # of a kind of its own
+            saved = {None: self.top["scheduler"]}
+        return saved
 
     def fit_schedulers(self, wanted: dict[Label, LRScheduler]) -> None:
         self.scheduling: dict[Label, tuple[Any, Any]] = {}
         self.schedulers = list(wanted.values())
         if self.optimizers:
-            schedules.check_owner(self.schedulers, *self.optimizers.values())
-        saved = _by_label(self.sections.schedulers)
-        if not saved and "scheduler" in self.top:  # of a kind of its own
-            saved = {None: self.top["scheduler"]}
+            known = [one for one in self.schedulers if _driven_by(one) is not None]
+            schedules.check_owner(known, *self.optimizers.values())
+        saved = self._saved_schedulers()
         if not self._wanted("scheduler", wanted, saved):
             return
         pairs = paired("scheduler", wanted, saved)
+        if self.reordered and len(pairs) > 1 and not any(isinstance(one, str) for one in pairs):
+            raise RefusedError(
+                "the optimizers are listed in another order than when this was saved: whose each "
+                "of the schedulers is can't be told",
+                hint="give optimizer= and scheduler= in the order that was saved",
+            )
         for label, (one, node) in pairs.items():
             state = live(node, called("scheduler", label))
             schedules.check_same(one, state)
@@ -232,15 +252,16 @@ class _Plan:
 
     def _plan_of(self, scheduler: Any) -> OptimizerPlan | None:
         for label, plan in self.optimizing.items():
-            if self.optimizers[label] is scheduler.optimizer:
+            if self.optimizers[label] is _driven_by(scheduler):
                 return plan
         return None
 
     def _check_groups(self, scheduler: Any, count: int) -> None:
         plan = self._plan_of(scheduler)
         where = "the saved optimizer" if plan else "the optimizer"
-        groups = plan.saved["param_groups"] if plan else scheduler.optimizer.param_groups
-        if count and count != len(groups):
+        driven = _driven_by(scheduler)
+        groups = plan.saved["param_groups"] if plan else getattr(driven, "param_groups", ())
+        if driven is not None and count and count != len(groups):
             raise RefusedError(
                 f"the saved {type(scheduler).__name__} is over {count} groups, {where} has "
                 f"{len(groups)}",
@@ -290,28 +311,36 @@ class _Plan:
     def run(self) -> Resumed:
         restored = ["model"]
         self.model.run()
-        frozen: Frozen | None = None
-        if self.record is not None:
-            frozen = apply_record(self.live, self.record, exact=True, strict=False)
+        frozen = None if self.freezing is None else self.freezing.run()
         plans = list(self.optimizing.values())
         joined = self.joined
-        if self.record is None:
+        if self.freezing is None:
             set_grad(self.params, joined, True)
         for label, plan in self.optimizing.items():
             one = self.optimizers[label]
-            own = [each for each in self.schedulers if each.optimizer is one]
-            self._note_groups(called("optimizer", label), plan.changed)
+            own = [each for each in self.schedulers if _driven_by(each) is one]
+            what = called("optimizer", label)
+            scheduled = any(_driven_by(each) is one for each, _ in self.scheduling.values())
+            built = (
+                None if scheduled else [(g["lr"], g.get("initial_lr")) for g in one.param_groups]
+            )
             plan.run(one, own)
+            new = not any("initial_lr" in group for group in plan.saved["param_groups"])
+            overruled = built is not None and self.notes.overruled_lr(
+                what, built, one.param_groups, new
+            )
+            self.notes.groups_differ(what, plan.changed, without="lr" if overruled else None)
         for label, (one, state) in self.scheduling.items():
-            differ = schedules.differences(one.state_dict(), state)
-            self._note(called("scheduler", label), differ)
+            if _driven_by(one) is not None:  # of an unknown kind, it is not known what moves
+                differ = schedules.differences(one.state_dict(), state)
+                self.notes.differ(called("scheduler", label), differ)
             plan_or_none = self._plan_of(one)
             if plan_or_none is not None:
                 saved = len(plan_or_none.saved["param_groups"])
                 state = schedules.rearranged(state, one, plan_or_none.source, saved)
             one.load_state_dict(state)
         if self.scaler is not None and self.scaling is not None:
-            self._note("scaler", scaler_differences(self.scaler, self.scaling))
+            self.notes.differ("scaler", scaler_differences(self.scaler, self.scaling))
             self.scaler.load_state_dict(self.scaling)
         if self.ema is not None:
             self.ema.run()
@@ -358,39 +387,10 @@ class _Plan:
             )
         return lr
 
-    def _note_groups(self, what: str, changed: dict[int, dict[str, tuple[Any, Any]]]) -> None:
-        """A note for all groups that differ in the same, and no more than a few."""
-        alike: dict[str, list[int]] = {}
-        for i, differ in changed.items():
-            alike.setdefault(repr(differ), []).append(i)
-        for groups in [*alike.values()][:_MOST_NOTES]:
-            numbers = f"group{'s' * (len(groups) > 1)} {some([str(i) for i in groups])}"
-            self._note(f"{what}, {numbers}", changed[groups[0]])
-        if len(alike) > _MOST_NOTES:
-            rest = sum(map(len, [*alike.values()][_MOST_NOTES:]))
-            self.notes.append(
-                f"{what}: {rest} more of its groups were built with other settings; used are the "
-                "checkpoint's"
-            )
 
-    def _note(self, what: str, differ: dict[str, tuple[Any, Any]]) -> None:
-        if differ:
-            built, saved = (
-                ", ".join(f"{key} {_shown(pair[which])}" for key, pair in differ.items())
-                for which in (0, 1)
-            )
-            self.notes.append(f"{what}: built with {built}; used is {saved}, from the checkpoint")
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _by_label(found: tuple[tuple[Place, Any], ...]) -> dict[Label, Any]:
-    """Saved optimizers or schedulers by what they are called: a name, or a place in a list."""
-    if len(found) == 1 and len(found[0][0]) < 2:
-        return {None: found[0][1]}
-    return {path[-1]: node for path, node in found}
+def _driven_by(scheduler: Any) -> Any:
+    """A scheduler's optimizer; None where one of another kind than torch's does not say."""
+    return getattr(scheduler, "optimizer", None)
 
 
 def _holding(ema: MutableMapping[str, Any]) -> nn.Module:

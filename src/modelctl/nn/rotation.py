@@ -50,7 +50,9 @@ class Row:
         for field in sorted(self.fields):
             if not isinstance(values.get(field), str | int | float):
                 known = [
-                    key for key, value in values.items() if isinstance(value, str | int | float)
+                    str(key)
+                    for key, value in values.items()
+                    if isinstance(value, str | int | float)
                 ]
                 raise UsageError(
                     f"'{{{field}}}' in the path: there is no such number or text; "

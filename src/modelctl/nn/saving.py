@@ -14,16 +14,17 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..core.names import unwrapped
+from ..core.names import CHECKPOINTED, unwrapped
 from ..core.records import FREEZE
 from ..errors import RefusedError, UsageError
 from ..files import staged
-from .freezing import freeze_record, was_frozen
+from .freezing import freeze_record
 from .naming import Parameters, places, slots
 from .plain import storable
 from .rng import gathered, rank, rng_state
 from .rotation import Row
 from .several import Label, Several, labelled, packed
+from .targets import recordable
 
 
 class _Stream:
@@ -69,9 +70,11 @@ def save_checkpoint(
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
     ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
     appears whole or not at all, and loads with ``torch.load(path, weights_only=True)``, with
-    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes. Where something is
-    frozen, or was by :func:`freeze`, ``model`` carries the freeze record. Optimizers carry the
-    names of their parameters (``param_names``), whether or not they were built with them.
+    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes; an
+    ``AveragedModel`` keeps its own (``module.``, ``n_averaged``), with which it is loaded again.
+    ``model`` carries the freeze record; one without names says that everything trains.
+    Optimizers carry the names of their parameters (``param_names``), whether or not they were
+    built with them; ``""`` is one that is not the model's, and was given none.
 
     A path with fields, ``"run/epoch-{epoch:03d}.pt"``, is a row of files: fields of the last part
     of the path are filled in with ``epoch``, ``step``, ``lr`` and your own numbers and texts
@@ -98,13 +101,15 @@ def save_checkpoint(
         extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
     Raises:
-        RefusedError: a value that ``weights_only`` would refuse; names its key. A scheduler's
-            state counts: give LambdaLR a function or a callable object of plain attributes.
-        UsageError: fields in the path without a value, or ``keep_last`` without ``{epoch}`` or
-            ``{step}`` in it.
+        RefusedError: a value that ``weights_only`` would refuse, or :func:`resume` could not
+            bring back; names its key. A scheduler's state counts: give LambdaLR a function or a
+            callable object of plain attributes.
+        UsageError: no module, no dict of extras, fields in the path without a value, or
+            ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
+    _check_given(model, extra)
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
     generators = rng_state(model) if rng else None
@@ -136,6 +141,8 @@ def save_checkpoint(
     if ema is not None:
         whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
     whole = {key: storable(value, key) for key, value in whole.items()}
+    for key in ("model", "ema"):
+        _check_dense(key, whole.get(key, {}))
     whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
     if generators is not None:
         whole["rng"] = generators
@@ -148,11 +155,35 @@ def save_checkpoint(
     return row.path
 
 
+def _check_given(model: object, extra: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model is a {type(model).__name__}, no nn.Module",
+            hint="give the model itself: what trains and its names are taken from it",
+        )
+    if extra is not None and not isinstance(extra, Mapping):
+        raise UsageError(
+            f"extra is a {type(extra).__name__}, no dict of names and values",
+            hint="extra={'losses': losses}, or losses=losses",
+        )
+
+
+def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            raise RefusedError(
+                f"'{key}.{name}' is {str(value.layout).removeprefix('torch.')}: only dense tensors "
+                "can be loaded into a model",
+                hint="register_buffer(name, tensor, persistent=False) leaves it out",
+            )
+
+
 def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
-    """The bare model's state_dict, with the freeze record where it has something to say."""
+    """The bare model's state_dict with the freeze record: an empty one says that all trains."""
     state = bare_state_dict(model)
-    if was_frozen(model):
-        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = freeze_record(model)
+    record = freeze_record(model)
+    if record["bn_eval"] or next(model.parameters(), None) is not None:
+        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = record
     return state
 
 
@@ -160,12 +191,13 @@ def _optimizer_states(
     optimizers: Mapping[Label, Optimizer], params: Parameters
 ) -> dict[Label, dict[str, Any]]:
     """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
-    may be missing, or relative to a part of the model."""
+    may be missing, or relative to a part of the model. One that is not the model's keeps the
+    name that was recorded, or has ""."""
     states = {}
     for label, optimizer in optimizers.items():
         state = optimizer.state_dict()
-        names = [[params.name_of(p) for p in group["params"]] for group in optimizer.param_groups]
-        if all(None not in group for group in names):
+        names = recordable(optimizer, params)
+        if any(name for group in names for name in group):
             groups = zip(state["param_groups"], names, strict=True)
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
         states[label] = state
@@ -175,9 +207,10 @@ def _optimizer_states(
 def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:
     """A model's state_dict, named as the bare model's is: without wrappers, at any depth."""
     state = model.state_dict()
-    tensors = {slot.raw: slot.name for slot in slots(model)}
+    tensors = {_shown(slot.raw): slot.name for slot in slots(model)}
     modules = {place.raw: place.name for place in places(model)}
-    renamed = OrderedDict((_bare(name, tensors, modules), value) for name, value in state.items())
+    shown = {_shown(raw): name for raw, name in modules.items()}
+    renamed = OrderedDict((_bare(name, tensors, shown), value) for name, value in state.items())
     metadata = OrderedDict(
         (modules[name], entry)
         for name, entry in getattr(state, "_metadata", {}).items()
@@ -185,6 +218,12 @@ def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:
     )
     renamed.__dict__["_metadata"] = metadata
     return renamed
+
+
+def _shown(raw: str) -> str:
+    """A name as ``state_dict`` has it: checkpoint_wrapper hides its own segment there, though
+    not in the ``_metadata``."""
+    return ".".join(part for part in raw.split(".") if part != CHECKPOINTED)
 
 
 def _bare(name: str, tensors: Mapping[str, str], modules: Mapping[str, str]) -> str:

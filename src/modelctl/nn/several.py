@@ -33,6 +33,13 @@ def packed(states: Mapping[Label, Any]) -> Any:
     return dict(states)
 
 
+def by_label(found: Sequence[tuple[tuple[Any, ...], T]]) -> dict[Label, T]:
+    """Saved ones, as (path, state), by what they are called: a name, or a place in a list."""
+    if len(found) == 1 and len(found[0][0]) < 2:
+        return {None: found[0][1]}
+    return {path[-1]: node for path, node in found}
+
+
 def called(what: str, label: Label) -> str:
     """What a message calls one: ``optimizer``, ``optimizer 'disc'``, ``optimizer 1``."""
     return what if label is None else f"{what} {label!r}"

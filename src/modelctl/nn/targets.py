@@ -1,9 +1,11 @@
-"""Which parameter of a live model each entry of a saved optimizer is for: by name, or by an order
-that can't be wrong."""
+"""Which parameter each entry of a saved optimizer is for: by name, or by an order that can't be
+wrong. Those that are not the model's (a temperature, a loss with weights) may have no name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,9 +40,10 @@ def find_targets(
 ) -> Targets:
     """The live parameter of each saved id; with ``skip`` without those that the model lacks.
 
-    By the names that the saved groups carry. Without them by position, where groups have the
-    same sizes and all shapes fit; else by the names that only the file's own model can give them;
-    else in the only order that fits.
+    By the names that the saved groups carry; those without one in between, which were not the
+    model's, by their place among such of their group. Without any names by position, where groups
+    have the same sizes and all shapes fit; else by the names that only the file's own model can
+    give them; else in the only order that fits.
 
     Raises:
         RefusedError: parameters that are not there.
@@ -50,10 +53,13 @@ def find_targets(
     found = None
     if named is not None:
         own = _names(optimizer.param_groups) or {}
-        live = {name: p for p, name in own.values()}
-        found = _by_name({pid: name for pid, (_, name) in named.items()}, live, params, skip)
-    if found is not None:
-        return found
+        live = {name: p for p, name in own.values() if name is not None}
+        known = {pid: name for pid, (_, name) in named.items() if name is not None}
+        found = _by_name(known, live, params, skip)
+    if named is not None and found is not None:
+        if len(known) < len(named):
+            found |= _outsiders(optimizer, groups, {*named} - {*known}, found, params, state, skip)
+        return {pid: found[pid] for pid in named if pid in found}
     lives: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     ids = [pid for group in groups for pid in group["params"]]
     sizes, own_sizes = (
@@ -105,20 +111,37 @@ def _by_name(
         return None
     if live and len(relative) == len(ids):
         return {ids[name]: live[meant] for name, meant in relative.items()}
-    if len(found) < len(ids) and (live or found) and not skip:
+    targets = {ids[n]: params.by_name[params.called[meant][0]] for n, meant in found.items()}
+    for name, meant in relative.items():  # what is not the model's has the name that it was given
+        if name not in found and params.name_of(live[meant]) is None:
+            targets[ids[name]] = live[meant]
+    if len(targets) < len(ids) and (live or found) and not skip:
         raise RefusedError(
             "the checkpoint's optimizer has parameters that the model lacks: "
-            f"{some([name for name in ids if name not in found])}",
+            f"{some([name for name, pid in ids.items() if pid not in targets])}",
             hint=WAY_OUT,
         )
-    if not found:
-        return None
-    return {ids[n]: params.by_name[params.called[meant][0]] for n, meant in found.items()}
+    return targets or None
 
 
-def _names(groups: Iterable[Group]) -> dict[Any, tuple[Any, str]] | None:
-    """(the parameter, its name) by id; None where names are missing or not unique."""
-    found: dict[Any, tuple[Any, str]] = {}
+def recordable(optimizer: Optimizer, params: Parameters) -> list[list[str]]:
+    """The names to record of an optimizer's parameters, group by group: the model's own. What is
+    not the model's has the name that it was given, or "", which no parameter can have."""
+    groups = optimizer.param_groups
+    given = [group.get("param_names") or [""] * len(group["params"]) for group in groups]
+    count = Counter(name for names in given for name in names)
+    return [
+        [
+            params.name_of(p) or (name if count[name] == 1 and name not in params.called else "")
+            for p, name in zip(group["params"], names, strict=True)
+        ]
+        for group, names in zip(groups, given, strict=True)
+    ]
+
+
+def _names(groups: Iterable[Group]) -> dict[Any, tuple[Any, str | None]] | None:
+    """(the parameter, its name or None) by id; None where names are missing or not unique."""
+    found: dict[Any, tuple[Any, str | None]] = {}
     for group in groups:
         # torch.distributed.checkpoint has names for ids
         names = group.get("param_names", group["params"])
@@ -126,9 +149,50 @@ def _names(groups: Iterable[Group]) -> dict[Any, tuple[Any, str]] | None:
             return None
         for parameter, name in zip(group["params"], names, strict=True):
             key = id(parameter) if isinstance(parameter, Tensor) else parameter
-            found[key] = (parameter, name)
-    unique = {name for _, name in found.values() if isinstance(name, str)}
-    return found if found and len(unique) == len(found) else None
+            found[key] = (parameter, None if name == "" else name)
+    names = [name for _, name in found.values() if name is not None]
+    unique = {name for name in names if isinstance(name, str)}
+    return found if names and len(unique) == len(names) else None
+
+
+def _outsiders(
+    optimizer: Optimizer,
+    groups: list[Group],
+    nameless: Collection[Any],
+    found: Targets,
+    params: Parameters,
+    state: Mapping[Any, Any],
+    skip: bool,
+) -> Targets:
+    """The live parameters of saved ids without a name: those that no model has, in the group with
+    the same others, or in the same one of the groups without others, in their order."""
+    taken = {id(p): pid for pid, p in found.items()}
+    saved: dict[Any, list[list[Any]]] = {}
+    live: dict[Any, list[list[nn.Parameter]]] = {}
+    for i, group in enumerate(groups):
+        mine = [pid for pid in group["params"] if pid in nameless]
+        if mine:
+            company = i if any(pid in found for pid in group["params"]) else None
+            saved.setdefault(company, []).append(mine)
+    where = {pid: i for i, group in enumerate(groups) for pid in group["params"]}
+    for group in optimizer.param_groups:
+        own = [p for p in group["params"] if params.name_of(p) is None and id(p) not in taken]
+        company = next((where[taken[id(p)]] for p in group["params"] if id(p) in taken), None)
+        if own:
+            live.setdefault(company, []).append(own)
+    targets: Targets = {}
+    for company, lists in saved.items():
+        others = live.get(company, [])
+        if [*map(len, lists)] == [*map(len, others)]:
+            pairs = zip(chain(*lists), chain(*others), strict=True)
+            targets.update((pid, p) for pid, p in pairs if misfit(state.get(pid), p) is None)
+    if len(targets) < len(nameless) and not skip:
+        raise RefusedError(
+            f"{len(nameless)} parameters of the checkpoint's optimizer are not the model's and "
+            "have no names, and they don't fit those of the live optimizer in their places",
+            hint=f"{_SAME}; named ones, AdamW([('t', t), …]), are matched by name",
+        )
+    return targets
 
 
 # ------------------------------------------------------------------ order

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.dtypes import BY_NAME
+from ..core.nodes import Composite
 from ..core.tensors import TensorRef
+from ..errors import UnreadableError
 from .reading import Reader, torch_dtype
 
 _ALIGN = 16
@@ -42,6 +44,38 @@ def to_tensors(
                     made[key] = torch.empty(ref.shape, dtype=torch_dtype(ref), device=where)
                     reader.read(ref, made[key])
     return {name: made[_key(ref)] for name, ref in refs.items()}
+
+
+SPARSE = {
+    name: getattr(torch, name)
+    for name in ("sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
+}
+
+
+def sparse_tensor(node: Composite, parts: Mapping[str, Tensor]) -> Tensor:
+    """A sparse tensor of a file, of its parts: indices and values.
+
+    Raises:
+        UnreadableError: indices that the shape has no place for.
+    """
+    *indices, values = parts.values()
+    known: dict[str, Any] = {"check_invariants": True}
+    try:
+        if node.layout == "sparse_coo":
+            known["is_coalesced"] = _is_coalesced(node)
+            return torch.sparse_coo_tensor(indices[0], values, node.shape, **known)
+        inner, outer = indices
+        known.update(size=node.shape, layout=SPARSE[node.layout])
+        return torch.sparse_compressed_tensor(inner, outer, values, **known)
+    except (RuntimeError, ValueError, TypeError) as e:
+        raise UnreadableError(f"a {node.layout} tensor that can't be: {e}") from None
+
+
+def _is_coalesced(node: Composite) -> bool:
+    while node.args and isinstance(node.args[0], Composite):  # a Parameter of one
+        node = node.args[0]
+    data = node.args[1]
+    return len(data) > 3 and data[3] is True
 
 
 def _bits(ref: TensorRef) -> dict[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import ModelctlError
 from .copies import Copy
 from .counting import formula, is_free
-from .kernels import each, for_real, like_input, raise_if_mixed, tensors_in
+from .kernels import each, for_real, raise_if_mixed, tensors_in
 from .naming import kind_of
+from .shapes import result
 
 Shapes = tuple[int, ...] | dict[str, Any]
 
@@ -53,6 +55,7 @@ class Trace:
 
     Attributes:
         uncounted: how often operators without a known number of MACs were called, and where.
+        unseen: the modules inside a TorchScript program, whose calls Python does not see.
         touched: the ids of the parameters and buffers that some operator got.
         peak: bytes of the tensors alive at once at most, inputs, parameters and buffers aside,
             where nothing is kept for a backward.
@@ -64,6 +67,7 @@ class Trace:
 
     modules: dict[str, Calls] = field(default_factory=dict)
     uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
     touched: set[int] = field(default_factory=set)
     normed: list[tuple[str, str]] = field(default_factory=list)
     peak: int = 0
@@ -141,11 +145,28 @@ def _plain_kernels(device: torch.device) -> Iterator[None]:
         if device.type == "meta":
             yield
         else:
-            with backends.mkldnn.flags(enabled=False), backends.cudnn.flags(enabled=False):
+            with _no_onednn(), backends.cudnn.flags(enabled=False):
                 yield
     finally:
         if mha is not None:
             mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_onednn() -> Iterator[None]:
+    """``torch.backends.mkldnn.flags`` without its warning of Intel GPUs that are not here."""
+    mkldnn: Any = torch.backends.mkldnn
+
+    def set_flags(*flags: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return mkldnn.set_flags(*flags)
+
+    before = set_flags(False)
+    try:
+        yield
+    finally:
+        set_flags(*before)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -174,8 +195,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def hook(self, model: nn.Module) -> Iterator[Any]:
         for name, module in model.named_modules():
             self.kinds[name] = kind_of(module)
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # it takes no hooks
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                if name:
+                    self.trace.unseen.add(name)
+                continue
             yield module.register_forward_pre_hook(
                 self._entering(name), prepend=True, with_kwargs=True
             )
@@ -231,7 +254,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 hint="device='cpu' (--device cpu) runs a copy of the model for real",
             )
         else:
-            hint = "give integers: dtypes=[torch.long]" if "Long, Int" in text else None
+            hint = (
+                "give integers: dtypes=[torch.long] (--input-dtype int64)"
+                if "Long, Int" in text
+                else None
+            )
             found = ForwardError(f"{start}{type(error).__name__}: {_short(text)}", hint=hint)
         found.modules = len(self.trace.modules)
         return found
@@ -249,7 +276,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(one.is_meta for one in inputs):
             args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
             raise_if_mixed(func, inputs, args, kwargs)
-            out = like_input(func, args)
+            out = result(func, args, kwargs)
             if out is None:
                 try:
                     out = func(*args, **kwargs)

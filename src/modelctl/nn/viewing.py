@@ -12,16 +12,14 @@ from torch import nn
 from ..core.checkpoint import Checkpoint
 from ..core.tensors import TensorRef
 from ..errors import NoMatchError, RefusedError, UsageError
-from ..inspection.identify import certain, identify
+from ..inspection.identify import MOST_KNOWN, certain, identify
 from .building import build, load_whole, parse_arguments
 from .freezing import apply_record
 from .loading import LoadReport, plan_load, removed_names, saved_freeze
 from .matching import find_prefix
+from .model_summary import ModelSummary, summary
 from .naming import slots
-from .summary import ModelSummary, summary
 
-# The largest known model has 1,548 tensors, and a certain answer needs nothing beside them.
-MOST_TO_IDENTIFY = 2_000
 # What torch computes with; fp8 is for storage alone.
 _RUNNABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -49,7 +47,7 @@ def view(
     *,
     arch: str | None = None,
     arch_args: Sequence[str] = (),
-    dtypes: Any = None,
+    dtypes: Mapping[str, str] | Sequence[str] = (),
     trust: bool = False,
     device: str = "meta",
     depth: int | str = "auto",
@@ -77,7 +75,7 @@ def view(
     elif (kind := _whole(ckpt)) is not None:
         model = _trusted(ckpt, kind, trust)
     else:
-        best = certain(identify(ckpt)) if len(ckpt.tensors()) <= MOST_TO_IDENTIFY else None
+        best = certain(identify(ckpt)) if len(ckpt.tensors()) <= MOST_KNOWN else None
         if best is None:
             raise RefusedError(
                 "which model these tensors are of is not certain",
@@ -91,13 +89,27 @@ def view(
     data = summary(
         model,
         sizes,
-        dtypes=dtypes,
+        dtypes=_dtypes(dtypes),
         batch_size=None,
         depth=depth,
         fold=fold,
         device=device,
     )
     return View(data, arch, tuple(arch_args), identified, fit)
+
+
+def _dtypes(names: Mapping[str, str] | Sequence[str]) -> Any:
+    """Dtypes by their names, as ``summary`` takes them.
+
+    Raises:
+        UsageError: torch has no such dtype.
+    """
+    for name in names.values() if isinstance(names, Mapping) else names:
+        if not isinstance(getattr(torch, name, None), torch.dtype):
+            raise UsageError(f"'{name}' is no dtype", hint="int64 and float32 are")
+    if isinstance(names, Mapping):
+        return {key: getattr(torch, name) for key, name in names.items()}
+    return [getattr(torch, name) for name in names] or None
 
 
 def _whole(ckpt: Checkpoint) -> str | None:

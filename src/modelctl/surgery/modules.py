@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..core.modules import INTERNAL, submodules
-from ..core.names import WRAPPERS
+from ..core.names import STRIPPED
 from ..core.nodes import Global, Obj, attributes, is_module, mapping, with_attributes, with_entries
 from ..core.records import records, with_records
 from ..core.sections import StateDict
@@ -86,7 +86,7 @@ def _identity(layer: Obj) -> Obj:
 def _unwrapped(module: Obj) -> Obj:
     """Without the wrappers around it, and around what ``torch.compile`` was called on inside."""
     kept = records(module)
-    while (inner := _wrapped(module, WRAPPERS)) is not None:
+    while (inner := _wrapped(module, STRIPPED)) is not None:
         module = inner
     while compiled := [
         (node, inner)

@@ -1,9 +1,10 @@
 """Keep an optimizer in step with its model: which id is which parameter, and what to drop.
 
 A torch optimizer's state_dict names parameters by number, in the order of its param_groups; it
-may record ``param_names``. Where it doesn't, the names are found from the shapes of its state,
-and only used where exactly one assignment fits (shared/OPTIMIZER.md, "Algorithm": candidates are
-the model's parameters in order, each group takes an ordered subsequence of them).
+may record ``param_names`` ("" is one that is not the model's). Where it doesn't, the names are
+found from the shapes of its state, and only used where exactly one assignment fits
+(shared/OPTIMIZER.md, "Algorithm": candidates are the model's parameters in order, each group takes
+an ordered subsequence of them).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def read_groups(optimizer: Any) -> Groups:
         and len(of_group) == len(group)
         and all(isinstance(name, str) for name in of_group)
         for of_group, group in zip(names, ids, strict=True)
-    )
+    ) and any(name for of_group in names for name in of_group)
     if not usable and _is_named(ids):
         names, usable = [list(group) for group in ids], True
     return Groups(ids, shapes, names if usable and groups else None)
@@ -93,8 +94,9 @@ def _flat_param(model: Iterable[str]) -> str | None:
 def assign_names(
     optimizer: Any, model: Mapping[str, TensorRef], frozen: Collection[str] = ()
 ) -> list[list[str]]:
-    """The model's name of each id, group by group. ``frozen`` are parameters that are known not
-    to train: the optimizer may have been built without them.
+    """The model's name of each id, group by group; "" where one is recorded as none of the
+    model's. ``frozen`` are parameters that are known not to train: the optimizer may have been
+    built without them.
 
     Raises:
         RefusedError: the optimizer does not belong to this model.
@@ -213,8 +215,11 @@ def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]
     out = []
     seen: set[str] = set()
     for recorded, shapes in zip(groups.names or (), groups.shapes, strict=True):
-        names = []
+        names: list[str] = []
         for name, shape in zip(recorded, shapes, strict=True):
+            if not name:
+                names.append(name)
+                continue
             found = known.get(unwrapped(name))
             if found is None or found in seen:
                 what = "is not in the model" if found is None else "is recorded twice"
@@ -334,7 +339,7 @@ def _reissued(
     """The optimizer with ids issued anew, group by group.
 
     Args:
-        names: what each id is called in the model.
+        names: what each id is called in the model; "" is none of the model's, and stays.
         order: the model's names in its order; a group that follows it goes on following it.
         now: what a name is from now on, None where it is dropped.
         new_order: the order from now on, where it is another.
@@ -350,12 +355,14 @@ def _reissued(
     for group, of_group in zip(groups, names, strict=True):
         kept = []  # each one's id, its name in the model, and the one to record
         for i, (id_, name) in enumerate(zip(group["params"], of_group, strict=True)):
-            new = now(name)
+            new = now(name) if name else name
             if new is not None:
                 old = id_ if named else (group.get("param_names") or of_group)[i]
                 kept.append((id_, new, old if new == name else new))
-        if list(of_group) == sorted(of_group, key=before.__getitem__):
-            kept.sort(key=lambda one: after[one[1]])
+        own = [name for name in of_group if name]
+        if own == sorted(own, key=before.__getitem__):
+            moved = iter(sorted((one for one in kept if one[1]), key=lambda one: after[one[1]]))
+            kept = [next(moved) if one[1] else one for one in kept]
         recorded = [record for _, _, record in kept]
         ids = recorded if named else list(range(next_id, next_id + len(kept)))
         next_id += len(kept)
@@ -378,7 +385,7 @@ def rename_parameters(
     """The optimizer with its ``param_names`` renamed, and its ids where they are names."""
     optimizer = _rename_ids(optimizer, plan)
     groups = param_groups(optimizer)
-    named = [name for group in groups for name in group.get("param_names") or []]
+    named = [name for group in groups for name in group.get("param_names") or [] if name != ""]
     if not named or not all(isinstance(name, str) for name in named):
         return optimizer
     renaming = plan(named)

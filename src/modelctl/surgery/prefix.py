@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import WRAPPERS, common_prefix, no_match
+from ..core.names import AVERAGED, STRIPPED, common_prefix, no_match
 from ..errors import UsageError
 from .remap import remap
 from .renaming import Renaming, following
-
-# A buffer of torch.optim.swa_utils.AveragedModel itself, beside the ``module.`` that it wraps.
-_OF_WRAPPER = "n_averaged"
 
 
 def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
@@ -74,14 +71,14 @@ def add_prefix(ckpt: Checkpoint, prefix: str) -> Checkpoint:
 def _unwrap(names: Sequence[str]) -> Renaming:
     current = dict(zip(names, names, strict=True))
     while True:
-        live = [name for name in current.values() if name != _OF_WRAPPER]
+        live = [name for name in current.values() if name != AVERAGED]
         first = next(iter(live), "").partition(".")[0]
-        if first not in WRAPPERS or not all(
+        if first not in STRIPPED or not all(
             name.startswith(first + ".") and len(name) > len(first) + 1 for name in live
         ):
             break
         current = {
-            old: name if name == _OF_WRAPPER else name[len(first) + 1 :]
+            old: name if name == AVERAGED else name[len(first) + 1 :]
             for old, name in current.items()
         }
     stripped = any(old != new for old, new in current.items())
@@ -90,7 +87,7 @@ def _unwrap(names: Sequence[str]) -> Renaming:
         parts = name.split(".")
         # torch.compile's segment is no name that people give: it goes wherever it stands
         new = ".".join([*(part for part in parts[:-1] if part != "_orig_mod"), parts[-1]])
-        if old == _OF_WRAPPER and stripped and current[old] == _OF_WRAPPER:
+        if old == AVERAGED and stripped and current[old] == AVERAGED:
             out[old] = None
         elif new != old:
             out[old] = new
@@ -99,7 +96,7 @@ def _unwrap(names: Sequence[str]) -> Renaming:
 
 def _unwrap_copy(names: Sequence[str]) -> Renaming:
     """An EMA copy that torch's AveragedModel made keeps that wrapper's own names."""
-    if _OF_WRAPPER not in names:
+    if AVERAGED not in names:
         return _unwrap(names)
     inner = {name: name[len("module.") :] for name in names if name.startswith("module.")}
     found = _unwrap(list(inner.values()))
@@ -108,10 +105,10 @@ def _unwrap_copy(names: Sequence[str]) -> Renaming:
 
 def wrapper_prefix(names: Sequence[str]) -> str:
     """The wrapper prefix that all names share (``module.``), or ''."""
-    shared = common_prefix([name for name in names if name != _OF_WRAPPER])
+    shared = common_prefix([name for name in names if name != AVERAGED])
     parts = []
     for part in shared.rstrip(".").split("."):
-        if part not in WRAPPERS:
+        if part not in STRIPPED:
             break
         parts.append(part)
     return ".".join(parts) + "." if parts else ""

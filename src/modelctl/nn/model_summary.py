@@ -16,7 +16,7 @@ from .advice import Advice, advice
 from .copies import Copy, structural_copy
 from .devices import choose_device
 from .inputs import Dtypes, Inputs, Sizes, from_data, from_shapes
-from .layers import Layer, Totals, fitting, folded_if, layers, totals
+from .layers import Layer, Totals, deepest, fitting, folded_if, layers, totals
 from .naming import kind_of, unwrap
 from .text import table
 from .tracing import ForwardError, Shapes, Trace, describe, trace
@@ -42,7 +42,7 @@ class ModelSummary:
             for all that is known, but no formula: totals are lower bounds then.
         advice: (what is odd and why, the way out).
         mode: ``"eval"`` or ``"train"``. device: ``"meta"``, or where it was run for real.
-        depth: how many levels have rows; None: all.
+        depth: how many levels have rows; None: all. deepest: how many there are.
     """
 
     name: str
@@ -56,6 +56,7 @@ class ModelSummary:
     mode: str
     device: str
     depth: int | None
+    deepest: int
 
     def __str__(self) -> str:
         names, cells, right = cells_of(self)
@@ -89,7 +90,7 @@ def summary(
     ``print(summary(model, (3, 224, 224)))``. The forward is of a copy on ``meta``: shapes without
     values, so that a model of any size takes milliseconds and no memory. The model itself is not
     called, moved or changed, its hooks aside: those run, and what they do to objects of their own,
-    they do. Random number generators are as before. Wrappers (DataParallel,
+    they do. Of a TorchScript program all that it does is the root's row. Random number generators are as before. Wrappers (DataParallel,
     DistributedDataParallel, ``torch.compile``) are taken off.
 
     Args:
@@ -127,8 +128,7 @@ def summary(
     levels = _levels(depth)
     if input_size is not None and input_data is not None:
         raise UsageError("input_size and input_data say the same: give one")
-    where = _where(device)
-    bare = unwrap(model)
+    where, bare = _where(device), unwrap(model)
     tries: list[Inputs] = []
     if input_size is not None:
         tries = from_shapes(bare, input_size, dtypes, batch_size, where, kwargs)
@@ -155,6 +155,7 @@ def summary(
         mode=mode,
         device=str(where),
         depth=shown,
+        deepest=deepest(copied),
     )
 
 
@@ -307,12 +308,13 @@ def foot(found: ModelSummary) -> list[str]:
         )
     memory = f"memory: weights {_bytes(t.param_bytes + t.buffer_bytes)}"
     if t.activations is not None and t.training is not None and t.saved is not None:
-        memory += (
-            f" · forward + {_bytes(t.activations)} · training {_bytes(t.training)} "
-            f"(gradients {_bytes(t.gradients)}, Adam {_bytes(t.optimizer)}, "
-            f"activations {_bytes(t.saved)})"
-        )
-    lines.append(memory)
+        lines += [
+            f"{memory} · forward + {_bytes(t.activations)}",
+            f"training {_bytes(t.training)}: weights + gradients {_bytes(t.gradients)} "
+            f"+ Adam {_bytes(t.optimizer)} + activations {_bytes(t.saved)}",
+        ]
+    else:
+        lines.append(memory)
     by_op: dict[str, list[str]] = {}
     for op, module, _ in found.uncounted:
         by_op.setdefault(op, []).append(module or "(root)")
