@@ -88,6 +88,10 @@ def values(model):
     }
 
 
+def bits(tensor):
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 def of_program():
     return (
         random.getstate(),
@@ -118,17 +122,16 @@ def unchanged(model, *args, fails=False, **options):
     """Call summary; everything is as before."""
     structure, before, program = of_model(model), values(model), of_program()
     keys = list(model.state_dict()) if not fails else None
-    try:
-        found = summary(model, *args, **options)
-    except ForwardError as e:
-        assert fails, e
-        found = e
+    if fails:
+        with pytest.raises(ForwardError) as failed:
+            summary(model, *args, **options)
+        found = failed.value
     else:
-        assert not fails, "it should fail"
+        found = summary(model, *args, **options)
     after = values(model)
     assert before.keys() == after.keys()
     for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name
+        assert torch.equal(bits(tensor), bits(after[name])), name
     assert of_model(model) == structure
     assert of_program() == program
     assert keys is None or list(model.state_dict()) == keys
@@ -430,9 +433,9 @@ def test_a_model_on_meta_and_one_of_inference_tensors(way):
 # -------------------------------------------------------------- real models
 
 REAL = [
-    "alexnet", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5",
-    "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5",
-    "squeezenet1_1", "swin_t", "vit_b_32", "lraspp_mobilenet_v3_large",
+    "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
+    "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1",
+    "lraspp_mobilenet_v3_large",
 ]  # fmt: skip
 
 

@@ -72,7 +72,8 @@ def built(name) -> nn.Module:
 @pytest.mark.parametrize("name", sorted({*NAMES} - DETECTION))
 def test_every_model_of_torchvision(name):
     model = built(name)
-    found = unchanged(model, size_of(name))
+    options = {"num_flow_updates": 1} if name in FLOW else {}
+    found = unchanged(model, size_of(name), **options)
     assert found.totals.params_unique == sum(p.numel() for p in model.parameters())
     assert sum(row.params for row in found.rows) == found.totals.params_unique
     assert sum(row.macs for row in found.rows) == found.totals.macs
@@ -80,7 +81,6 @@ def test_every_model_of_torchvision(name):
     if name not in SEGMENTATION | FLOW:  # those are published for sizes that are not said
         assert round(found.totals.macs / 1e9, 3) == weights(name).meta["_ops"]
         assert found.output == (1, len(weights(name).meta["categories"]))
-        assert found.totals.params_unique == weights(name).meta["num_params"]
 
 
 @pytest.mark.parametrize("name", sorted(DETECTION))
@@ -119,11 +119,13 @@ def test_every_modules_output_is_that_of_a_real_forward(name):
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.zero_()
     found = summary(model, (3, REAL[name], REAL[name]), depth="all", fold=False)
-    outputs = {}
-    for path, module in model.named_modules():
-        module.register_forward_hook(
-            lambda _, __, out, path=path: outputs.setdefault(path, shapes(out))
-        )
+    outputs, names = {}, {module: path for path, module in model.named_modules()}
+
+    def note(module, _, out):
+        outputs.setdefault(names[module], shapes(out))
+
+    for module in names:
+        module.register_forward_hook(note)
     with torch.no_grad():
         out = model(torch.zeros(1, 3, REAL[name], REAL[name]))
     assert found.output == shapes(out)

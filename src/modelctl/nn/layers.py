@@ -104,14 +104,15 @@ def _own(model: nn.Module) -> dict[str, _Own]:
     found = {}
     for name, module in model.named_modules():
         counts = [0] * 5
-        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        parameters = [*module.parameters(recurse=False)]  # TorchScript's are plain tensors
+        tensors = [*parameters, *module.buffers(recurse=False)]
         ids = frozenset(map(id, tensors))
-        for tensor in tensors:
+        for i, tensor in enumerate(tensors):
             if id(tensor) in seen:
                 continue
             seen[id(tensor)] = tensor
             n = _numel(tensor)
-            is_parameter = isinstance(tensor, nn.Parameter)
+            is_parameter = i < len(parameters)
             counts[0] += 1
             counts[1] += n * is_parameter
             counts[2] += n * (is_parameter and tensor.requires_grad)

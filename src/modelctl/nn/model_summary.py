@@ -204,7 +204,8 @@ def _look_again(copied: Copy, seen: Trace, inputs: Inputs, where: torch.device, 
     if mode == "eval" and not own <= seen.touched:
         copied.model.train()
         with suppress(ForwardError):  # BatchNorm on one value: then eval mode has to do
-            seen.touched |= trace(copied, inputs.args, inputs.kwargs, where).touched
+            again = trace(copied, inputs.args, inputs.kwargs, where)
+            seen.touched_in_training = again.touched
         copied.model.eval()
 
 
