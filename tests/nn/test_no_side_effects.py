@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
+import warnings
 from collections import deque
 
 import numpy as np
@@ -19,11 +20,6 @@ from modelctl.nn import ForwardError, summary
 
 from .nets import Net
 
-HOOKS = [
-    name
-    for name in vars(nn.Module())
-    if "hook" in name and isinstance(vars(nn.Module())[name], dict)
-]
 BACKENDS = torch.backends
 # Through a closure autograd counts up the version of the original's; the values stay
 REACHED = ("num_batches_tracked", "running_mean", "running_var")
@@ -71,7 +67,6 @@ def of_model(model):
             type(module),
             module.training,
             contents(vars(module), set()),
-            {hooks: [*getattr(module, hooks)] for hooks in HOOKS},
         )
     named = [*model.named_parameters(remove_duplicate=False)]
     named += model.named_buffers(remove_duplicate=False)
@@ -103,7 +98,10 @@ def of_program():
         torch.get_default_dtype(),
         torch.get_default_device(),
         BACKENDS.mha.get_fastpath_enabled(),
+        [*warnings.filters],
         BACKENDS.mkldnn.enabled,
+        BACKENDS.mkldnn.deterministic,
+        BACKENDS.mkldnn.allow_tf32,
         BACKENDS.cudnn.enabled,
         BACKENDS.cudnn.flags,
         torch.get_num_threads(),
@@ -168,6 +166,16 @@ def test_a_model_with_batchnorm_and_dropout(way):
 
 def test_without_input():
     unchanged(prepared(Net()))
+
+
+def test_nothing_is_warned_of(way):
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            summary(Net(), (3, 8, 8), **{"batch_size": 2, **way})
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_whatever_mode_the_program_is_in(way):

@@ -17,6 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from .naming import is_lazy, unwrap
 
 
+_ATOMS = frozenset({bool, int, float, str, type(None)})
+
+
 class Copy(NamedTuple):
     """A copied model, and its tensors by the ids of those of the original."""
 
@@ -48,6 +51,8 @@ class _Copier:
         self.kept: list[Any] = []  # so that no id is used twice
 
     def copy(self, value: Any) -> Any:
+        if type(value) in _ATOMS:
+            return value
         if type(value) in _PLAIN:
             return value
         found = self.done.get(id(value))
