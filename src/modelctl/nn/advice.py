@@ -107,13 +107,14 @@ def _biases(model: nn.Module, copied: nn.Module, trace: Trace) -> Iterator[Advic
 
 
 def _dead(model: nn.Module, trace: Trace, mode: str) -> Iterator[Advice]:
-    dead = [name for name, p in model.named_parameters() if id(p) not in trace.touched]
+    touched = trace.touched | trace.touched_in_training
+    dead = {name: p for name, p in model.named_parameters() if id(p) not in touched}
     if not dead:
         return
-    elements = sum(p.numel() for name, p in model.named_parameters() if id(p) not in trace.touched)
+    elements = sum(p.numel() for p in dead.values())
     homes = list(dict.fromkeys(name.rpartition(".")[0] or name for name in dead))
     yield (
-        f"{_count(dead, 'parameter')} ({elements:,} elements) that this forward never touches, "
+        f"{_count([*dead], 'parameter')} ({elements:,} elements) that this forward never touches, "
         f"{mode} mode: {some(homes, 3)}",
         "they get no gradient; DistributedDataParallel wants find_unused_parameters=True for them",
     )

@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .naming import is_lazy, unwrap
 
+_ATOMS = frozenset({bool, int, float, str, type(None)})
+
 
 class Copy(NamedTuple):
     """A copied model, and its tensors by the ids of those of the original."""
@@ -48,6 +50,8 @@ class _Copier:
         self.kept: list[Any] = []  # so that no id is used twice
 
     def copy(self, value: Any) -> Any:
+        if type(value) in _ATOMS:
+            return value
         if type(value) in _PLAIN:
             return value
         found = self.done.get(id(value))
@@ -105,7 +109,8 @@ class _Copier:
     def _tensor(self, tensor: Tensor) -> Tensor:
         with torch.no_grad():
             copied = self._values(tensor)
-        copied.requires_grad_(tensor.requires_grad)
+        if copied.requires_grad != tensor.requires_grad:
+            copied.requires_grad_(tensor.requires_grad)
         if isinstance(tensor, nn.Parameter) and not isinstance(copied, nn.Parameter):
             copied = nn.Parameter(copied, tensor.requires_grad)
         for name, value in vars(tensor).items():
@@ -116,7 +121,7 @@ class _Copier:
     def _values(self, tensor: Tensor) -> Tensor:
         if is_lazy(tensor):
             kind: Any = type(tensor)
-            made: Tensor = kind(device=self.device, dtype=tensor.dtype)
+            made: Tensor = kind(tensor.requires_grad, self.device, tensor.dtype)
             return made
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
         if self.device.type == "meta" and plain and not tensor.is_quantized:

@@ -23,8 +23,9 @@ _FREE = frozenset(
     """
     _aminmax _assert_async _assert_tensor_metadata _chunk_cat _conj_copy _ctc_loss
     _cummax_helper _cummin_helper _functional_assert_async _functional_assert_scalar
-    _is_all_true _is_any_true _lazy_clone _logcumsumexp _masked_scale _masked_softmax
-    _sample_dirichlet _stack _standard_gamma _transform_bias_rescale_qkv _unsafe_index_put
+    _is_all_true _is_any_true _lazy_clone _linalg_check_errors _logcumsumexp _masked_scale
+    _masked_softmax _sample_dirichlet _stack _standard_gamma _transform_bias_rescale_qkv
+    _unsafe_index_put
     _unsafe_masked_index_put_accumulate _upsample_lanczos2d_aa addr alias_copy as_strided_copy
     binomial block_diag cauchy detach_copy dist floor_divide histogram is_pinned is_same_size
     lift_fresh_copy linalg_cross linspace logspace lu_unpack multi_margin_loss

@@ -106,11 +106,11 @@ def _own(model: nn.Module) -> dict[str, _Own]:
     for name, module in model.named_modules():
         counts = [0] * 5
         params, buffers = _held(module)
-        for tensor in (*params, *buffers):
+        for i, tensor in enumerate((*params, *buffers)):
             if id(tensor) in seen:
                 continue
             seen[id(tensor)] = tensor
-            n, is_parameter = _numel(tensor), any(tensor is one for one in params)
+            n, is_parameter = _numel(tensor), i < len(params)
             counts[0] += 1
             counts[1] += n * is_parameter
             counts[2] += n * (is_parameter and tensor.requires_grad)

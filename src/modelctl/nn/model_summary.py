@@ -207,7 +207,8 @@ def _look_again(copied: Copy, seen: Trace, inputs: Inputs, where: torch.device, 
         # BatchNorm does not train on one value; where neither runs, eval mode has to do
         for one in (inputs.doubled(), inputs):
             with suppress(ForwardError):
-                seen.touched |= trace(copied, one.args, one.kwargs, where).touched
+                again = trace(copied, one.args, one.kwargs, where)
+                seen.touched_in_training = again.touched
                 break
         copied.model.eval()
 

@@ -56,7 +56,8 @@ class Trace:
     Attributes:
         uncounted: how often operators without a known number of MACs were called, and where.
         unseen: the modules inside a TorchScript program, whose calls Python does not see.
-        touched: the ids of the parameters and buffers that some operator got.
+        touched: the ids of the parameters and buffers that some operator got;
+            ``touched_in_training``: those that one in train mode got, where that was looked at.
         peak: bytes of the tensors alive at once at most, inputs, parameters and buffers aside,
             where nothing is kept for a backward.
         normed: (module, BatchNorm) where the output of a layer with a bias goes right into one,
@@ -69,6 +70,7 @@ class Trace:
     uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
     unseen: set[str] = field(default_factory=set)
     touched: set[int] = field(default_factory=set)
+    touched_in_training: set[int] = field(default_factory=set)
     normed: list[tuple[str, str]] = field(default_factory=list)
     peak: int = 0
     saved: int = 0
