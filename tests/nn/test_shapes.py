@@ -124,6 +124,7 @@ def test_elementwise(dtype: torch.dtype) -> None:
         for other in (x, meta(3, dtype=dtype), meta(2, 3), meta(3, 2).t(), meta(1, 1, 1)):
             check(op, x, other, known=False)
         assert (result(op, (x, x), {}) is not None) == known
+        check(getattr(aten, name).Scalar, x, 2.5, known=known)
         in_place = getattr(aten, f"{name}_").Tensor
         assert (result(in_place, (x, x), {}) is x) == known
         assert result(in_place, (x, meta(3, dtype=dtype)), {}) is None
@@ -132,3 +133,12 @@ def test_elementwise(dtype: torch.dtype) -> None:
 
 def test_other_operators_are_torchs() -> None:
     assert result(aten.softmax.int, (meta(2, 3), 0), {}) is None
+
+
+def test_softmax() -> None:
+    assert result(aten._softmax.default, (meta(2, 3), 2, False), {}) is None
+    for dim in (-2, -1, 0, 1):
+        check(aten._softmax.default, meta(2, 3), dim, False)
+        check(aten._safe_softmax.default, meta(2, 3), dim)
+    check(aten._safe_softmax.default, meta(2, 3), 1, torch.float64, known=False)
+    check(aten._softmax.default, meta(2, 3).t(), 1, False, known=False)

@@ -5,7 +5,8 @@ and convolutions, whoever calls them: modules, attention, einsum, functions. A M
 multiplication and one addition, so two FLOPs. By the same convention element-wise operators, norms,
 pooling, reductions and what only moves data have none. What is neither is uncounted, and said so.
 
-The formulas are those of ``torch.utils.flop_counter``, and the few below that it lacks.
+The formulas are those of ``torch.utils.flop_counter``, and the few below that it lacks or takes
+long for.
 """
 
 from __future__ import annotations
@@ -93,15 +94,11 @@ def _dot(a: Tensor, b: Tensor, **_: Any) -> int:
     return 2 * a.numel()
 
 
-def _addbmm(_: Tensor, a: Tensor, b: Tensor, **__: Any) -> int:
+def _mm(a: Tensor, b: Tensor, **_: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
-def _addmm_activation(_: Tensor, a: Tensor, b: Tensor, **__: Any) -> int:
-    return 2 * a.numel() * b.shape[-1]
-
-
-def _int_mm(a: Tensor, b: Tensor, **_: Any) -> int:
+def _addmm(_: Tensor, a: Tensor, b: Tensor, **__: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
@@ -140,9 +137,10 @@ _OWN: dict[str, Callable[..., int]] = {
     "aten::addmv": _addmv,
     "aten::dot": _dot,
     "aten::vdot": _dot,
-    "aten::addbmm": _addbmm,
-    "aten::_addmm_activation": _addmm_activation,
-    "aten::_int_mm": _int_mm,
+    **dict.fromkeys(("aten::mm", "aten::bmm", "aten::_int_mm"), _mm),
+    **dict.fromkeys(
+        ("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::_addmm_activation"), _addmm
+    ),
     "aten::_grouped_mm": _grouped_mm,
     "aten::_trilinear": _trilinear,
     "aten::conv_tbc": _conv_tbc,
@@ -155,12 +153,12 @@ def formula(op: Any) -> Callable[..., int] | None:
     """FLOPs of an operator from its arguments and ``out_val``; None where there is no formula."""
     known: Any = flop_registry
     for packet in _packets(op):
+        if _name(packet) in _OWN:
+            return _OWN[_name(packet)]
         found: Callable[..., int] | None = known.get(packet)
         if found is not None:
             of_shapes = getattr(found, "__wrapped__", None)
             return found if of_shapes is None else _of_shapes(of_shapes)
-        if _name(packet) in _OWN:
-            return _OWN[_name(packet)]
     return None
 
 

@@ -40,6 +40,12 @@ def _like(x: Tensor, *_: Any, **__: Any) -> Any:
     return _empty_like(x) if x.is_floating_point() else None
 
 
+def _softmax(x: Tensor, dim: int, other: Any = None) -> Any:
+    """``other``: another dtype, or whether half goes to float."""
+    known = not other and x.dim() > 0 and -x.dim() <= dim < x.dim()
+    return _like(x) if known and x.is_contiguous() else None
+
+
 def _in_place(x: Tensor, *_: Any, **__: Any) -> Any:
     return x if x.is_floating_point() else None
 
@@ -177,6 +183,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.bmm.default: _bmm,
     aten.cat.default: _cat,
     aten.mean.dim: _mean,
+    aten._softmax.default: _softmax,
+    aten._safe_softmax.default: _softmax,
     **{
         getattr(aten, name).default: _like
         for name in (
@@ -192,5 +200,6 @@ _RULES: dict[Any, Callable[..., Any]] = {
         )
     },
     **{getattr(aten, name).Tensor: _binary for name in ("add", "sub", "mul", "div")},
+    **{getattr(aten, name).Scalar: _like for name in ("add", "sub", "mul", "div")},
     **{getattr(aten, name).Tensor: _binary_in_place for name in ("add_", "sub_", "mul_", "div_")},
 }
