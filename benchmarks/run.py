@@ -433,6 +433,12 @@ def bench_load(folder: Path, pairs: int) -> None:
         compare_loads(title, python(ours, path, count), name, python(peer, path, count), pairs)
 
 
+def bench_view(folder: Path, pairs: int) -> None:
+    import views
+
+    views.measure(pairs)
+
+
 BENCHES = {
     "ls": bench_ls,
     "many": bench_many,
@@ -440,6 +446,7 @@ BENCHES = {
     "known": bench_known,
     "write": bench_write,
     "load": bench_load,
+    "view": bench_view,
 }
 
 
@@ -457,7 +464,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
-        if not set(options.names or BENCHES) <= {"write", "load"}:
+        if not set(options.names or BENCHES) <= {"write", "load", "view"}:
             print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
         for name in options.names or BENCHES:
             BENCHES[name](folder, options.pairs)

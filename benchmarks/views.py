@@ -1,9 +1,10 @@
 """What `run.py view` measures: the tables of modelctl, torchinfo and torchsummary for ten models.
 
-Each tool is given what its users give it, in one process, in turn; what it counts, what it says, and
-the seconds of its call and from the class of the model to the table (ours builds on meta, theirs can't
-do without values). The truth for MACs is a real forward under torch's own FlopCounterMode, with
-kernels that do a whole layer at once switched off; for parameters `sum(p.numel())`.
+Each tool is given what its users give it, in one process, in turn: what it counts, what it says,
+the seconds of its call, and those from the class of the model to the table (ours builds on meta,
+the others can't do without values). The truth for MACs is a real forward under torch's own
+FlopCounterMode, without kernels that do a whole layer at once; for parameters
+`sum(p.numel() for p in model.parameters())`.
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ def truth(case: Case) -> Answer:
     model = case.make().eval()
     data = torch.zeros((1, *case.size), dtype=case.dtype)
     torch.backends.mha.set_fastpath_enabled(False)
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
-        with FlopCounterMode(display=False) as counter:
-            model(data)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), counter:
+        model(data)
     torch.backends.mha.set_fastpath_enabled(True)
     return Answer(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..nn.layers import Layer
     from ..nn.viewing import View
 
+# Where a terminal is too narrow: what names and types are cut to.
+_NAME, _TYPE = 28, 16
 _LEFT = ("name", "type", "output")
 
 
@@ -117,6 +119,8 @@ def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
         out.line(f" {title(data)}")
         out.line()
     names, cells, _ = cells_of(data)
+    if out.width is not None:
+        names, cells = _fitted(names, cells, out.width)
     columns = [Column(name, name not in _LEFT, "cyan" if name == "name" else "") for name in names]
     out.table(columns, cells)
     if out.is_table:
@@ -128,6 +132,49 @@ def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
             out.line(f" more: {next_one}--depth all")
     for text, hint in data.advice:
         out.note(f"advice: {text}", hint)
+
+
+def _fitted(
+    names: list[str], cells: list[list[str]], width: int
+) -> tuple[list[str], list[list[str]]]:
+    """The table as a terminal takes it: what rows share is said once, then columns give way, then
+    long types and names are cut."""
+    names, cells = list(names), [list(row) for row in cells]
+
+    def over() -> int:
+        columns = zip(names, *cells, strict=True)
+        return sum(max(map(len, column)) + 2 for column in columns) - 2 - width
+
+    if over() > 0:
+        for row, short in zip(cells, _under([row[0] for row in cells]), strict=True):
+            row[0] = short
+    for least in ("%", "%", "buffers", "trainable"):
+        if over() > 0 and least in names:
+            at = len(names) - 1 - names[::-1].index(least)
+            for row in (names, *cells):
+                del row[at]
+    for column, fewest in ((1, _TYPE), (0, _NAME)):
+        longest = max((len(row[column]) for row in cells), default=0)
+        most = max(fewest, longest - max(over(), 0))
+        for row in cells:
+            if len(row[column]) > most:
+                cut = slice(1 - most, None) if column == 0 else slice(most - 1)
+                row[column] = f"…{row[column][cut]}" if column == 0 else f"{row[column][cut]}…"
+    return names, cells
+
+
+def _under(paths: list[str]) -> list[str]:
+    """Names without the module that the last one written out is in: ``  .conv2``."""
+    short, module = [], ""
+    for path in paths:
+        inner = path.removeprefix(module)
+        if module and inner != path and inner.count(".") < 2:
+            short.append(f"  .{inner}")
+            continue
+        short.append(path)
+        module = path.rpartition(".")[0]
+        module += "." * bool(module)
+    return short
 
 
 def _model_lines(found: View) -> list[str]:

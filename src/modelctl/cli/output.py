@@ -45,6 +45,11 @@ class Output:
             return self.color == "always"
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None where width is nothing to care for."""
+        return self._console().width if self.is_table and self.fancy else None
+
     def json(self, command: str, data: dict[str, Any]) -> None:
         """One JSON object with its schema; exact integers, null for unknown."""
         import json

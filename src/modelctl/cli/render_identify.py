@@ -43,6 +43,7 @@ def print_candidates(out: Output, ckpt: Checkpoint, found: Sequence[Candidate]) 
     if best is not None:
         args = "".join(f" --arch-arg {arg}" for arg in best.args)
         out.note(f"hint: modelctl match SRC --arch {best.names[0]}{args}")
+        out.note("hint: modelctl summary SRC --input-size … shows its output shapes and MACs")
 
 
 def _score(one: Candidate) -> str:

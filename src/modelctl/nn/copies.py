@@ -6,7 +6,7 @@ import functools
 import io
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -133,6 +133,8 @@ class _Copier:
         return moved.clone() if moved.device.type != "meta" else moved
 
     def _dict(self, found: dict[Any, Any]) -> Any:
+        if not found and type(found) in (dict, OrderedDict):  # hooks, mostly
+            return self._keep(found, type(found)())
         try:
             copied = found.copy()  # keeps the class (OrderedDict) and what it does
         except Exception:

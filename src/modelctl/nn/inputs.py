@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .kernels import each
 from .naming import is_lazy
 
 Sizes = int | Sequence[Any] | Mapping[str, Sequence[int]]
@@ -24,6 +25,14 @@ class Inputs(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     batch: int | None = None
+
+    def doubled(self) -> Inputs:
+        """The same twice, along the first dimension."""
+
+        def twice(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor]) if tensor.dim() else tensor
+
+        return Inputs(each(self.args, twice), each(self.kwargs, twice))
 
 
 def from_shapes(

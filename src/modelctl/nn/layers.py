@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..inspection.folding import folded
@@ -104,22 +105,28 @@ def _own(model: nn.Module) -> dict[str, _Own]:
     found = {}
     for name, module in model.named_modules():
         counts = [0] * 5
-        parameters = [*module.parameters(recurse=False)]  # TorchScript's are plain tensors
-        tensors = [*parameters, *module.buffers(recurse=False)]
-        ids = frozenset(map(id, tensors))
-        for i, tensor in enumerate(tensors):
+        params, buffers = _held(module)
+        for tensor in (*params, *buffers):
             if id(tensor) in seen:
                 continue
             seen[id(tensor)] = tensor
-            n = _numel(tensor)
-            is_parameter = i < len(parameters)
+            n, is_parameter = _numel(tensor), any(tensor is one for one in params)
             counts[0] += 1
             counts[1] += n * is_parameter
             counts[2] += n * (is_parameter and tensor.requires_grad)
             counts[3] += n * (not is_parameter)
             counts[4] += n * tensor.element_size() if n else 0
+        ids = frozenset(map(id, (*params, *buffers)))
         found[name] = _Own(counts[0], counts[1], counts[2], counts[3], counts[4], ids)
     return found
+
+
+def _held(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters and the buffers of a module itself."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return list(module.parameters(recurse=False)), list(module.buffers(recurse=False))
+    params = [one for one in module._parameters.values() if one is not None]
+    return list(params), [one for one in module._buffers.values() if one is not None]
 
 
 def _layer(

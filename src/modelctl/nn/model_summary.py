@@ -90,8 +90,9 @@ def summary(
     ``print(summary(model, (3, 224, 224)))``. The forward is of a copy on ``meta``: shapes without
     values, so that a model of any size takes milliseconds and no memory. The model itself is not
     called, moved or changed, its hooks aside: those run, and what they do to objects of their own,
-    they do. Of a TorchScript program all that it does is the root's row. Random number generators are as before. Wrappers (DataParallel,
-    DistributedDataParallel, ``torch.compile``) are taken off.
+    they do. Random number generators are as before. Wrappers (DataParallel,
+    DistributedDataParallel, ``torch.compile``) are taken off. Of a TorchScript program all that it
+    does is the root's row.
 
     Args:
         input_size: the shape of the input without the batch dimension, which is added; where the
@@ -203,9 +204,12 @@ def _look_again(copied: Copy, seen: Trace, inputs: Inputs, where: torch.device, 
     own = {id(p) for p in copied.model.parameters()}
     if mode == "eval" and not own <= seen.touched:
         copied.model.train()
-        with suppress(ForwardError):  # BatchNorm on one value: then eval mode has to do
-            again = trace(copied, inputs.args, inputs.kwargs, where)
-            seen.touched_in_training = again.touched
+        # BatchNorm does not train on one value; where neither runs, eval mode has to do
+        for one in (inputs.doubled(), inputs):
+            with suppress(ForwardError):
+                again = trace(copied, one.args, one.kwargs, where)
+                seen.touched_in_training = again.touched
+                break
         copied.model.eval()
 
 

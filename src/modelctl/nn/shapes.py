@@ -22,8 +22,22 @@ def result(op: Any, args: Sequence[Any], kwargs: Any) -> Any:
     return rule(*args, **kwargs) if rule is not None else None
 
 
+def _new(like: Tensor, shape: Any, dtype: Any = None) -> Tensor:
+    # new_empty and empty_like are Python on meta
+    return torch.empty(shape, dtype=dtype or like.dtype, device="meta")
+
+
+def _empty_like(x: Tensor) -> Any:
+    """None where torch would give it other strides."""
+    if x.is_contiguous():
+        return torch.empty(x.shape, dtype=x.dtype, device="meta")
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    return None
+
+
 def _like(x: Tensor, *_: Any, **__: Any) -> Any:
-    return torch.empty_like(x) if x.is_floating_point() else None
+    return _empty_like(x) if x.is_floating_point() else None
 
 
 def _in_place(x: Tensor, *_: Any, **__: Any) -> Any:
@@ -33,7 +47,7 @@ def _in_place(x: Tensor, *_: Any, **__: Any) -> Any:
 def _binary(a: Tensor, b: Any, **__: Any) -> Any:
     if not isinstance(b, Tensor):
         return _like(a)
-    return torch.empty_like(a) if _same(a, b) and a.shape == b.shape else None
+    return _empty_like(a) if _same(a, b) and a.shape == b.shape else None
 
 
 def _binary_in_place(a: Tensor, b: Any, **__: Any) -> Any:
@@ -58,8 +72,9 @@ def _batch_norm(
     if any(one is not None and one.shape != x.shape[1:2] for one in (weight, bias, mean, var)):
         return None
     dtype = x.dtype if weight is None else weight.dtype
-    stats = x.new_empty(x.shape[1] if training else 0, dtype=dtype)
-    return torch.empty_like(x), stats, torch.empty_like(stats)
+    out = _empty_like(x)
+    stats = _new(x, (x.shape[1] if training else 0,), dtype)
+    return None if out is None else (out, stats, _empty_like(stats))
 
 
 def _layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Any:
@@ -68,8 +83,8 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: fl
         return None
     if any(one is not None and list(one.shape) != list(shape) for one in (weight, bias)):
         return None
-    short = x.new_empty((*x.shape[:-dims], *(1 for _ in shape)))
-    return torch.empty_like(x), short, torch.empty_like(short)
+    short = _new(x, (*x.shape[:-dims], *(1 for _ in shape)))
+    return _empty_like(x), short, _empty_like(short)
 
 
 def _convolution(
@@ -100,7 +115,7 @@ def _convolution(
     ]
     if min(sizes) < 1:
         return None
-    return x.new_empty((x.shape[0], weight.shape[0], *sizes))
+    return _new(x, (x.shape[0], weight.shape[0], *sizes))
 
 
 def _at(values: Sequence[int], i: int) -> int:
@@ -110,7 +125,7 @@ def _at(values: Sequence[int], i: int) -> int:
 def _mm(a: Tensor, b: Tensor) -> Any:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or a.dtype != b.dtype:
         return None
-    return a.new_empty((a.shape[0], b.shape[1])) if a.is_floating_point() and a.is_meta else None
+    return _new(a, (a.shape[0], b.shape[1])) if a.is_floating_point() and a.is_meta else None
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, **__: Any) -> Any:
@@ -123,7 +138,7 @@ def _bmm(a: Tensor, b: Tensor) -> Any:
     fits = a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
     if not fits or a.dtype != b.dtype or not a.is_floating_point():
         return None
-    return a.new_empty((a.shape[0], a.shape[1], b.shape[2]))
+    return _new(a, (a.shape[0], a.shape[1], b.shape[2]))
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Any:
@@ -138,7 +153,7 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Any:
         if one.dim() != first.dim() or (*one.shape[:dim], *one.shape[dim + 1 :]) != rest:
             return None
     size = sum(one.shape[dim] for one in tensors)
-    return first.new_empty((*first.shape[:dim], size, *first.shape[dim + 1 :]))
+    return _new(first, (*first.shape[:dim], size, *first.shape[dim + 1 :]))
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
@@ -150,7 +165,7 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
     if len(gone) != len(dim):
         return None
     shape = [1 if i in gone else size for i, size in enumerate(x.shape) if keepdim or i not in gone]
-    return x.new_empty(shape)
+    return _new(x, shape)
 
 
 _RULES: dict[Any, Callable[..., Any]] = {
