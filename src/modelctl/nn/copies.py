@@ -16,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from .naming import is_lazy, unwrap
 
-
 _ATOMS = frozenset({bool, int, float, str, type(None)})
 
 
