@@ -134,6 +134,11 @@ def test_grouped_products_of_experts():
             return torch._grouped_mm(x, self.weight, offs=ends)
 
     assert macs(Experts(), rows) == 8 * 16 * 32  # each row meets one expert
+    ends = torch.tensor([8, 16], dtype=torch.int32)
+    columns = Calls(lambda a, b: torch._grouped_mm(a, b, offs=ends))
+    bf16 = torch.bfloat16
+    assert macs(columns, [(2, 8, 16), (16, 16)], dtypes=bf16) == 8 * 16 * 16
+    assert macs(columns, [(8, 16), (16, 32)], dtypes=bf16) == 8 * 16 * 32
 
 
 def test_deformable_convolution_counts_as_a_convolution():

@@ -98,7 +98,6 @@ def of_program():
         torch.get_default_dtype(),
         torch.get_default_device(),
         BACKENDS.mha.get_fastpath_enabled(),
-        [*warnings.filters],
         BACKENDS.mkldnn.enabled,
         BACKENDS.mkldnn.deterministic,
         BACKENDS.mkldnn.allow_tf32,

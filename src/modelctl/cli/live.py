@@ -33,6 +33,7 @@ def show(
     from .. import files
     from ..inspection.summary import summarize
     from ..nn.viewing import view
+    from .render_summary import print_warnings, summary_json
 
     if out.is_json:
         ask = {**ask, "depth": "all", "fold": False}
@@ -41,13 +42,13 @@ def show(
         found = view(ckpt, **ask)
         seconds = time.perf_counter() - start
         found.summary.rows.sort(key=_order(sort)) if sort != "file" else None
+        of_file = summarize(ckpt, None, False)
         if out.is_json:
-            from .render_summary import summary_json
-
-            document = summary_json(ckpt, summarize(ckpt, None, False))
+            document = summary_json(ckpt, of_file)
             out.json("summary", {**document, **_json(document, found)})
         else:
             _print(out, ckpt, found, seconds)
+            print_warnings(out, ckpt, of_file)
 
 
 def find(

@@ -36,6 +36,11 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
         _training_panel(out, found)
         for line in found.history:
             out.line(f" done: {line}")
+    print_warnings(out, ckpt, found)
+
+
+def print_warnings(out: Output, ckpt: Checkpoint, found: s.Summary) -> None:
+    """What is odd about a file, and the next step."""
     for text, hint in found.warnings:
         if _is_command(hint):
             hint = f"{hint} {ckpt.origin.path if ckpt.origin else 'FILE'} -o NEW.pt"

@@ -34,7 +34,6 @@ def _frozen(model: nn.Module) -> Iterator[Advice]:
 
 
 def _moving_statistics(model: nn.Module) -> Iterator[Advice]:
-    held = set(held_batchnorms(model))
     names = [
         name
         for name, module in model.named_modules()
@@ -43,7 +42,6 @@ def _moving_statistics(model: nn.Module) -> Iterator[Advice]:
         and module.track_running_stats
         and module.weight is not None
         and not any(p.requires_grad for p in module.parameters())
-        and name not in held
     ]
     if names:
         yield (
