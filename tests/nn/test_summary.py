@@ -456,7 +456,7 @@ def test_attention_that_borrows_its_output_layer():
     assert found.advice == []
     row = rows(found)["out_proj"]
     assert (row.calls, row.touched) == (0, True)
-    assert "by another" in str(found)
+    assert "weights only" in str(found)
 
 
 # -------------------------------------------------------------- kinds of models

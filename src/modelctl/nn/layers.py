@@ -31,6 +31,7 @@ class Layer(NamedTuple):
         uncounted: the operators that could not be counted.
         touched: whether some operator got one of its tensors: a module that was not called may
             have lent them to another.
+        tied: whether all its tensors are counted in rows before.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Layer(NamedTuple):
     macs: int | None
     uncounted: tuple[str, ...]
     touched: bool
+    tied: bool
 
 
 class _Own(NamedTuple):
@@ -170,6 +172,7 @@ def _layer(
         macs,
         ops,
         trace is not None and any(own[name].ids & trace.touched for name in names),
+        any(one.ids for one in holds) and not any(one.tensors for one in holds),
     )
 
 

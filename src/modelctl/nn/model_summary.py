@@ -239,7 +239,8 @@ def cells_of(found: ModelSummary) -> tuple[list[str], list[list[str]], list[int]
         cells = [row.path or "(root)", _type(row)]
         if ran:
             cells.append(_output(row))
-        cells += [_number(row.params), _share(row.params, params)]
+        counted = "tied" if row.tied else _number(row.params)
+        cells += [counted, _share(row.params, params)]
         cells += [_number(row.trainable)] if frozen else []
         cells += [_number(row.buffers)] if buffers else []
         if ran:
@@ -264,7 +265,8 @@ def _type(row: Layer) -> str:
 def _output(row: Layer) -> str:
     if row.calls != 0:
         return shown(row.out_shape)
-    return "by another" if row.touched else "not called"  # attention takes out_proj's weights
+    # attention takes out_proj's weights, and does not call it
+    return "weights only" if row.touched else "not called"
 
 
 def _x(dims: tuple[int, ...]) -> str:
@@ -351,4 +353,6 @@ def _number(n: int) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}" if part and whole else "-"
+    if not part or not whole:
+        return "-"
+    return f"{100 * part / whole:.1f}" if 2000 * part >= whole else "<0.1"
