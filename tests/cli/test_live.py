@@ -242,6 +242,20 @@ def test_timm(cli: Cli, place: Path) -> None:
     assert "nearest: resnet10t" in cli("summary", "t.pt", "--arch", "timm:resnet10").err
 
 
+def test_match_with_a_model_of_ones_own(cli: Cli, mine: Path) -> None:
+    result = cli("match", mine, "--arch", "mynet.py:Net")
+    assert result.code == 0
+    assert "fits: load_state_dict takes all 12 tensors" in result.out
+    assert cli("rename", mine, "--map", "layer1.*=mlp.*", "-o", "r.pt").code == 0
+    found = json.loads(cli("match", "r.pt", "--arch", "mynet:Net", "--format", "json").out)
+    assert [one["map"] for one in found["maps"]] == ["mlp=layer1"]
+    argv = ("--arch", "mynet:Net", "--arch-arg", "classes=7", "--format", "json")
+    found = json.loads(cli("match", mine, *argv).out)
+    assert [one["name"] for one in found["mismatched"]] == ["fc.weight", "fc.bias"]
+    assert cli("match", mine, "--arch", "mynet:Net", "--like", mine).code == 2
+    assert "nearest: Net" in cli("match", mine, "--arch", "mynet:Nett").err
+
+
 # ---------------------------------------------------------------------- what files hold
 
 

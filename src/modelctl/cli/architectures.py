@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from . import options as o
 from .output import Output
 
@@ -41,7 +42,11 @@ def match(
     ] = None,
     arch: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Or a known architecture: torchvision:resnet50."),
+        typer.Option(
+            metavar="NAME",
+            help="Or an architecture: torchvision:resnet50 (known, nothing is run); timm:NAME, "
+            "package.module:factory or file.py:factory (built, with torch).",
+        ),
     ] = None,
     arch_arg: Annotated[
         list[str] | None,
@@ -86,7 +91,14 @@ def match(
         if like is not None:
             opened = files.open(like, key=like_key, follow_symlinks=follow_symlinks)
             other = stack.enter_context(opened)
-        found = compare(ckpt, other, arch, arch_arg or ())
+        if arch is not None and ":" in arch and not arch.startswith("torchvision:"):
+            from ..nn.viewing import names_and_shapes
+
+            if other is not None:
+                raise UsageError("--like and --arch: one of them")
+            found = compare(ckpt, names_and_shapes(arch, arch_arg or ()))
+        else:
+            found = compare(ckpt, other, arch, arch_arg or ())
     target = str(like) if like is not None else str(arch)
     if write_map is not None:
         write_maps(out, write_map, f"{src} -> {target}", found)

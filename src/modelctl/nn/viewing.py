@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ..core.checkpoint import Checkpoint
-from ..core.tensors import TensorRef
+from ..core.dtypes import BY_NAME
+from ..core.nodes import ordered_dict
+from ..core.tensors import MemoryStorage, TensorRef
 from ..errors import NoMatchError, RefusedError, UsageError
 from ..inspection.identify import MOST_KNOWN, certain, identify
 from .building import build, load_whole, parse_arguments
@@ -96,6 +98,27 @@ def view(
         device=device,
     )
     return View(data, arch, tuple(arch_args), identified, fit)
+
+
+def names_and_shapes(arch: str, arch_args: Sequence[str] = ()) -> Checkpoint:
+    """The state_dict of an architecture as a checkpoint without values, for what compares names
+    and shapes (:func:`modelctl.match`).
+
+    Raises:
+        UsageError, MissingExtraError, ModelctlError: see :func:`build`.
+    """
+    state = build(arch, parse_arguments(arch_args)).state_dict()
+    nothing = MemoryStorage(b"")
+    return Checkpoint(
+        ordered_dict(
+            {
+                name: TensorRef(BY_NAME["float32"], tuple(value.shape), nothing)
+                if isinstance(value, torch.Tensor)
+                else None
+                for name, value in state.items()
+            }
+        )
+    )
 
 
 def _dtypes(names: Mapping[str, str] | Sequence[str]) -> Any:
