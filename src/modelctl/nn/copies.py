@@ -93,9 +93,16 @@ class _Copier:
             return unwrapped
         # a GraphModule's own __new__ makes a new class
         copied: nn.Module = self._keep(module, object.__new__(type(module)))
+        inside = copied.__dict__
         for name, value in vars(module).items():
-            # what Module.compile() left there would call the original
-            copied.__dict__[name] = None if name == "_compiled_call_impl" else self.copy(value)
+            kind = type(value)
+            if kind in _PLAIN:
+                inside[name] = value
+            elif kind in (dict, OrderedDict) and not value:  # hooks, mostly
+                inside[name] = kind()
+            else:
+                # what Module.compile() left there would call the original
+                inside[name] = None if name == "_compiled_call_impl" else self.copy(value)
         return copied
 
     def _script(self, module: Any) -> Any:
@@ -132,8 +139,6 @@ class _Copier:
         return moved.clone() if moved.device.type != "meta" else moved
 
     def _dict(self, found: dict[Any, Any]) -> Any:
-        if not found and type(found) in (dict, OrderedDict):  # hooks, mostly
-            return self._keep(found, type(found)())
         try:
             copied = found.copy()  # keeps the class (OrderedDict) and what it does
         except Exception:

@@ -66,18 +66,15 @@ class _Own(NamedTuple):
 
 def layers(model: nn.Module, trace: Trace | None, depth: int | None) -> list[Layer]:
     """Modules down to ``depth`` (None: all), each tensor and operator in exactly one of them."""
-    return _layers(dict(model.named_modules()), _own(model), trace, depth)
+    own = _own(model)
+    return _rows(dict(model.named_modules()), own, trace, _groups(own, trace, depth))
 
 
-def _layers(
-    modules: Mapping[str, nn.Module],
-    own: Mapping[str, _Own],
-    trace: Trace | None,
-    depth: int | None,
-) -> list[Layer]:
-    uncounted: dict[str, list[str]] = {}
-    for op, module in trace.uncounted if trace is not None else ():
-        uncounted.setdefault(module, []).append(op)
+def _groups(
+    own: Mapping[str, _Own], trace: Trace | None, depth: int | None
+) -> dict[str, list[str]]:
+    """The modules that get a row, and those that it is of."""
+    uncounted = {module for _, module in trace.uncounted} if trace is not None else ()
     has_inner = {_home(name.rpartition(".")[0]) for name in own if name and _home(name) == name}
     groups: dict[str, list[str]] = {}
     for name in own:
@@ -90,6 +87,18 @@ def _layers(
         holds = own[name].tensors or (counts is not None and counts.macs) or name in uncounted
         if home != name or holds or home not in has_inner or len(parts) == depth:
             groups.setdefault(home, []).append(name)
+    return groups
+
+
+def _rows(
+    modules: Mapping[str, nn.Module],
+    own: Mapping[str, _Own],
+    trace: Trace | None,
+    groups: Mapping[str, list[str]],
+) -> list[Layer]:
+    uncounted: dict[str, list[str]] = {}
+    for op, module in trace.uncounted if trace is not None else ():
+        uncounted.setdefault(module, []).append(op)
     return [
         _layer(path, modules[path], names, own, trace, uncounted) for path, names in groups.items()
     ]
@@ -186,13 +195,17 @@ def fitting(model: nn.Module, trace: Trace | None, fold: bool | None) -> tuple[l
     """The rows of as many levels as a screen takes, and how many levels that are."""
     modules, own = dict(model.named_modules()), _own(model)
     levels = max(deepest(model), 1)
-    best = folded_if(_layers(modules, own, trace, 1), fold)
+
+    def rows(groups: Mapping[str, list[str]]) -> list[Layer]:
+        return folded_if(_rows(modules, own, trace, groups), fold)
+
+    best: Mapping[str, list[str]] = _groups(own, trace, 1)
     for depth in range(2, levels + 1):
-        rows = folded_if(_layers(modules, own, trace, depth), fold)
-        if len(rows) > _MOST:
-            return best, depth - 1
-        best = rows
-    return best, levels
+        groups = _groups(own, trace, depth)
+        if len(groups) > _MOST and len(rows(groups)) > _MOST:
+            return rows(best), depth - 1
+        best = groups
+    return rows(best), levels
 
 
 def deepest(model: nn.Module) -> int:

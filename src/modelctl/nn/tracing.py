@@ -46,7 +46,7 @@ class Calls:
     macs: int = 0
     calls: int = 0
     output: Shapes | None = None
-    given: str = ""
+    given: tuple[tuple[torch.Size, torch.dtype], ...] = ()
 
 
 @dataclass
@@ -219,7 +219,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.stack.append(name)
             calls = self.trace.modules.setdefault(name, Calls())
             calls.calls += 1
-            calls.given = describe((*args, *kwargs.values()))
+            # not the tensors: they would live on
+            calls.given = tuple((one.shape, one.dtype) for one in tensors_in((args, kwargs)))
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and args:
                 made, by = self.biased.get(id(args[0]), (None, ""))
                 if made is not None and made() is args[0] and (by, name) not in self.trace.normed:
@@ -246,7 +247,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         where = next((self.modules[id(one)] for one in frames[::-1] if id(one) in self.modules), "")
         kind = self.kinds.get(where, "model")
         place = f"'{where}' ({kind})" if where else f"the model itself ({kind})"
-        given = self.trace.modules.get(where, Calls()).given
+        given = _words(self.trace.modules.get(where, Calls()).given)
         start = f"forward failed in {place}{f', given {given}' if given else ''}: "
         text = " ".join(str(error).split()) or "no message"
         if _needs_values(error, text):
@@ -392,9 +393,13 @@ def shapes_of(value: Any) -> Shapes | None:
 
 def describe(value: Any) -> str:
     """Inputs in a few words: ``1x3x224x224 float32``."""
+    return _words([(one.shape, one.dtype) for one in tensors_in(value)])
+
+
+def _words(tensors: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
     shown = [
-        f"{'x'.join(map(str, one.shape)) or 'a scalar'} {str(one.dtype).removeprefix('torch.')}"
-        for one in tensors_in(value)
+        f"{'x'.join(map(str, shape)) or 'a scalar'} {str(dtype).removeprefix('torch.')}"
+        for shape, dtype in tensors
     ]
     return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
 
