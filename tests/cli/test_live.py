@@ -205,6 +205,7 @@ def test_building_takes_no_memory_and_no_random_numbers(cli: Cli, mine: Path) ->
         (("--arch-arg", "a=1", *SIZE), "--arch-arg needs --arch"),
         (SIZE, "which model these tensors are of is not certain"),
         (("--arch", "mynet:Net", "--input-size", "1,3,2,2"), "'conv1' (Conv2d)"),
+        (("--arch", "mynet:Net", "--input-size", "3,9,9"), "the batch dimension and all"),
     ],
 )
 def test_errors(cli: Cli, mine: Path, argv: tuple[str, ...], says: str | None) -> None:
@@ -254,6 +255,23 @@ def test_match_with_a_model_of_ones_own(cli: Cli, mine: Path) -> None:
     assert [one["name"] for one in found["mismatched"]] == ["fc.weight", "fc.bias"]
     assert cli("match", mine, "--arch", "mynet:Net", "--like", mine).code == 2
     assert "nearest: Net" in cli("match", mine, "--arch", "mynet:Nett").err
+
+
+@pytest.mark.parametrize("width", [36, 48, 64, 80, 100, 140])
+def test_a_narrow_terminal_cuts_names_never_numbers(width: int) -> None:
+    from modelctl.cli.live import _fitted
+
+    names = ["name", "type", "output", "params", "%", "buffers", "MACs", "%"]
+    rest = ["1x197x768", "28,348,416", "32.7", "1,234", "5.58 G", "31.8"]
+    kind = "12 x NonDynamicallyQuantizableLinear"
+    rows = [[f"encoder.layers.block_{i}.attention.out", kind, *rest] for i in range(3)]
+    heads, cells = _fitted(names, rows, width)
+    assert sum(max(map(len, column)) + 2 for column in zip(heads, *cells, strict=True)) - 2 <= width
+    assert all("28,348,416" in row and "5.58 G" in row for row in cells)
+    assert heads[0] == "name"
+    if width == 140:
+        assert heads == names
+    assert rows[0][0] == "encoder.layers.block_0.attention.out"
 
 
 # ---------------------------------------------------------------------- what files hold
@@ -328,6 +346,8 @@ def test_an_exported_program_shows_what_it_recorded(cli: Cli, place: Path) -> No
     table = cli("summary", "p.pt2").out
     assert "2x4x5x5" in table  # what body gave last
     assert "torch not loaded" in table
+    asked = cli("summary", "p.pt2", "--input-size", "2,3,9,9")
+    assert "'modelctl summary' without an input shows them" in asked.err
     batch = torch.export.Dim("batch")
     program = torch.export.export(Two().eval(), (x,), dynamic_shapes=({0: batch},))
     torch.export.save(program, "d.pt2")

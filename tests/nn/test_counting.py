@@ -3,6 +3,8 @@ forward."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -373,3 +375,46 @@ def test_what_moves_data_and_goes_by_elements_has_none(name):
     found = summary(Calls(FREE[name]), (4, 4), batch_size=None)
     assert found.uncounted == []
     assert found.totals.macs == 0
+
+
+class Frozen(nn.Module):
+    """A trunk that runs in inference mode, where operators come whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten())
+        self.fc = nn.Linear(36, 2)
+
+    def forward(self, x: Any) -> Any:
+        with torch.inference_mode():
+            x = self.trunk(x)
+        return self.fc(x.clone())
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_inference_mode_inside_a_forward(device):
+    found = summary(Frozen(), (3, 8, 8), device=device)
+    assert found.totals.macs == 36 * 4 * 27 + 72
+    assert found.uncounted == []
+
+
+class Gradient(nn.Module):
+    """As physics-informed and adversarial networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, x: Any) -> Any:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.fc(x).sum(), x)[0]
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_forward_that_takes_gradients(device):
+    found = summary(Gradient(), (4,), device=device)
+    assert found.output == (1, 4)
+    assert found.totals.macs >= 4
+    assert found.totals.saved is None
+    assert "training" not in str(found).split("params")[-1]

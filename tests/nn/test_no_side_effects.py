@@ -7,6 +7,7 @@ import functools
 import random
 import warnings
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -458,3 +459,33 @@ def test_real_models(name, monkeypatch):
     size = {"inception_v3": 299}.get(name, 224)
     unchanged(model, (3, size, size))
     unchanged(model, (5, size, size), fails=True)
+
+
+class Cache:
+    """A helper that is no module, with values for each length."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, Any] = {}
+
+    def __call__(self, x: Any) -> Any:
+        if x.shape[1] not in self.found:
+            self.found[x.shape[1]] = torch.zeros(x.shape[1], 1, device=x.device)
+        return x + self.found[x.shape[1]]
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache, self.fc = Cache(), nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.cache(x))
+
+
+def test_a_helpers_cache_stays_empty():
+    model = Cached()
+    summary(model, (5, 4))
+    assert model.cache.found == {}
+    model(torch.zeros(1, 5, 4))
+    summary(model, (5, 4))
+    assert model.cache.found[5].device.type == "cpu"

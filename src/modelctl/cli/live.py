@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..nn.viewing import View
 
 # Where a terminal is too narrow: what names and types are cut to.
-_NAME, _TYPE = 28, 16
+_NAME, _TYPE, _LEAST = 28, 16, 8
 _LEFT = ("name", "type", "output")
 
 
@@ -161,6 +161,15 @@ def _fitted(
             if len(row[column]) > most:
                 cut = slice(1 - most, None) if column == 0 else slice(most - 1)
                 row[column] = f"…{row[column][cut]}" if column == 0 else f"{row[column][cut]}…"
+    # no number is ever cut
+    for least in ("output", "type"):
+        if over() > 0 and least in names:
+            at = names.index(least)
+            for row in (names, *cells):
+                del row[at]
+    most = max(_LEAST, max((len(row[0]) for row in cells), default=0) - max(over(), 0))
+    for row in cells:
+        row[0] = row[0] if len(row[0]) <= most else "…" + row[0][1 - most :]
     return names, cells
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import types
+import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .naming import is_lazy, unwrap
 
-_ATOMS = frozenset({bool, int, float, str, type(None)})
+_ATOMS = frozenset({bool, int, float, str, type(None)})  # most of what a module has
 
 
 class Copy(NamedTuple):
@@ -30,29 +31,35 @@ def structural_copy(model: nn.Module, device: torch.device) -> Copy:
     """The same modules, hooks and settings with tensors of their own on another device.
 
     On ``meta`` tensors have no values, so that this takes milliseconds for a model of any size.
-    Copied are modules, the tensors, containers, bound methods and partials in their attributes;
-    anything else (a config, a tokenizer) is shared: what a forward does to such an object, it
-    does to the original's. Wrappers inside (``torch.compile``) are taken off.
+    Copied are modules, and in their attributes tensors, containers, bound methods, partials, and
+    objects of classes from the packages that the modules' classes are from. Anything else (a
+    trainer, a tokenizer) is shared: what a forward does to such an object, or to a cache outside
+    the model, it does to the original's. Wrappers inside (``torch.compile``) are taken off.
     """
-    copier = _Copier(device)
+    copier = _Copier(device, model)
     copied: nn.Module = copier.copy(model)
     tensors = {key: one for key, one in copier.done.items() if isinstance(one, Tensor)}
     return Copy(copied, tensors)
 
 
-_PLAIN = {type(None), bool, int, float, str}  # most of what a module has
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, type | types.FunctionType | types.ModuleType)
 
 
 class _Copier:
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, model: nn.Module) -> None:
         self.device = device
+        # whose objects are the model's: a trainer's or a tokenizer's are not
+        self.packages = {_package(type(module)) for module in model.modules()} - {"torch"}
         self.done: dict[int, Any] = {}
         self.kept: list[Any] = []  # so that no id is used twice
 
     def copy(self, value: Any) -> Any:
         if type(value) in _ATOMS:
-            return value
-        if type(value) in _PLAIN:
             return value
         found = self.done.get(id(value))
         if found is not None:
@@ -80,6 +87,8 @@ class _Copier:
             return self._partial
         if kind is RemovableHandle:
             return self._handle
+        if _package(kind) in self.packages and hasattr(value, "__dict__") and not _is_code(value):
+            return self._object
         return None
 
     def _keep(self, value: Any, copied: Any) -> Any:
@@ -96,7 +105,7 @@ class _Copier:
         inside = copied.__dict__
         for name, value in vars(module).items():
             kind = type(value)
-            if kind in _PLAIN:
+            if kind in _ATOMS:
                 inside[name] = value
             elif kind in (dict, OrderedDict) and not value:  # hooks, mostly
                 inside[name] = kind()
@@ -105,13 +114,25 @@ class _Copier:
                 inside[name] = None if name == "_compiled_call_impl" else self.copy(value)
         return copied
 
+    def _object(self, value: Any) -> Any:
+        """A helper of the model's own: a cache in it is not to hold what the copy computes."""
+        try:
+            copied = object.__new__(type(value))
+        except TypeError:  # not made by Python alone
+            return value
+        self._keep(value, copied)
+        copied.__dict__.update({name: self.copy(inner) for name, inner in vars(value).items()})
+        return copied
+
     def _script(self, module: Any) -> Any:
         """By way of a file: a ScriptModule can't be moved to meta."""
         file = io.BytesIO()
         jit: Any = torch.jit
-        jit.save(module, file)
-        file.seek(0)
-        return self._keep(module, jit.load(file, map_location=self.device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch would rather not
+            jit.save(module, file)
+            file.seek(0)
+            return self._keep(module, jit.load(file, map_location=self.device))
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         with torch.no_grad():

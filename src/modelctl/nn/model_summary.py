@@ -179,15 +179,22 @@ def _first_that_runs(
     came furthest."""
     errors: list[ForwardError] = []
     for inputs in tries:
-        copied = _copy(model, where, mode)
-        try:
-            return copied, trace(copied, inputs.args, inputs.kwargs, where), inputs
-        except ForwardError as e:
-            errors.append(e)
+        for saving in (True, False):
+            copied = _copy(model, where, mode)
+            try:
+                found = trace(copied, inputs.args, inputs.kwargs, where, saving)
+                return copied, found, inputs
+            except ForwardError as e:
+                if saving and e.backward:  # it takes gradients itself
+                    continue
+                errors.append(e)
+                break
     if errors:
         error = max(errors, key=lambda one: one.modules)
         if error is errors[0] and len(errors) > 1 and _RANK.search(str(error)):
             error.hint = error.hint or "batch_size=None takes the shape as it is, without a batch"
+        elif len(errors) == 1 and _RANK.search(str(error)):
+            error.hint = error.hint or "the shape is taken whole, the batch dimension and all"
         raise error
     return _copy(model, where, mode), None, None
 
@@ -314,14 +321,14 @@ def foot(found: ModelSummary) -> list[str]:
             f"· output {shown(found.output)}"
         )
     memory = f"memory: weights {_bytes(t.param_bytes + t.buffer_bytes)}"
-    if t.activations is not None and t.training is not None and t.saved is not None:
-        lines += [
-            f"{memory} · forward + {_bytes(t.activations)}",
+    lines.append(
+        memory if t.activations is None else f"{memory} · forward + {_bytes(t.activations)}"
+    )
+    if t.training is not None and t.saved is not None:
+        lines.append(
             f"training {_bytes(t.training)}: weights + gradients {_bytes(t.gradients)} "
-            f"+ Adam {_bytes(t.optimizer)} + activations {_bytes(t.saved)}",
-        ]
-    else:
-        lines.append(memory)
+            f"+ Adam {_bytes(t.optimizer)} + activations {_bytes(t.saved)}"
+        )
     by_op: dict[str, list[str]] = {}
     for op, module, _ in found.uncounted:
         by_op.setdefault(op, []).append(module or "(root)")

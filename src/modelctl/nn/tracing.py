@@ -36,6 +36,8 @@ _NO_VALUES = (
     "data-dependent",
     "unallocated storage",
 )
+_FOR_REAL = "device='cpu' (--device cpu) runs a copy of the model for real"
+_BACKWARD = ("summary runs no backward", "saved tensor hooks", "does not support backward")
 _WITH_BIAS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -62,7 +64,8 @@ class Trace:
             where nothing is kept for a backward.
         normed: (module, BatchNorm) where the output of a layer with a bias goes right into one,
             and nowhere else.
-        saved: bytes that autograd keeps for the backward, parameters, buffers and inputs aside.
+        saved: bytes that autograd keeps for the backward, parameters, buffers and inputs aside;
+            None where that is not known.
         output: the shapes of what the model returned.
     """
 
@@ -73,7 +76,7 @@ class Trace:
     touched_in_training: set[int] = field(default_factory=set)
     normed: list[tuple[str, str]] = field(default_factory=list)
     peak: int = 0
-    saved: int = 0
+    saved: int | None = 0
     output: Shapes | None = None
 
     @property
@@ -86,12 +89,18 @@ class ForwardError(ModelctlError):
     many had been called."""
 
     modules = 0
+    backward = False  # whether it takes gradients itself
 
 
 def trace(
-    copied: Copy, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
+    copied: Copy,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    device: torch.device,
+    saving: bool = True,
 ) -> Trace:
-    """Run a copied model once on these inputs.
+    """Run a copied model once on these inputs; without ``saving`` under ``no_grad``, and what a
+    backward would need is not known.
 
     Raises:
         ForwardError: the forward raised.
@@ -101,8 +110,10 @@ def trace(
     with ExitStack() as stack:
         stack.enter_context(random_numbers_kept())
         stack.enter_context(_plain_kernels(device))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward))
+        stack.enter_context(torch.set_grad_enabled(saving))
+        if saving:
+            keep_nothing = torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward)
+            stack.enter_context(keep_nothing)
         for handle in watch.hook(model):
             stack.callback(handle.remove)
         try:
@@ -112,12 +123,13 @@ def trace(
             raise watch.explain(e) from e
     found = watch.trace
     found.output = shapes_of(out)
+    found.saved = found.saved if saving else None
     found.normed = [pair for pair in found.normed if pair[0] not in watch.elsewhere]
     return found
 
 
 def _no_backward(_: Any) -> Tensor:
-    raise RuntimeError("summary runs no backward")
+    raise RuntimeError(_BACKWARD[0])
 
 
 @contextmanager
@@ -254,22 +266,28 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             by = f" ({self.last})" if self.last else ""
             found = ForwardError(
                 f"{start}it needs the values of tensors{by}, and has shapes alone",
-                hint="device='cpu' (--device cpu) runs a copy of the model for real",
+                hint=_FOR_REAL,
             )
         else:
-            hint = (
-                "give integers: dtypes=[torch.long] (--input-dtype int64)"
-                if "Long, Int" in text
-                else None
-            )
+            hint = None
+            if "Long, Int" in text:
+                hint = "give integers: dtypes=[torch.long] (--input-dtype int64)"
+            elif "meta" in text.lower() or "quantized" in text:
+                hint = f"it may be torch's meta device: {_FOR_REAL}"
             found = ForwardError(f"{start}{type(error).__name__}: {_short(text)}", hint=hint)
         found.modules = len(self.trace.modules)
+        found.backward = any(words in text for words in _BACKWARD)
         return found
 
     # -------------------------------------------------------------- operators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if formula(func) is None and not is_free(func):  # made of others? In inference mode
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         self.last = func._schema.name
         inputs = [*tensors_in(args), *tensors_in(kwargs)]
         if any(id(one) in self.instead for one in inputs):
@@ -356,7 +374,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = self.live.get(_storage(tensor)._cdata)
             if found is not None and not found.saved:
                 found.saved = True
-                self.trace.saved += found.nbytes
+                self.trace.saved = (self.trace.saved or 0) + found.nbytes
 
 
 @dataclass
@@ -384,6 +402,8 @@ def shapes_of(value: Any) -> Shapes | None:
     elif isinstance(value, list | tuple):
         names = getattr(value, "_fields", None) or map(str, range(len(value)))
         items = zip(names, value, strict=True)
+    elif hasattr(value, "__dataclass_fields__"):
+        items = vars(value).items()
     else:
         data = getattr(value, "data", None)  # a PackedSequence
         return tuple(data.shape) if isinstance(data, Tensor) else None

@@ -77,6 +77,11 @@ def view(
     elif (kind := _whole(ckpt)) is not None:
         model = _trusted(ckpt, kind, trust)
     else:
+        if ckpt.program is not None:
+            raise UsageError(
+                "the file holds an exported program, with the shapes that it recorded",
+                hint="'modelctl summary' without an input shows them; --arch takes another model",
+            )
         best = certain(identify(ckpt)) if len(ckpt.tensors()) <= MOST_KNOWN else None
         if best is None:
             raise RefusedError(
