@@ -183,8 +183,11 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.bmm.default: _bmm,
     aten.cat.default: _cat,
     aten.mean.dim: _mean,
-    aten._softmax.default: _softmax,
-    aten._safe_softmax.default: _softmax,
+    **{
+        getattr(aten, name).default: _softmax
+        for name in ("_softmax", "_safe_softmax")  # the second is of torch 2.5
+        if hasattr(aten, name)
+    },
     **{
         getattr(aten, name).default: _like
         for name in (
