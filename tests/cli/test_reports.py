@@ -391,3 +391,17 @@ def test_show_a_value_bare(cli: Cli, inputs: None) -> None:
     assert cli("show", "ddp.pt", "optimizer.param_groups.0.lr").out == "0.1\n"
     assert as_json(cli, "show", "ddp.pt", "best")["value"] == [0.5, None, [1, "two"]]
     assert as_json(cli, "show", "ddp.pt")["value"]["epoch"] == 3
+
+
+@pytest.mark.parametrize("columns", ["30", "50", "70"])
+def test_a_narrow_terminal_cuts_no_number(
+    cli: Cli, inputs: None, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = json.loads(cli("summary", "ddp.pt", "--format", "json").out)["totals"]
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", cli("summary", "ddp.pt", "--color", "always").out)
+    table = [line for line in shown.splitlines() if line.startswith("module.")]
+    assert [line.split()[0] for line in table][:2] == ["module.conv1", "module.bn1"]
+    found = [re.findall(r" ([\d,]+) +\d+\.\d\d ", line)[0] for line in table]
+    numbers = [int(text.replace(",", "")) for text in found]
+    assert sum(numbers) == rows["params_unique"]

@@ -133,27 +133,32 @@ class Output:
         from rich.text import Text
 
         width = self._console().width
-        longest = max((len(row[0]) for row in rows), default=0)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        total = 0
         for i, column in enumerate(columns):
+            longest = max((len(row[i]) for row in rows), default=0)
+            middle = 0 < i < len(columns) - 1  # the last column may hold whole values
+            # names are what people look for, numbers are never cut: the rest gives way
+            least = longest if column.right else min(longest, 10 if i else width * 3 // 5)
+            total += max(least, len(column.name) if column.right else 0) + 2
             table.add_column(
                 Text(column.name),
                 justify="right" if column.right else "left",
                 style=column.style,
-                # the last column may hold whole values
-                no_wrap=0 < i < len(columns) - 1,
-                overflow="ellipsis" if 0 < i < len(columns) - 1 else "fold",
-                # names are what people look for: the rest gives way
-                min_width=min(longest, width * 3 // 5) if i == 0 else None,
+                no_wrap=column.right or middle,
+                overflow="ellipsis" if column.right or middle else "fold",
+                min_width=least,
             )
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        self._console().print(table)
+        # a narrower terminal wraps the lines
+        self._console(max(width, total)).print(table)
 
-    def _console(self) -> Any:
+    def _console(self, width: int | None = None) -> Any:
         from rich.console import Console
 
         return Console(
+            width=width,
             force_terminal=self.color == "always" or None,
             no_color=bool(os.environ.get("NO_COLOR")) or None,
             highlight=False,
