@@ -90,9 +90,9 @@ def summary(
     ``print(summary(model, (3, 224, 224)))``. The forward is of a copy on ``meta``: shapes without
     values, so that a model of any size takes milliseconds and no memory. The model itself is not
     called, moved or changed, its hooks aside: those run, and what they do to objects of their own,
-    they do. Random number generators are as before. Wrappers (DataParallel,
-    DistributedDataParallel, ``torch.compile``) are taken off. Of a TorchScript program all that it
-    does is the root's row.
+    they do. A cache outside the model that its forward fills gets the copy's tensors. Random number
+    generators are as before. Wrappers (DataParallel, DistributedDataParallel, ``torch.compile``)
+    are taken off. Of a TorchScript program all that it does is the root's row.
 
     Args:
         input_size: the shape of the input without the batch dimension, which is added; where the
