@@ -41,7 +41,8 @@ def show(
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
         found = view(ckpt, **ask)
         seconds = time.perf_counter() - start
-        found.summary.rows.sort(key=_order(sort)) if sort != "file" else None
+        if sort != "file":
+            found.summary.rows.sort(key=_order(sort))
         of_file = summarize(ckpt, None, False)
         if out.is_json:
             document = summary_json(ckpt, of_file)
@@ -51,7 +52,7 @@ def show(
             print_warnings(out, ckpt, of_file)
 
 
-def find(
+def parse(
     arch: str | None,
     arch_args: Sequence[str] | None,
     sizes: Sequence[str] | None,
@@ -225,17 +226,14 @@ def _cell(value: Any) -> str:
 
 
 def _json(document: Mapping[str, Any], found: View) -> dict[str, Any]:
+    from .render_summary import counts
+
     data, fit = found.summary, found.fit
     totals = data.totals
     return {
         "totals": {
             **document["totals"],
-            "tensors": totals.tensors,
-            "params": totals.params,
-            "params_unique": totals.params_unique,
-            "buffers": totals.buffers,
-            "trainable": totals.trainable,
-            "frozen": totals.frozen,
+            **counts(totals),
             "bytes": totals.param_bytes + totals.buffer_bytes,
             "by_dtype": totals.by_dtype,
             "macs": totals.macs,

@@ -68,7 +68,7 @@ def summary(
 
         if stats:
             raise UsageError("--stats reads values, the live view none: leave one out")
-        ask = live.find(arch, arch_arg, input_size, input_dtype, device, trust, depth, fold)
+        ask = live.parse(arch, arch_arg, input_size, input_dtype, device, trust, depth, fold)
         live.show(ask, src, key, follow_symlinks, sort, Output(format, color, quiet))
         return
     if arch_arg or input_dtype or trust or device != "meta":

@@ -31,7 +31,7 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
             out.line()
             _stats_table(out, found)
         if out.is_table:
-            _summary_foot(out, found)
+            _summary_foot(out, ckpt, found)
     if out.is_table:
         _training_panel(out, found)
         for line in found.history:
@@ -130,7 +130,7 @@ def _summary_csv(out: Output, found: s.Summary) -> None:
     out.table([Column(name) for name in names], rows)
 
 
-def _summary_foot(out: Output, found: s.Summary) -> None:
+def _summary_foot(out: Output, ckpt: Checkpoint, found: s.Summary) -> None:
     totals = found.totals
     parts = [
         f"params {totals.params_unique:,}",
@@ -153,7 +153,7 @@ def _summary_foot(out: Output, found: s.Summary) -> None:
         out.line(f" whole module: {found.module}; its class was not needed")
     deeper = any(row.weight is None and row.params for row in found.rows)
     more = [f"--depth {found.depth + 1}", "--stats"] if found.depth is not None and deeper else []
-    more += _live_view(found)
+    more += _live_view(ckpt) if found.module is None else []
     if more:
         out.line(f" more: {' · '.join(more)}")
     for names in found.tied[:4]:
@@ -163,13 +163,18 @@ def _summary_foot(out: Output, found: s.Summary) -> None:
         out.line(f" removed earlier: {_some(names)}")
 
 
-def _live_view(found: s.Summary) -> list[str]:
+def _live_view(ckpt: Checkpoint) -> list[str]:
     """What asks for the live view, where the tensors tell the architecture for certain."""
-    if found.arch is None:
+    from ..inspection.architectures import example_input, find_architecture
+    from ..inspection.identify import certain_of
+
+    best = certain_of(ckpt) if ckpt.outside is None else None
+    if best is None:
         return []
-    name, args, example = found.arch
+    example = example_input(find_architecture(best.names[0]))
     dims = ",".join(map(str, example)) if example is not None else "…"
-    return [f"--arch {name}{''.join(f' --arch-arg {a}' for a in args)} --input-size {dims}"]
+    args = "".join(f" --arch-arg {arg}" for arg in best.args)
+    return [f"--arch {best.names[0]}{args} --input-size {dims}"]
 
 
 def _training_panel(out: Output, found: s.Summary) -> None:
@@ -197,6 +202,12 @@ def _training_panel(out: Output, found: s.Summary) -> None:
         out.line(" training: " + " · ".join(parts))
 
 
+def counts(totals: Any) -> dict[str, int | None]:
+    """What totals of a file and of a live model have in common, by the same names."""
+    names = ("tensors", "params", "params_unique", "buffers", "trainable", "frozen")
+    return {name: getattr(totals, name) for name in names}
+
+
 def summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
     from ..inspection import listing as ls
 
@@ -214,12 +225,7 @@ def summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
             "bytes_read": ckpt.bytes_read,
         },
         "totals": {
-            "tensors": totals.tensors,
-            "params": totals.params,
-            "params_unique": totals.params_unique,
-            "buffers": totals.buffers,
-            "trainable": totals.trainable,
-            "frozen": totals.frozen,
+            **counts(totals),
             "bytes": totals.nbytes,
             "bytes_stored": totals.bytes_stored,
             "by_dtype": totals.by_dtype,

@@ -29,7 +29,7 @@ _HUGE = 1 << 31
 _DEEPEST = 30
 _FEW, _LONG = 3, 100
 # The largest known model has 1,548 tensors: no answer for more is certain.
-MOST_KNOWN = 2_000
+_MOST_KNOWN = 2_000
 # More are not looked at: a file of thousands of small models.
 _MOST = 200
 
@@ -78,6 +78,12 @@ def identify(ckpt: Checkpoint) -> list[Candidate]:
     under several prefixes (two encoders) are several candidates.
     """
     return identify_shapes(shapes_of(ckpt))
+
+
+def certain_of(ckpt: Checkpoint) -> Candidate | None:
+    """The architecture that the tensors certainly are; files that are too large for any known
+    one are not looked at."""
+    return certain(identify(ckpt)) if len(ckpt.tensors()) <= _MOST_KNOWN else None
 
 
 def shapes_of(ckpt: Checkpoint) -> dict[str, Shape]:

@@ -14,9 +14,7 @@ from ..core.records import FREEZE, HISTORY, REMOVED, read_record
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
 from ..errors import UnreadableError
-from .architectures import example_input, find_architecture
 from .folding import folded
-from .identify import MOST_KNOWN, certain, identify
 from .listing import trainability
 from .rows import Row, joined, labelled, makeups, module_rows
 from .stats import Stats, tensor_stats
@@ -44,8 +42,7 @@ class Totals(NamedTuple):
 @dataclass(frozen=True)
 class Summary:
     """All of it. ``module`` is a whole module's class and mode; ``depth`` how many levels of
-    modules have rows, None for all; ``arch`` the architecture that the tensors certainly are, the
-    arguments that build it, and the shape of an input to it."""
+    modules have rows, None for all."""
 
     kind: str
     rows: list[Row]
@@ -58,7 +55,6 @@ class Summary:
     warnings: list[tuple[str, str | None]] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
-    arch: tuple[str, tuple[str, ...], tuple[int, ...] | None] | None = None
 
 
 def summarize(
@@ -127,20 +123,7 @@ def summarize(
         [*([(unread, None)] if unread else []), *_warnings(ckpt, tensors, totals)],
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
-        _arch(ckpt, tensors) if module is None else None,
     )
-
-
-def _arch(
-    ckpt: Checkpoint, tensors: dict[str, TensorRef]
-) -> tuple[str, tuple[str, ...], tuple[int, ...] | None] | None:
-    if not tensors or len(tensors) > MOST_KNOWN or ckpt.outside is not None:
-        return None
-    best = certain(identify(ckpt))
-    if best is None:
-        return None
-    name = best.names[0]
-    return name, best.args, example_input(find_architecture(name))
 
 
 def _mode(module: Obj) -> str:

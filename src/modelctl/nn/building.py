@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.names import nearest
 from ..errors import MissingExtraError, ModelctlError, RefusedError, UsageError
+from .rng import random_numbers_kept
 from .text import some
-from .tracing import random_numbers_kept
 
 _FORMS = "torchvision:NAME, timm:NAME, package.module:factory, file.py:factory"
 

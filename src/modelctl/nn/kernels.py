@@ -1,8 +1,10 @@
-"""What torch's meta kernels let pass that no device does, and real errors for theirs."""
+"""The kernels under a watched forward: what those of meta let pass, and whole-layer ones off."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,3 +61,40 @@ def raise_if_mixed(func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> N
         func(*args, **kwargs)
     if packet is aten.convolution and args[6] and args[0].shape[1] != args[1].shape[0]:
         for_real(func, args, kwargs)
+
+
+@contextmanager
+def plain_kernels(device: torch.device) -> Iterator[None]:
+    """Where values are computed: no kernels that do a whole layer at once, whose matrix products
+    nobody sees. A layer costs the same in eval and train mode then."""
+    backends: Any = torch.backends
+    mha = getattr(backends, "mha", None)
+    before = mha.get_fastpath_enabled() if mha is not None else False
+    try:
+        if mha is not None:
+            mha.set_fastpath_enabled(False)
+        if device.type == "meta":
+            yield
+        else:
+            with _no_onednn(), backends.cudnn.flags(enabled=False):
+                yield
+    finally:
+        if mha is not None:
+            mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_onednn() -> Iterator[None]:
+    """``torch.backends.mkldnn.flags`` without its warning of Intel GPUs that are not here."""
+    mkldnn: Any = torch.backends.mkldnn
+
+    def set_flags(*flags: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return mkldnn.set_flags(*flags)
+
+    before = set_flags(False)
+    try:
+        yield
+    finally:
+        set_flags(*before)

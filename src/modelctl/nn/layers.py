@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inspection.folding import folded
-from .naming import is_lazy, kind_of
+from .naming import kind_of, numel
 from .tracing import Shapes, Trace
 
 # A table that is longer is folded, and shows fewer levels.
@@ -121,7 +121,7 @@ def _own(model: nn.Module) -> dict[str, _Own]:
             if id(tensor) in seen:
                 continue
             seen[id(tensor)] = tensor
-            n, is_parameter = _numel(tensor), i < len(params)
+            n, is_parameter = numel(tensor), i < len(params)
             counts[0] += 1
             counts[1] += n * is_parameter
             counts[2] += n * (is_parameter and tensor.requires_grad)
@@ -284,15 +284,15 @@ def totals(model: nn.Module, trace: Trace | None) -> Totals:
     by_dtype: dict[str, int] = {}
     for tensor in (*params, *buffers):
         name = str(tensor.dtype).removeprefix("torch.")
-        by_dtype[name] = by_dtype.get(name, 0) + _numel(tensor)
+        by_dtype[name] = by_dtype.get(name, 0) + numel(tensor)
     grads = _nbytes(trainable)
     return Totals(
         tensors=len(named) + len(list(model.named_buffers(remove_duplicate=False))),
-        params=sum(_numel(p) for _, p in named),
-        params_unique=sum(map(_numel, params)),
-        buffers=sum(map(_numel, buffers)),
-        trainable=sum(map(_numel, trainable)),
-        frozen=sum(_numel(p) for p in params if not p.requires_grad),
+        params=sum(numel(p) for _, p in named),
+        params_unique=sum(map(numel, params)),
+        buffers=sum(map(numel, buffers)),
+        trainable=sum(map(numel, trainable)),
+        frozen=sum(numel(p) for p in params if not p.requires_grad),
         param_bytes=_nbytes(params),
         buffer_bytes=_nbytes(buffers),
         by_dtype=by_dtype,
@@ -304,9 +304,5 @@ def totals(model: nn.Module, trace: Trace | None) -> Totals:
     )
 
 
-def _numel(tensor: Tensor) -> int:
-    return 0 if is_lazy(tensor) else tensor.numel()
-
-
 def _nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(_numel(one) * one.element_size() for one in tensors if _numel(one))
+    return sum(numel(one) * one.element_size() for one in tensors if numel(one))

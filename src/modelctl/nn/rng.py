@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -176,3 +178,17 @@ def _python(state: Any) -> Any:
 def _numpy(state: Any) -> Any:
     keys = state["keys"].numpy().astype(np.uint32)
     return "MT19937", keys, state["pos"], state["has_gauss"], state["cached_gaussian"]
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """What the forward draws is not missing later: dropout, noise, stochastic depth."""
+    cuda: Any = torch.cuda
+    devices = cuda.device_count() if cuda.is_available() and cuda.is_initialized() else 0
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import traceback
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import ModelctlError
 from .copies import Copy
 from .counting import formula, is_free
-from .kernels import each, for_real, raise_if_mixed, tensors_in
+from .kernels import each, for_real, plain_kernels, raise_if_mixed, tensors_in
 from .naming import kind_of
+from .rng import random_numbers_kept
 from .shapes import result
 
 Shapes = tuple[int, ...] | dict[str, Any]
@@ -109,7 +107,7 @@ def trace(
     watch = _Watch(copied, args, kwargs)
     with ExitStack() as stack:
         stack.enter_context(random_numbers_kept())
-        stack.enter_context(_plain_kernels(device))
+        stack.enter_context(plain_kernels(device))
         stack.enter_context(torch.set_grad_enabled(saving))
         if saving:
             keep_nothing = torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward)
@@ -130,57 +128,6 @@ def trace(
 
 def _no_backward(_: Any) -> Tensor:
     raise RuntimeError(_BACKWARD[0])
-
-
-@contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """What the forward draws is not missing later: dropout, noise, stochastic depth."""
-    cuda: Any = torch.cuda
-    devices = cuda.device_count() if cuda.is_available() and cuda.is_initialized() else 0
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(devices)):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-@contextmanager
-def _plain_kernels(device: torch.device) -> Iterator[None]:
-    """Where values are computed: no kernels that do a whole layer at once, whose matrix products
-    nobody sees. A layer costs the same in eval and train mode then."""
-    backends: Any = torch.backends
-    mha = getattr(backends, "mha", None)
-    before = mha.get_fastpath_enabled() if mha is not None else False
-    try:
-        if mha is not None:
-            mha.set_fastpath_enabled(False)
-        if device.type == "meta":
-            yield
-        else:
-            with _no_onednn(), backends.cudnn.flags(enabled=False):
-                yield
-    finally:
-        if mha is not None:
-            mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _no_onednn() -> Iterator[None]:
-    """``torch.backends.mkldnn.flags`` without its warning of Intel GPUs that are not here."""
-    mkldnn: Any = torch.backends.mkldnn
-
-    def set_flags(*flags: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return mkldnn.set_flags(*flags)
-
-    before = set_flags(False)
-    try:
-        yield
-    finally:
-        set_flags(*before)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

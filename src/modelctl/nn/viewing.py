@@ -14,7 +14,7 @@ from ..core.dtypes import BY_NAME
 from ..core.nodes import ordered_dict
 from ..core.tensors import MemoryStorage, TensorRef
 from ..errors import NoMatchError, RefusedError, UsageError
-from ..inspection.identify import MOST_KNOWN, certain, identify
+from ..inspection.identify import certain_of
 from .building import build, load_whole, parse_arguments
 from .freezing import apply_record
 from .loading import LoadReport, plan_load, removed_names, saved_freeze
@@ -82,7 +82,7 @@ def view(
                 "the file holds an exported program, with the shapes that it recorded",
                 hint="'modelctl summary' without an input shows them; --arch takes another model",
             )
-        best = certain(identify(ckpt)) if len(ckpt.tensors()) <= MOST_KNOWN else None
+        best = certain_of(ckpt)
         if best is None:
             raise RefusedError(
                 "which model these tensors are of is not certain",
