@@ -405,3 +405,4 @@ def test_a_narrow_terminal_cuts_no_number(
     found = [re.findall(r" ([\d,]+) +\d+\.\d\d ", line)[0] for line in table]
     numbers = [int(text.replace(",", "")) for text in found]
     assert sum(numbers) == rows["params_unique"]
+    assert all(re.search(r"\d (?:B|kB)$", line.rstrip()) for line in table)

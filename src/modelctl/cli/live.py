@@ -115,7 +115,8 @@ def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
         _csv(out, data.rows)
         return
     if out.is_table:
-        out.line(file_line(ckpt, f"{seconds:.1f} s, no tensor read"), "bold")
+        read = "no tensor read" if found.fit is not None else "loaded by torch"
+        out.line(file_line(ckpt, f"{seconds:.1f} s, {read}"), "bold")
         for line in _model_lines(found):
             out.line(f" {line}")
         out.line(f" {title(data)}")

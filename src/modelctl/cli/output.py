@@ -132,27 +132,36 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        width = self._console().width
+        last, width = len(columns) - 1, self._console().width
+        widths = [
+            max(len(text) for text in (column.name, *(row[i] for row in rows)))
+            for i, column in enumerate(columns)
+        ]
+
+        def give(i: int, least: int) -> None:
+            over = sum(widths) + 2 * last - width
+            widths[i] = max(min(widths[i], least), widths[i] - max(over, 0))
+
+        # names are what people look for, and numbers are never cut: the rest gives way
+        texts = [i for i, column in enumerate(columns) if i and not column.right]
+        for i in sorted(texts, key=lambda i: -widths[i]):
+            give(i, 10)
+        give(0, width * 3 // 5)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        total = 0
         for i, column in enumerate(columns):
-            longest = max((len(row[i]) for row in rows), default=0)
-            middle = 0 < i < len(columns) - 1  # the last column may hold whole values
-            # names are what people look for, numbers are never cut: the rest gives way
-            least = longest if column.right else min(longest, 10 if i else width * 3 // 5)
-            total += max(least, len(column.name) if column.right else 0) + 2
+            whole = i == 0 or (i == last and not column.right)  # in several lines if need be
             table.add_column(
                 Text(column.name),
                 justify="right" if column.right else "left",
                 style=column.style,
-                no_wrap=column.right or middle,
-                overflow="ellipsis" if column.right or middle else "fold",
-                min_width=least,
+                no_wrap=not whole,
+                overflow="fold" if whole else "ellipsis",
+                width=widths[i],
             )
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        # a narrower terminal wraps the lines
-        self._console(max(width, total)).print(table)
+        # a terminal that is too narrow wraps the lines
+        self._console(max(width, sum(widths) + 2 * last)).print(table)
 
     def _console(self, width: int | None = None) -> Any:
         from rich.console import Console
