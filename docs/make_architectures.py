@@ -17,7 +17,7 @@ import torchvision
 from make_heads import kind, state_dict
 from torchvision.models import list_models
 
-INDEX = Path(__file__).parents[1] / "src/modelctl/inspection/architectures.json.gz"
+INDEX = Path(__file__).parents[1] / "src/modelctl/inspection/architectures/index.json.gz"
 AUXILIARY = ("aux_logits", "aux_loss")
 # A number that no model has by default, to solve for what is made of it.
 FEW = 7

@@ -16,8 +16,7 @@ import modelctl
 from modelctl.errors import AmbiguousError, LossError, ModelctlError, NoMatchError
 from modelctl.files import save
 from modelctl.formats.safetensors import Safetensors
-
-from .conftest import SHARED
+from tests.conftest import SHARED
 
 FACTS = sorted((SHARED / "corpus" / "facts").glob("*.json"))
 BROKEN = {"c144", "c152"}

@@ -122,7 +122,7 @@ def test_the_readme_shows_what_summary_prints(tmp_path: Path) -> None:
 
 def test_the_readme_shows_what_is_printed_of_a_known_model(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from modelctl.inspection import architectures
+    from modelctl.inspection.architectures import index as architectures
 
     known = architectures.find_architecture("torchvision:resnet18")
     shapes = architectures.shapes(known, classes=10)

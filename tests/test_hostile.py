@@ -26,8 +26,8 @@ import numpy, numpy.lib.stride_tricks  # what reading a view uses, loaded before
 b"a".decode("raw_unicode_escape")  # codecs are modules, loaded when they are first used
 import modelctl
 from modelctl.errors import ModelctlError
-import modelctl.files, modelctl.pickles.writer, modelctl.formats.torch_export
-import modelctl.formats.torchscript, ast, mmap, tarfile, zlib, json, re, struct
+import modelctl.files, modelctl.pickles.writer, modelctl.formats.programs.export
+import modelctl.formats.programs.torchscript, ast, mmap, tarfile, zlib, json, re, struct
 
 heard = []
 def hook(event, args):

@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
 WIDER = {"inspection.scan": {"pickles", "storage"}, "inspection.verify": {"pickles", "storage"}}
 
 # Imports what the user names on the command line (--arch package.module:factory), no file does.
-COMPUTED = {"nn.building"}
+COMPUTED = {"nn.view.build"}
 
 # Libraries and who alone may import them (prefixes of module names).
 ONLY = {

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from .files import open as open
     from .files import save as save
     from .files import save_parts as save_parts
+    from .inspection.architectures.identify import identify as identify
     from .inspection.diff import diff as diff
-    from .inspection.identify import identify as identify
-    from .inspection.listing import list_tensors as list_tensors
-    from .inspection.match import match as match
-    from .inspection.summary import summarize as summarize
+    from .inspection.ls import list_tensors as list_tensors
+    from .inspection.matching.match import match as match
+    from .inspection.summary.summarize import summarize as summarize
     from .surgery.convert import convert as convert
     from .surgery.find_head import find_head as find_head
     from .surgery.freeze import freeze as freeze
@@ -55,11 +55,11 @@ _WHERE = {
     "split": "surgery.split",
     "save_parts": "files",
     "apply": "surgery.recipe",
-    "summarize": "inspection.summary",
-    "list_tensors": "inspection.listing",
+    "summarize": "inspection.summary.summarize",
+    "list_tensors": "inspection.ls",
     "diff": "inspection.diff",
-    "identify": "inspection.identify",
-    "match": "inspection.match",
+    "identify": "inspection.architectures.identify",
+    "match": "inspection.matching.match",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -15,8 +15,8 @@ from .core.sections import is_state_dict
 from .core.tree import find_path
 from .errors import LossError, WriteError
 from .formats import destination, detect, for_writing
-from .formats.sharded import find_in_folder
-from .formats.sharding import MAX_SHARD_SIZE, parse_size, superseded, write_shards
+from .formats.shards.reading import find_in_folder
+from .formats.shards.writing import MAX_SHARD_SIZE, parse_size, superseded, write_shards
 from .storage.source import FileSource
 from .storage.staging import staged, staged_files
 

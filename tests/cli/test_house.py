@@ -17,7 +17,7 @@ import pytest
 
 import modelctl as mc
 from modelctl.cli.app import COMMANDS as ALL
-from modelctl.inspection.listing import list_tensors
+from modelctl.inspection.ls import list_tensors
 
 from .files import Cli, Result
 

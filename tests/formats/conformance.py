@@ -24,8 +24,8 @@ import modelctl
 from modelctl.core.tree import walk
 from modelctl.errors import ModelctlError
 from modelctl.files import save
-from modelctl.inspection.listing import list_names, list_tensors
-from modelctl.inspection.summary import summarize
+from modelctl.inspection.ls import list_names, list_tensors
+from modelctl.inspection.summary.summarize import summarize
 from modelctl.surgery.convert import convert
 
 SMALL, BIG = 5, 1100

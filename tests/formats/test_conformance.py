@@ -22,7 +22,7 @@ from torch import nn
 
 import modelctl
 from modelctl.core.modules import class_name, is_training, submodules
-from modelctl.inspection.listing import list_names, list_tensors
+from modelctl.inspection.ls import list_names, list_tensors
 
 from .conformance import FormatSuite, Sample, described, dtype_name, raw
 

@@ -414,7 +414,7 @@ def test_messages_of_what_has_no_end() -> None:
 
     from modelctl.core.dtypes import BY_NAME
     from modelctl.core.tensors import MemoryStorage, StorageRef
-    from modelctl.formats.torch_pickle import storage_table
+    from modelctl.formats.pytorch.storage_ids import storage_table
 
     def tensor(offset: bytes = b"K\x00", size: bytes = b"K\x01", stride: bytes = b"K\x01") -> bytes:
         hooks = b"\x89ccollections\nOrderedDict\n)R"
@@ -518,7 +518,7 @@ def test_findings_before_an_error_are_kept() -> None:
 
 
 def test_a_persistent_id_that_is_no_storage() -> None:
-    from modelctl.formats.torch_pickle import storage_table
+    from modelctl.formats.pytorch.storage_ids import storage_table
 
     kept: list[Finding] = []
     with pytest.raises(UnreadableError, match=r"os\.system"):

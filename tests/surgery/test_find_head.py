@@ -18,8 +18,8 @@ from torch.nn.utils import prune
 
 import modelctl as mc
 from modelctl.errors import AmbiguousError, ModelctlError, NoMatchError, RefusedError
+from tests.conftest import ROOT
 
-from ..conftest import ROOT
 from .nets import in_memory, opened
 
 torchvision = pytest.importorskip("torchvision")

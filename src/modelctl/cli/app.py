@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from . import architectures, edit, look, parts
+from .commands import compare, edit, look, parts
 
 COMMANDS = {
     command.__name__.replace("_", "-"): (command, panel)
     for panel, commands in (
-        ("Look", (*look.COMMANDS, *architectures.COMMANDS)),
+        ("Look", (*look.COMMANDS, *compare.COMMANDS)),
         ("Edit", (*edit.COMMANDS, *parts.COMMANDS)),
     )
     for command in commands

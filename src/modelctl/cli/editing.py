@@ -13,8 +13,8 @@ from .. import files
 from ..core.checkpoint import Checkpoint
 from ..errors import ModelctlError, UsageError
 from ..formats import destination
-from ..formats.sharded import find_in_folder
-from ..inspection.plan import Plan, fold_trains, plan
+from ..formats.shards.reading import find_in_folder
+from ..inspection.changes import Plan, fold_trains, plan
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, parse_recipe, run
 from .output import Column, Output, size

@@ -22,7 +22,7 @@ def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
     if not known_sources:
         return []
     from .. import files
-    from ..inspection.listing import list_names
+    from ..inspection.ls import list_names
 
     try:
         with files.open(known_sources[0]) as ckpt:

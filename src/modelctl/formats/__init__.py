@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from ..errors import UnreadableError, UnsupportedError, UsageError
 from ..storage.source import FileSource
+from .archives import TarGz
 from .base import HEAD, Format, WritableFormat
-from .legacy import TorchLegacy
+from .pytorch.legacy import TorchLegacy
+from .pytorch.tar import TorchTar
+from .pytorch.zip import TorchZip
 from .safetensors import Safetensors
-from .sharded import Sharded
-from .tar_gz import TarGz
-from .torch_tar import TorchTar
-from .torch_zip import TorchZip
+from .shards.reading import Sharded
 
 _SHARDS = (TorchZip(), TorchLegacy(), Safetensors())
 REGISTRY: Sequence[Format] = (

@@ -22,56 +22,56 @@ if TYPE_CHECKING:
     from .devices import choose_device as choose_device
     from .devices import to_device as to_device
     from .devices import visible_devices as visible_devices
-    from .freezing import Frozen as Frozen
-    from .freezing import Trainable as Trainable
-    from .freezing import apply_freeze as apply_freeze
-    from .freezing import freeze as freeze
-    from .freezing import freeze_record as freeze_record
-    from .freezing import trainable as trainable
-    from .groups import describe_groups as describe_groups
-    from .groups import param_groups as param_groups
-    from .loading import LoadReport as LoadReport
-    from .loading import load as load
-    from .loading import load_into as load_into
-    from .model_summary import ModelSummary as ModelSummary
-    from .model_summary import summary as summary
+    from .freezing.freeze import Frozen as Frozen
+    from .freezing.freeze import Trainable as Trainable
+    from .freezing.freeze import apply_freeze as apply_freeze
+    from .freezing.freeze import freeze as freeze
+    from .freezing.freeze import freeze_record as freeze_record
+    from .freezing.freeze import trainable as trainable
+    from .freezing.unfreeze import unfreeze as unfreeze
+    from .loading.load import LoadReport as LoadReport
+    from .loading.load import load as load
+    from .loading.load import load_into as load_into
+    from .model_names import unwrap as unwrap
     from .modes import evaluating as evaluating
-    from .naming import unwrap as unwrap
-    from .resumed import Resumed as Resumed
-    from .resuming import resume as resume
-    from .saving import save_checkpoint as save_checkpoint
-    from .schedules import warmup_cosine as warmup_cosine
+    from .optim.groups import describe_groups as describe_groups
+    from .optim.groups import param_groups as param_groups
+    from .optim.schedulers import warmup_cosine as warmup_cosine
     from .seeds import seed_everything as seed_everything
-    from .thawing import unfreeze as unfreeze
-    from .tracing import ForwardError as ForwardError
+    from .training.report import Resumed as Resumed
+    from .training.resume import resume as resume
+    from .training.save import save_checkpoint as save_checkpoint
+    from .view.summary import ModelSummary as ModelSummary
+    from .view.summary import summary as summary
+    from .view.trace import ForwardError as ForwardError
 
 # Resolved on first use, like the names of modelctl itself.
 _WHERE = {
-    "ForwardError": "tracing",
-    "Frozen": "freezing",
-    "LoadReport": "loading",
-    "ModelSummary": "model_summary",
-    "Resumed": "resumed",
-    "Trainable": "freezing",
-    "apply_freeze": "freezing",
+    "ForwardError": "view.trace",
+    "Frozen": "freezing.freeze",
+    "LoadReport": "loading.load",
+    "ModelSummary": "view.summary",
+    "Resumed": "training.report",
+    "Trainable": "freezing.freeze",
+    "apply_freeze": "freezing.freeze",
     "choose_device": "devices",
-    "describe_groups": "groups",
+    "describe_groups": "optim.groups",
     "evaluating": "modes",
-    "freeze": "freezing",
-    "freeze_record": "freezing",
-    "load": "loading",
-    "load_into": "loading",
-    "param_groups": "groups",
-    "resume": "resuming",
-    "save_checkpoint": "saving",
+    "freeze": "freezing.freeze",
+    "freeze_record": "freezing.freeze",
+    "load": "loading.load",
+    "load_into": "loading.load",
+    "param_groups": "optim.groups",
+    "resume": "training.resume",
+    "save_checkpoint": "training.save",
     "seed_everything": "seeds",
-    "summary": "model_summary",
+    "summary": "view.summary",
     "to_device": "devices",
-    "trainable": "freezing",
-    "unfreeze": "thawing",
-    "unwrap": "naming",
+    "trainable": "freezing.freeze",
+    "unfreeze": "freezing.unfreeze",
+    "unwrap": "model_names",
     "visible_devices": "devices",
-    "warmup_cosine": "schedules",
+    "warmup_cosine": "optim.schedulers",
 }
 __all__ = [*_WHERE]
 

@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from .naming import is_lazy
+from .model_names import is_lazy
 
 
 @contextmanager

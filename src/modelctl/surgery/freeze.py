@@ -11,10 +11,10 @@ from ..core.records import FREEZE, frozen_names, read_record, write_records
 from ..core.roles import parameters
 from ..core.tree import rebuild
 from ..errors import NoMatchError
-from .modules import frozen_batchnorm_in_eval, set_requires_grad
-from .optimizer import drop_parameters
+from .carry.optimizer import drop_parameters
+from .carry.sections import check_choice
+from .carry.whole_module import frozen_batchnorm_in_eval, set_requires_grad
 from .prefix import wrapper_prefix
-from .remap import check_choice
 
 VERSION = 1
 

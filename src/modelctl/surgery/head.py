@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..core.checkpoint import Checkpoint
 from ..core.names import wrappers
 from ..errors import UsageError
+from .carry.sections import OptimizerPolicy, remap
+from .carry.state_dict import following
 from .find_head import Head, find_head
-from .remap import OptimizerPolicy, remap
-from .renaming import following
 
 __all__ = ["Head", "find_head", "strip_head"]
 

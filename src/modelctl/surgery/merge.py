@@ -20,7 +20,7 @@ from ..core.sections import (
 from ..core.tensors import TensorRef
 from ..core.tree import Path, get, path_text, rebuild, set_at
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
-from .optimizer import assign_names, is_flat, set_lr
+from .carry.optimizer import assign_names, is_flat, set_lr
 from .split import PARTS, places
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..core.checkpoint import Checkpoint
 from ..core.names import AVERAGED, STRIPPED, common_prefix, no_match
 from ..errors import UsageError
-from .remap import remap
-from .renaming import Renaming, following
+from .carry.sections import remap
+from .carry.state_dict import Renaming, following
 
 
 def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:

@@ -6,8 +6,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.maps import renamer
 from ..core.names import Patterns, as_list, no_match, select
 from ..errors import UsageError
-from .remap import OptimizerPolicy, remap
-from .renaming import following
+from .carry.sections import OptimizerPolicy, remap
+from .carry.state_dict import following
 
 
 def rename(ckpt: Checkpoint, map: Patterns, regex: bool = False) -> Checkpoint:

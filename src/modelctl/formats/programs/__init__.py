@@ -1,0 +1,1 @@
+"""Archives of compiled programs: TorchScript, torch.export."""

@@ -1,0 +1,147 @@
+"""torch.export archives (``.pt2``), both layouts: read only, the program is not run (FORMATS 4).
+
+The current layout lists tensors in ``data/weights/*_weights_config.json`` and
+``data/constants/*_constants_config.json``; older exports hold whole ``torch.save`` files in
+``serialized_state_dict.*`` and ``serialized_constants.*``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ...core.checkpoint import Checkpoint, Origin
+from ...core.dtypes import BY_NAME, DType
+from ...core.nodes import mapping, ordered_dict
+from ...core.tensors import StorageRef, TensorRef
+from ...errors import UnreadableError
+from ...pickles.rebuild import view
+from ...storage.source import FileSource, FileStorage
+from ...storage.zipdir import STORED, Member, ZipDirectory
+from .export_program import read_program
+
+MAX_JSON = 256 << 20
+LABEL = "torch.export"
+
+# torch/_export/serde/schema.py, class ScalarType.
+_DTYPES = {
+    1: "uint8",
+    2: "int8",
+    3: "int16",
+    4: "int32",
+    5: "int64",
+    6: "float16",
+    7: "float32",
+    8: "float64",
+    9: "complex32",
+    10: "complex64",
+    11: "complex128",
+    12: "bool",
+    13: "bfloat16",
+    28: "uint16",
+    29: "float8_e4m3fn",
+    30: "float8_e5m2",
+    31: "float8_e4m3fnuz",
+    32: "float8_e5m2fnuz",
+    33: "float8_e8m0fnu",
+    34: "uint32",
+    35: "uint64",
+}
+
+
+def read_export(
+    source: FileSource,
+    directory: ZipDirectory,
+    open_member: Callable[[Member], Checkpoint],
+) -> Checkpoint:
+    """The archive's parameters and buffers as a state_dict, and its constants.
+
+    ``open_member`` reads a member that is a whole ``torch.save`` file.
+    """
+    weights: dict[str, TensorRef] = {}
+    constants: dict[str, TensorRef] = {}
+    parts: list[Checkpoint] = []
+    for name, member in directory.members.items():
+        last = name.rpartition("/")[2]
+        if last.endswith("_weights_config.json"):
+            weights.update(_listed(directory, name, open_member))
+        elif last.endswith("_constants_config.json"):
+            constants.update(_listed(directory, name, open_member))
+        elif last.startswith(("serialized_state_dict.", "serialized_constants.")):
+            part = open_member(member)
+            parts.append(part)
+            found = {
+                key: ref
+                for key, ref in (mapping(part.root) or {}).items()
+                if isinstance(ref, TensorRef)
+            }
+            (weights if "state_dict" in last else constants).update(found)
+    return Checkpoint(
+        ordered_dict(weights),
+        Origin(source.name, "torch-export", LABEL, source.size),
+        constants=ordered_dict(constants),
+        outside="the exported program",
+        program=lambda: read_program(directory),
+        warnings=tuple(directory.warnings) + tuple(w for part in parts for w in part.warnings),
+        findings=tuple(finding for part in parts for finding in part.findings),
+        resources=(source,),
+    )
+
+
+def _listed(
+    directory: ZipDirectory, name: str, open_member: Callable[[Member], Checkpoint]
+) -> dict[str, TensorRef]:
+    """The tensors of one config, each a member beside it."""
+
+    def broken(message: str) -> UnreadableError:
+        return UnreadableError(message, path=directory.source.name, member=name)
+
+    try:
+        config = json.loads(directory.read(name, MAX_JSON))["config"]
+        items = list(config.items())
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise broken("not the JSON that torch.export writes") from None
+    folder = name.rpartition("/")[0]
+    storages: dict[str, FileStorage] = {}
+    found: dict[str, TensorRef] = {}
+    for tensor, info in items:
+        try:
+            path, is_param = f"{folder}/{info['path_name']}", info["is_param"] is True
+            member = directory.members[path]
+            if info["use_pickle"]:
+                root = open_member(member).root
+                if isinstance(root, TensorRef):
+                    found[tensor] = root
+                continue
+            meta = info["tensor_meta"]
+            dtype = BY_NAME[_DTYPES[meta["dtype"]]]
+            sizes = tuple(size["as_int"] for size in meta["sizes"])
+            strides = tuple(size["as_int"] for size in meta["strides"])
+            offset = meta["storage_offset"]["as_int"]
+        except (KeyError, TypeError):
+            raise broken(f"the tensor {tensor!r:.200} is not described as torch does") from None
+        if member.method != STORED:
+            raise broken(f"{path} is compressed")
+        storage = storages.setdefault(
+            path, FileStorage(directory.source, member.offset, member.size, crc32=member.crc32)
+        )
+        found[tensor] = _checked(storage, dtype, offset, sizes, strides, broken).replace(
+            role="parameter" if is_param else "buffer",
+            requires_grad=meta.get("requires_grad") is True if is_param else None,
+        )
+    return found
+
+
+def _checked(
+    storage: FileStorage,
+    dtype: DType,
+    offset: Any,
+    sizes: tuple[Any, ...],
+    strides: tuple[Any, ...],
+    broken: Callable[[str], UnreadableError],
+) -> TensorRef:
+    try:
+        return view(StorageRef(storage, dtype), dtype, offset, sizes, strides, False)
+    except UnreadableError as e:
+        raise broken(e.reason) from None

@@ -1,0 +1,92 @@
+"""TorchScript archives (``torch.jit.save``): read only, their code is not run.
+
+``data.pkl`` is the pickle of a module whose classes are ``__torch__.*``; which of its attributes
+are parameters and buffers is said by the class bodies in ``code/``, in two lists of names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ...core.modules import make_module
+from ...core.nodes import Global, Obj, attributes
+from ...core.tensors import TensorRef
+from ...core.tree import containers, rebuild
+from ...storage.zipdir import ZipDirectory
+
+MAX_CODE = 64 << 20
+_CLASS = re.compile(r"^class (\w+)\((\w+)\):\n((?:  .*\n|\n)*)", re.M)
+_NAMES = re.compile(r"^  __(parameters|buffers)__ = (\[[^\]]*\])", re.M)
+
+
+def as_modules(root: Any, directory: ZipDirectory, folder: str) -> Any:
+    """The tree of ``data.pkl`` with its script modules in the shape of pickled ``nn.Module``."""
+    lists = _Lists(directory, folder)
+    modules = [
+        node
+        for node, _ in containers(root).values()
+        if isinstance(node, Obj) and lists.of(node.func) is not None
+    ]
+    # shells first: a module's attributes are other modules
+    made = {id(node): Obj(node.func, (), "newobj") for node in modules}
+    for node in modules:
+        made[id(node)].state = _module(node, lists.of(node.func) or ((), ()), made).state
+    return rebuild(root, made)
+
+
+def _module(node: Obj, names: tuple[tuple[str, ...], tuple[str, ...]], made: dict[int, Obj]) -> Obj:
+    parameters, buffers, modules, others = {}, {}, {}, {}
+    for name, value in attributes(node).items():
+        if id(value) in made:
+            modules[name] = made[id(value)]
+        elif name in names[0] and isinstance(value, TensorRef):
+            grad = value.requires_grad is True
+            parameters[name] = value.replace(role="parameter", requires_grad=grad)
+        elif name in names[1] and isinstance(value, TensorRef):
+            buffers[name] = value.replace(role="buffer")
+        elif name in names[1] or name in names[0]:
+            buffers[name] = value
+        else:
+            others[name] = value
+    cls = node.func if isinstance(node.func, Global) else Global("__torch__", "?")
+    return make_module(cls, others, parameters=parameters, buffers=buffers, modules=modules)
+
+
+class _Lists:
+    """What ``__parameters__`` and ``__buffers__`` of each script class say."""
+
+    def __init__(self, directory: ZipDirectory, folder: str) -> None:
+        self.directory, self.folder = directory, folder
+        self.files: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+
+    def of(self, cls: Any) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """(parameters, buffers) of a class; None where it is no script module."""
+        if not isinstance(cls, Global) or not cls.module.startswith("__torch__"):
+            return None
+        file = f"{self.folder}/code/{cls.module.replace('.', '/')}.py"
+        if file not in self.files:
+            self.files[file] = self._read(file)
+        return self.files[file].get(cls.name)
+
+    def _read(self, file: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        if file not in self.directory.members:
+            return {}
+        text = self.directory.read(file, MAX_CODE).decode("utf-8", "replace")
+        found = {}
+        for name, base, body in _CLASS.findall(text):
+            if base != "Module":
+                continue
+            lists = {which: _strings(names) for which, names in _NAMES.findall(body)}
+            found[name] = (lists.get("parameters", ()), lists.get("buffers", ()))
+        return found
+
+
+def _strings(source: str) -> tuple[str, ...]:
+    import ast
+
+    try:
+        names = ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return ()
+    return tuple(name for name in names if isinstance(name, str))

@@ -1,0 +1,156 @@
+"""Legacy torch files: five pickles, then the storages' bytes (before 1.6; FORMATS section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.nodes import mapping
+from ...core.tensors import Storage, StorageRef
+from ...errors import UnreadableError, UnsupportedError
+from ...pickles.interpreter import MAX_SIZE, Unpickled, unpickle
+from ...pickles.machine import CutOffError
+from ...storage.source import FileSource, FileStorage
+from .storage_ids import StorageId, storage_table
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
+_FIRST_READ = 1 << 16
+
+
+class TorchLegacy:
+    """The legacy format of ``torch.save``: read only, torch zip takes its place."""
+
+    name = "torch-legacy"
+    label = "torch legacy"
+
+    def sniff(self, head: bytes) -> bool:
+        return head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]
+
+    def read(self, source: FileSource) -> Checkpoint:
+        storages: dict[str, FileStorage] = {}
+        itemsizes: dict[str, int] = {}
+
+        def storage(found: StorageId) -> Storage:
+            made = FileStorage(source, 0, found.nbytes, found.location)
+            storages[found.key] = made
+            itemsizes[found.key] = found.dtype.itemsize if found.dtype else 1
+            return made
+
+        load = storage_table(storage)
+        findings: list[Finding] = []
+        head = _Head(source)
+
+        def next_pickle(at: int, what: str, persistent: Any = None) -> tuple[Any, int]:
+            value, end, found = head.unpickle(at, what, persistent)
+            findings.extend(found)
+            return value, end
+
+        magic, at = next_pickle(0, "magic number")
+        version, at = next_pickle(at, "protocol version")
+        if magic != _MAGIC or version != 1001:
+            raise UnreadableError("not torch's magic number and version", path=source.name)
+        system, at = next_pickle(at, "system info")
+        if (mapping(system) or {}).get("little_endian") is False:
+            raise UnsupportedError(f"{source.name}: a big-endian legacy file: not read yet")
+        root, at = next_pickle(at, "object", _class_or_storage(load))
+        keys, at = next_pickle(at, "storage keys")
+        at = self._place(source, keys, at, storages, itemsizes)
+        trailing = source.size - at
+        return Checkpoint(
+            root,
+            Origin(source.name, self.name, self.label, source.size),
+            warnings=(f"{trailing:,} bytes after the last storage",) if trailing else (),
+            findings=tuple(findings),
+            resources=(source,),
+        )
+
+    def _place(
+        self,
+        source: FileSource,
+        keys: Any,
+        at: int,
+        storages: dict[str, FileStorage],
+        itemsizes: dict[str, int],
+    ) -> int:
+        """Where each storage lies: an int64 of its length, then its bytes, in the keys' order."""
+        if (
+            not isinstance(keys, list)
+            or any(type(key) not in (str, int) for key in keys)
+            or len(keys) != len({str(key) for key in keys})
+        ):
+            raise UnreadableError("a broken list of storage keys", path=source.name, offset=at)
+        for key in map(str, keys):
+            if key not in storages:
+                raise UnreadableError(
+                    f"the storage '{key:.40}' belongs to no tensor", path=source.name, offset=at
+                )
+            storage = storages.pop(key)
+            numel = int.from_bytes(source.read(at, 8), "little", signed=True)
+            if numel * itemsizes[key] != storage.nbytes:
+                raise UnreadableError(
+                    f"the storage '{key:.40}' has {numel:,} elements here, "
+                    f"{storage.nbytes // itemsizes[key]:,} in the pickle",
+                    path=source.name,
+                    offset=at,
+                )
+            storage.offset = at + 8
+            at += 8 + storage.nbytes
+            if at > source.size:
+                raise UnreadableError(
+                    f"cut off: the storage '{key:.40}' ends at {at:,}, the file at {source.size:,}",
+                    path=source.name,
+                    offset=storage.offset,
+                    hint="download or save it again",
+                )
+        if storages:
+            raise UnreadableError(
+                f"{len(storages)} storages are missing", path=source.name, offset=at
+            )
+        return at
+
+
+def _class_or_storage(load: Callable[[Any], StorageRef]) -> Callable[[Any], Any]:
+    def persistent(pid: Any) -> Any:
+        # a class with its source text beside it (container modules were saved so until 1.13)
+        if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
+            return pid[1]
+        return load(pid)
+
+    return persistent
+
+
+class _Head:
+    """The start of a file that holds pickles of unknown length: read on until they end."""
+
+    def __init__(self, source: FileSource) -> None:
+        self.source = source
+        self.data = b""
+
+    def unpickle(self, at: int, what: str, persistent: Any) -> Unpickled:
+        source = self.source
+        limit = min(source.size, at + MAX_SIZE)
+        if len(self.data) <= at:
+            self.grow(min(limit, at + _FIRST_READ))
+        while True:
+            try:
+                return unpickle(self.data, at, persistent)
+            except CutOffError as e:
+                if len(self.data) >= limit:
+                    raise self.located(e, what) from None
+            except UnreadableError as e:
+                raise self.located(e, what) from None
+            self.grow(min(limit, 4 * len(self.data)))
+
+    def grow(self, size: int) -> None:
+        self.data += self.source.read(len(self.data), size - len(self.data))
+
+    def located(self, e: UnreadableError, what: str) -> UnreadableError:
+        return UnreadableError(
+            e.reason,
+            path=e.path or self.source.name,
+            member=e.member or what,
+            offset=e.offset,
+            hint="download or save it again",
+        )

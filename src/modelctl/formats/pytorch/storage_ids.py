@@ -1,0 +1,83 @@
+"""What torch's zip and legacy files share: persistent ids, and pickles of unknown length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...core.dtypes import BY_STORAGE_CLASS, DType
+from ...core.nodes import Global
+from ...core.tensors import Storage, StorageRef
+from ...core.tree import brief
+from ...errors import UnreadableError
+
+_UNTYPED = {Global("torch.storage", "UntypedStorage"), Global("torch", "UntypedStorage")}
+
+
+class StorageId:
+    """A persistent id of torch: ``("storage", class, key, location, numel[, view])``.
+
+    Raises:
+        UnreadableError: anything else: a reader would import or call what it names.
+    """
+
+    __slots__ = ("dtype", "key", "location", "nbytes", "view")
+
+    def __init__(self, pid: Any) -> None:
+        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise UnreadableError(f"a persistent id that is no storage: {brief(pid)}")
+        cls, key, location, numel = pid[1:5]
+        self.dtype = storage_dtype(cls)
+        if type(key) is int:
+            key = str(key)
+        if type(key) is not str or type(location) is not str:
+            raise UnreadableError("a storage whose key or location is not text")
+        if type(numel) is not int or not 0 <= numel < 1 << 60:
+            raise UnreadableError(f"a storage of {brief(numel)} elements")
+        self.key, self.location = key, location
+        self.nbytes = numel * (self.dtype.itemsize if self.dtype else 1)
+        self.view = pid[5] if len(pid) == 6 else None
+
+
+def storage_dtype(cls: Any) -> DType | None:
+    """The dtype of a storage class; None for an untyped one.
+
+    Raises:
+        UnreadableError: not a storage class of torch.
+    """
+    if isinstance(cls, Global):
+        known = BY_STORAGE_CLASS.get(cls.name)
+        if known is not None and cls.module in ("torch", "torch.cuda"):
+            return known
+        if cls in _UNTYPED:
+            return None
+    raise UnreadableError(f"a storage of the class {brief(cls)}")
+
+
+def storage_table(
+    make: Callable[[StorageId], Storage],
+) -> Callable[[Any], StorageRef]:
+    """A ``persistent_load`` that makes each storage once, by its key.
+
+    Where a key comes with two classes, the first one counts, as in ``torch.load``.
+    """
+    table: dict[str, StorageRef] = {}
+
+    def load(pid: Any) -> StorageRef:
+        found = StorageId(pid)
+        ref = table.get(found.key)
+        if ref is None:
+            ref = table[found.key] = StorageRef(make(found), found.dtype)
+        if found.view is None:
+            return ref
+        if not (isinstance(found.view, tuple) and len(found.view) == 3):
+            raise UnreadableError("a storage view that is not (key, offset, size)")
+        _, offset, size = found.view
+        itemsize = found.dtype.itemsize if found.dtype else 1
+        if type(offset) is not int or type(size) is not int or offset < 0 or size < 0:
+            raise UnreadableError("a storage view of negative offset or size")
+        if (offset + size) * itemsize > ref.storage.nbytes:
+            raise UnreadableError("a storage view that reaches outside its storage")
+        return StorageRef(ref.storage, ref.dtype, offset * itemsize)
+
+    return load

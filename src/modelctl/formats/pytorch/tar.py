@@ -1,0 +1,176 @@
+"""The tar files that torch 0.1 saved: three members, ``storages``, ``tensors`` and ``pickle``
+(FORMATS section 2). Read only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.dtypes import BY_STORAGE_CLASS, DType
+from ...core.nodes import Global
+from ...core.tensors import StorageRef, TensorRef
+from ...errors import UnreadableError
+from ...pickles.interpreter import unpickle
+from ...pickles.rebuild import view
+from ...storage.source import FileSource, FileStorage
+from .storage_ids import storage_dtype
+
+_MEMBERS = ("storages", "tensors", "pickle")
+_MOST = 1_000_000
+_RECORD = 1 << 16
+
+
+class TorchTar:
+    """The tar container of torch 0.1."""
+
+    name = "torch-tar"
+    label = "torch tar"
+
+    def sniff(self, head: bytes) -> bool:
+        return head[257:262] == b"ustar"
+
+    def read(self, source: FileSource) -> Checkpoint:
+        places = _members(source)
+        findings: list[Finding] = []
+
+        def next_pickle(member: str, at: int, persistent: Any = None) -> tuple[Any, int]:
+            _, end = places[member]
+            if at >= end:
+                raise UnreadableError("cut off", path=source.name, member=member, offset=at)
+            size = _RECORD
+            while True:
+                data = source.read(at, min(size, end - at))
+                try:
+                    value, used, found = unpickle(data, persistent_load=persistent)
+                except UnreadableError as e:
+                    if len(data) < end - at:
+                        size *= 8
+                        continue
+                    raise e.located(source.name, member) from None
+                findings.extend(found)
+                return value, at + used
+
+        storages = self._storages(source, next_pickle, places)
+        tensors = self._tensors(source, next_pickle, places, storages)
+
+        def persistent(pid: Any) -> Any:
+            if type(pid) is tuple and pid:  # a container class with its source text beside it
+                return pid[0]
+            found = tensors.get(str(pid), storages.get(str(pid)))
+            if found is None:
+                raise UnreadableError(f"a persistent id that names nothing: {pid!r:.80}")
+            return found
+
+        root, _ = next_pickle("pickle", places["pickle"][0], persistent)
+        return Checkpoint(
+            root,
+            Origin(source.name, self.name, self.label, source.size),
+            findings=tuple(findings),
+            resources=(source,),
+        )
+
+    def _storages(self, source: FileSource, next_pickle: Any, places: Any) -> dict[str, StorageRef]:
+        at, end = places["storages"]
+        count, at = next_pickle("storages", at)
+        found: dict[str, StorageRef] = {}
+        for _ in range(_count(count, source, "storages")):
+            record, at = next_pickle("storages", at)
+            if not isinstance(record, tuple) or len(record) != 3:
+                raise UnreadableError("a broken record", path=source.name, member="storages")
+            key, location, cls = record
+            dtype = storage_dtype(cls)
+            itemsize = dtype.itemsize if dtype else 1
+            numel = int.from_bytes(source.read(at, 8), "little", signed=True)
+            at += 8
+            if numel < 0 or at + numel * itemsize > end:
+                raise UnreadableError(
+                    f"a storage of {numel:,} elements that ends outside its member",
+                    path=source.name,
+                    member="storages",
+                    offset=at,
+                )
+            made = FileStorage(source, at, numel * itemsize, str(location))
+            found[str(key)] = StorageRef(made, dtype)
+            at += numel * itemsize
+        views, _ = next_pickle("storages", at)
+        for entry in views if isinstance(views, list) else []:
+            target, root, offset, numel = entry
+            of = found.get(str(root))
+            if of is None or of.dtype is None or type(offset) is not int or offset < 0:
+                raise UnreadableError("a broken view", path=source.name, member="storages")
+            found[str(target)] = StorageRef(of.storage, of.dtype, offset * of.dtype.itemsize)
+        return found
+
+    def _tensors(
+        self, source: FileSource, next_pickle: Any, places: Any, storages: dict[str, StorageRef]
+    ) -> dict[str, TensorRef]:
+        at, _ = places["tensors"]
+        count, at = next_pickle("tensors", at)
+        found: dict[str, TensorRef] = {}
+        for _ in range(_count(count, source, "tensors")):
+            record, at = next_pickle("tensors", at)
+            if not isinstance(record, tuple) or len(record) != 3:
+                raise UnreadableError("a broken record", path=source.name, member="tensors")
+            key, storage_id, cls = record
+            ndim = int.from_bytes(source.read(at, 4), "little", signed=True)
+            if not 0 <= ndim <= 64:
+                raise UnreadableError(
+                    f"a tensor of {ndim} dimensions", path=source.name, member="tensors", offset=at
+                )
+            raw = source.read(at + 8, 16 * ndim + 8)
+            numbers = [
+                int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)
+            ]
+            ref = storages.get(str(storage_id))
+            if ref is None:
+                raise UnreadableError(
+                    f"the storage {storage_id!r:.40} is missing", path=source.name, member="tensors"
+                )
+            size, stride = tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim])
+            try:
+                found[str(key)] = view(ref, _dtype(cls), numbers[-1], size, stride, False)
+            except UnreadableError as e:
+                raise e.located(source.name, "tensors") from None
+            at += 8 + 16 * ndim + 8
+        return found
+
+
+def _members(source: FileSource) -> dict[str, tuple[int, int]]:
+    """Where each member's bytes lie in the file: (start, end)."""
+    import tarfile
+
+    places: dict[str, tuple[int, int]] = {}
+    try:
+        with open(source.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isreg() and member.name in _MEMBERS:
+                    if member.name in places:
+                        raise UnreadableError(
+                            "two members of one name", path=source.name, member=member.name
+                        )
+                    places[member.name] = (member.offset_data, member.offset_data + member.size)
+    except (tarfile.TarError, ValueError) as e:
+        raise UnreadableError(f"not a tar file that can be read: {e}", path=source.name) from None
+    missing = [name for name in _MEMBERS if name not in places]
+    if missing:
+        raise UnreadableError(
+            f"a tar file without {' and '.join(missing)}: not one that torch saved",
+            path=source.name,
+            hint="unpack it, and name the checkpoint inside",
+        )
+    return places
+
+
+def _count(count: Any, source: FileSource, member: str) -> int:
+    if type(count) is not int or not 0 <= count <= _MOST:
+        raise UnreadableError(f"{count!r:.40} records", path=source.name, member=member)
+    return count
+
+
+def _dtype(cls: Any) -> DType:
+    """The dtype of a tensor class (``torch.FloatTensor``, ``torch.cuda.FloatTensor``)."""
+    if isinstance(cls, Global) and cls.module in ("torch", "torch.cuda"):
+        found = BY_STORAGE_CLASS.get(cls.name.replace("Tensor", "Storage"))
+        if found is not None:
+            return found
+    raise UnreadableError(f"a tensor of the class {cls!s:.80}")

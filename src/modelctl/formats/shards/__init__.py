@@ -1,0 +1,1 @@
+"""One state_dict in several files, the Hugging Face way."""

@@ -1,0 +1,219 @@
+"""What is in a checkpoint, at a glance: the data behind ``modelctl summary``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ...core.checkpoint import Checkpoint
+from ...core.modules import is_training, submodules
+from ...core.names import STRIPPED, common_prefix, natural
+from ...core.nodes import Obj, mapping
+from ...core.records import FREEZE, HISTORY, REMOVED, read_record
+from ...core.roles import role_of
+from ...core.tensors import TensorRef
+from ...errors import UnreadableError
+from ..ls import trainability
+from ..stats import Stats, tensor_stats
+from .folding import folded
+from .rows import Row, joined, labelled, makeups, module_rows
+from .training import Training, training_of
+
+# A view this much smaller than the storage that it keeps alive is worth a word.
+_WASTE_RATIO, _WASTE_BYTES = 4, 1 << 20
+
+
+class Totals(NamedTuple):
+    """``params`` counts by name, ``params_unique`` tied ones once (rows sum to that one);
+    ``trainable`` and ``frozen`` are None where the file doesn't say."""
+
+    tensors: int
+    params: int
+    params_unique: int
+    buffers: int
+    trainable: int | None
+    frozen: int | None
+    nbytes: int
+    bytes_stored: int
+    by_dtype: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All of it. ``module`` is a whole module's class and mode; ``depth`` how many levels of
+    modules have rows, None for all."""
+
+    kind: str
+    rows: list[Row]
+    totals: Totals
+    tied: list[list[str]]
+    training: Training | None
+    module: str | None = None
+    depth: int | None = None
+    stats: dict[str, Stats] = field(default_factory=dict)
+    warnings: list[tuple[str, str | None]] = field(default_factory=list)
+    history: list[str] = field(default_factory=list)
+    removed: list[Any] = field(default_factory=list)
+
+
+def summarize(
+    ckpt: Checkpoint,
+    depth: int | None = 1,
+    fold: bool | None = None,
+    sort: str = "file",
+    stats: bool = False,
+) -> Summary:
+    """Rows, totals and warnings of a checkpoint's model, and its training panel.
+
+    ``depth`` is how many levels of modules get rows of their own (None: all); whatever it is,
+    the rows sum to the totals. ``fold`` puts runs of numbered modules that are alike into one
+    row; by default when there would be over 40 rows. ``sort`` is ``file`` (the file's order),
+    ``name``, ``params`` or ``size`` (the largest first). ``stats`` reads the values, too.
+
+    Raises:
+        NoMatchError, AmbiguousError: there are tensors, but no state_dict is clearly the model's.
+    """
+    sections = ckpt.sections
+    if not sections.models and (sections.optimizers or not ckpt.tensors()):
+        tensors: dict[str, TensorRef] = {}
+    elif not sections.models:
+        tensors = ckpt.tensors()
+    else:
+        tensors = ckpt.state_dict()
+    grads = trainability(ckpt)
+    first: dict[Any, str] = {}
+    shared: dict[str, list[str]] = {}
+    for name, ref in tensors.items():
+        kept = first.setdefault(ref.identity, name)
+        if kept != name:
+            shared.setdefault(kept, [kept]).append(name)
+    once = set(first.values())
+    module = sections.models[0].node if sections.models and sections.models[0].is_module else None
+    try:
+        program, unread = ckpt.program() if ckpt.program is not None and tensors else [], None
+    except UnreadableError as e:  # its schema changes: the tensors are what counts
+        program, unread = [], f"no recorded shapes: {e}"
+    rows = module_rows(tensors, once, grads, depth, module, program)
+    if fold or (fold is None and len(rows) > 40):
+        inside = makeups(tensors)
+        rows = folded(rows, lambda row: (inside.get(row.path), row.out_shape), joined)
+    rows = labelled(rows, tensors)
+    order = {
+        "name": lambda row: natural(row.path),
+        "params": lambda row: -row.params,
+        "size": lambda row: -row.nbytes,
+    }.get(sort)
+    if order is not None:
+        rows.sort(key=order)
+    values = {name: tensor_stats(tensors[name]) for name in tensors if name in once and stats}
+    training = training_of(ckpt)
+    totals = _totals(tensors, once, grads)
+    past = read_record(ckpt, HISTORY)
+    removed = read_record(ckpt, REMOVED)
+    return Summary(
+        sections.kind,
+        rows,
+        totals,
+        list(shared.values()),
+        training,
+        None if module is None else f"{module.func}, {_mode(module)}",
+        depth,
+        {name: one for name, one in values.items() if one is not None},
+        [*([(unread, None)] if unread else []), *_warnings(ckpt, tensors, totals)],
+        list(map(str, past)) if isinstance(past, list) else [],
+        removed if isinstance(removed, list) else [],
+    )
+
+
+def _mode(module: Obj) -> str:
+    """Train or eval, and how many modules are otherwise."""
+    modes = [is_training(node) for _, node in submodules(module)]
+    name = {True: "train", False: "eval", None: "unknown"}[modes[0]]
+    others = sum(mode != modes[0] for mode in modes)
+    return f"in {name} mode" + (f" ({others} of {len(modes)} modules otherwise)" if others else "")
+
+
+# ---------------------------------------------------------------------- totals
+
+
+def _totals(tensors: dict[str, TensorRef], once: set[str], grads: Any) -> Totals:
+    params = unique = buffers = nbytes = 0
+    trainable = frozen = 0
+    unknown = False
+    by_dtype: dict[str, int] = {}
+    stored: dict[int, int] = {}
+    for name, ref in tensors.items():
+        role = role_of(name, ref)[0]
+        if role == "parameter":
+            params += ref.numel
+        stored[id(ref.storage)] = ref.storage.nbytes
+        if name not in once:
+            continue
+        nbytes += ref.nbytes
+        by_dtype[ref.dtype.name] = by_dtype.get(ref.dtype.name, 0) + ref.numel
+        if role == "buffer":
+            buffers += ref.numel
+            continue
+        unique += ref.numel
+        grad = grads.get(name)
+        unknown |= grad is None
+        if grad:
+            trainable += ref.numel
+        else:
+            frozen += ref.numel
+    return Totals(
+        tensors=len(tensors),
+        params=params,
+        params_unique=unique,
+        buffers=buffers,
+        trainable=None if unknown else trainable,
+        frozen=None if unknown else frozen,
+        nbytes=nbytes,
+        bytes_stored=sum(stored.values()),
+        by_dtype=by_dtype,
+    )
+
+
+# ---------------------------------------------------------------------- warnings
+
+
+def _warnings(
+    ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals
+) -> Iterable[tuple[str, str | None]]:
+    """(what, the next step) of all that is worth a word."""
+    dangerous = [finding for finding in ckpt.findings if finding.level == "dangerous"]
+    if dangerous:
+        named = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
+        yield (
+            f"unpickling this file would run code: {named}. modelctl did not.",
+            "don't load it with torch.load(weights_only=False)",
+        )
+    for warning in ckpt.warnings:
+        yield warning, None
+    composites = ckpt.sections.models[0].composites() if ckpt.sections.models else {}
+    if composites:
+        kinds = ", ".join(sorted({node.layout for node in composites.values()}))
+        yield f"{len(composites)} tensors ({kinds}) are not in the totals: no plain tensors", None
+    names = list(tensors)
+    prefix = common_prefix(names)
+    first = prefix.partition(".")[0]
+    if first in STRIPPED:
+        yield (
+            f"all {len(names)} names start with '{first}.': saved under a wrapper "
+            f"({'DataParallel' if first == 'module' else 'torch.compile'})",
+            "modelctl strip-prefix",
+        )
+    for name, ref in tensors.items():
+        kept = ref.storage.nbytes
+        if kept > _WASTE_RATIO * ref.nbytes and kept - ref.nbytes > _WASTE_BYTES:
+            used = sum(
+                {
+                    r.identity: r.nbytes for r in tensors.values() if r.storage is ref.storage
+                }.values()
+            )
+            if kept > _WASTE_RATIO * used:
+                yield f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive", None
+    record = mapping(read_record(ckpt, FREEZE))
+    if record is not None and totals.trainable == 0:
+        yield "every parameter is frozen: the loss will not move", "modelctl unfreeze"

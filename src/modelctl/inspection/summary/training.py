@@ -1,0 +1,83 @@
+"""The training panel: how far a training got, and with which optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ...core.checkpoint import Checkpoint
+from ...core.nodes import mapping
+from ...core.sections import param_groups
+from ...core.tensors import StorageRef, TensorRef
+from ...core.tree import walk
+
+
+class Training(NamedTuple):
+    """The training panel: progress, and what the optimizer is and takes."""
+
+    epoch: int | None
+    step: int | None
+    lr: list[float]
+    optimizer: str | None
+    groups: int
+    states: int
+    optimizer_bytes: int
+    scheduler: bool
+    ema: list[str]
+
+
+def training_of(ckpt: Checkpoint) -> Training | None:
+    sections = ckpt.sections
+    if not any((sections.optimizers, sections.epoch, sections.step, sections.schedulers)):
+        return None
+    kinds = [kind for _, node in sections.optimizers if (kind := optimizer_kind(node))]
+    states = sum(
+        len(mapping((mapping(node) or {}).get("state")) or {}) for _, node in sections.optimizers
+    )
+    storages: dict[int, int] = {}
+    for _, node in sections.optimizers:
+        for _, value in walk(node):
+            if isinstance(value, TensorRef | StorageRef):
+                storages[id(value.storage)] = value.storage.nbytes
+    return Training(
+        sections.epoch[1] if sections.epoch else None,
+        sections.step[1] if sections.step else None,
+        list(dict.fromkeys(sections.lrs())),
+        ", ".join(dict.fromkeys(kinds)) or None,
+        sum(len(param_groups(node)) for _, node in sections.optimizers),
+        states,
+        sum(storages.values()),
+        bool(sections.schedulers),
+        [".".join(map(str, copy.path)) for copy in sections.ema],
+    )
+
+
+# Which optimizers leave these keys in their state or groups (torch.optim, 2.x).
+_BY_STATE = (
+    ("row_var", "Adafactor"),
+    ("mu_product", "NAdam"),
+    ("exp_inf", "Adamax"),
+    ("exp_avg_sq", "Adam"),
+    ("acc_delta", "Adadelta"),
+    ("square_avg", "RMSprop"),
+    ("ax", "ASGD"),
+    ("prev", "Rprop"),
+    ("sum", "Adagrad"),
+    ("momentum_buffer", "SGD"),
+    ("func_evals", "LBFGS"),
+)
+
+
+def optimizer_kind(optimizer: Any) -> str | None:
+    """Which optimizer a state_dict is of, as far as the keys of its state and groups tell."""
+    state = mapping((mapping(optimizer) or {}).get("state")) or {}
+    groups = param_groups(optimizer)
+    keys = {key for value in state.values() for key in (mapping(value) or {})}
+    for key, kind in _BY_STATE:
+        if key in keys:
+            if kind == "Adam" and groups:
+                decoupled = groups[0].get("decoupled_weight_decay")
+                return "Adam or AdamW" if decoupled is None else "AdamW" if decoupled else "Adam"
+            return kind
+    if groups and "nesterov" in groups[0]:
+        return "SGD"
+    return None

@@ -1,0 +1,222 @@
+"""Bytes of a file into the memory of tensors, on any device, through memory of a fixed size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.tensors import Source, TensorRef
+from ...errors import UnreadableError, UnsupportedError
+
+# What goes to a device, or becomes another dtype, passes through buffers of this size: two for
+# CUDA, one elsewhere.
+STAGE = 16 << 20
+# Reads of more than this are shared out among threads.
+PIECE = 2 << 20
+_THREADS = min(8, max(4, os.cpu_count() or 1))  # they wait more than they compute
+# A tensor that does not fit into the rest of a buffer starts there if that much is left.
+_WORTH = 1 << 20
+_ALIGN = 64
+
+
+def torch_dtype(ref: TensorRef) -> torch.dtype:
+    """The torch dtype of a reference. Raises UnsupportedError where this torch lacks it."""
+    found = getattr(torch, ref.dtype.name, None)
+    if not isinstance(found, torch.dtype):
+        raise UnsupportedError(
+            f"this torch ({torch.__version__}) has no dtype {ref.dtype.name}",
+            hint="upgrade torch, or 'modelctl cast' the file",
+        )
+    return found
+
+
+class Reader:
+    """Reads tensors of files into tensors; done when the ``with`` block is left.
+
+    A CPU tensor of the same dtype gets the file's bytes in its own memory, with nothing in
+    between. What goes to another device or dtype passes through a staging buffer; for CUDA two
+    page-locked ones take turns, so that the disk and the bus work at the same time. Only what
+    is not dense in memory, or deflated in the file, goes through a temporary tensor.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._jobs: list[Future[None]] = []
+        self._stages: dict[torch.device, _Stage] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+                for stage in self._stages.values():
+                    stage.finish()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+
+    def read(self, ref: TensorRef, dest: Tensor) -> None:
+        """Start to copy a tensor of a file into one with as many elements, of any dtype.
+
+        Raises:
+            UnreadableError: the file ends inside the tensor, or the disk failed. It may come up
+                as late as the end of the ``with`` block.
+            UnsupportedError: a dtype that this torch lacks.
+        """
+        dtype = torch_dtype(ref)
+        if dest.is_meta or not dest.numel():
+            return
+        bits = (ref.rebuild.bits if ref.rebuild is not None else None) or {}
+        ref, dest = _row_major(ref.replace(rebuild=None) if bits else ref, dest)
+        straight = dest.is_contiguous() and not bits
+        if straight and dest.device.type == "cpu" and dest.dtype == dtype:
+            self._fill(ref, memory(dest))
+        elif straight and ref.is_contiguous and ref.storage.extent() is not None:
+            self._staged(ref, dest.view(-1), dtype)
+        else:
+            where = dest.device if ref.is_contiguous else "cpu"
+            values = torch.empty(ref.shape, dtype=dtype, device=where)
+            self.read(ref, values)
+            self.finish()
+            if bits.get("conj"):
+                values = values.conj().resolve_conj()
+            if bits.get("neg"):
+                values = values.neg()
+            dest.copy_(values.reshape(dest.shape))
+
+    def finish(self) -> None:
+        """Wait for the reads that were started."""
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result()
+
+    def _staged(self, ref: TensorRef, flat: Tensor, dtype: torch.dtype) -> None:
+        def fill(at: int, out: memoryview) -> None:
+            n = len(out) // ref.dtype.itemsize
+            self._fill(ref.replace(shape=(n,), stride=(1,), offset=ref.offset + at), out)
+            self.finish()
+
+        if flat.device not in self._stages:
+            self.finish()  # so that waiting for a window is waiting for that alone
+            self._stages[flat.device] = _Stage(flat.device)
+        self._stages[flat.device].pass_on(fill, flat, dtype)
+
+    def _fill(self, ref: TensorRef, out: memoryview) -> None:
+        """Start to read exactly the bytes of a tensor, row-major, into ``out``."""
+        extent = ref.storage.extent()
+        if extent is None or not ref.is_contiguous or not hasattr(os, "preadv"):
+            at = 0
+            for piece in ref.chunks():
+                out[at : at + len(piece)] = piece
+                at += len(piece)
+            return
+        source, start = extent.source, extent.offset + ref.start
+        source.bytes_read += len(out)
+        if len(out) <= PIECE or _THREADS == 1:
+            _pread(source, start, out)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, "modelctl")
+        for at in range(0, len(out), PIECE):
+            self._jobs.append(self._pool.submit(_pread, source, start + at, out[at : at + PIECE]))
+
+
+class _Stage:
+    """Host memory on the way to a device: filled, sent on, filled again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # only CUDA orders copies with what follows them; elsewhere each is waited for
+        self.cuda = device.type == "cuda"
+        self.buffers = [
+            torch.empty(STAGE, dtype=torch.uint8, pin_memory=self.cuda)
+            for _ in range(2 if self.cuda else 1)
+        ]
+        event: Any = torch.cuda.Event
+        self.sent = [event() for _ in self.buffers] if self.cuda else []
+        self.turn = self.used = 0
+
+    def pass_on(
+        self, fill: Callable[[int, memoryview], None], flat: Tensor, dtype: torch.dtype
+    ) -> None:
+        """Copy all elements of ``flat``, ``fill(first, memory)`` giving so many as fit."""
+        total, item, at = flat.numel(), dtype.itemsize, 0
+        while at < total:
+            if STAGE - self.used < min((total - at) * item, _WORTH):
+                self._next()
+            n = min(total - at, (STAGE - self.used) // item)
+            window = self.buffers[self.turn][self.used : self.used + n * item]
+            fill(at, memory(window))
+            self._send(window.view(dtype), flat[at : at + n])
+            self.used += n * item + -(n * item) % _ALIGN
+            at += n
+
+    def _send(self, window: Tensor, target: Tensor) -> None:
+        if self.cuda and window.dtype != target.dtype:  # the device converts faster
+            window = window.to(self.device, non_blocking=True)
+        target.copy_(window, non_blocking=self.cuda)
+
+    def _next(self) -> None:
+        """Take the other buffer, as soon as what it held has arrived."""
+        if self.cuda:
+            self.sent[self.turn].record(torch.cuda.current_stream(self.device))
+        self.turn = (self.turn + 1) % len(self.buffers)
+        self.used = 0
+        if self.cuda:
+            self.sent[self.turn].synchronize()
+
+    def finish(self) -> None:
+        """Wait until everything has arrived: the buffers are free memory afterwards."""
+        if self.cuda:
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+def memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, writable."""
+    size = tensor.element_size()
+    raw = torch.empty(0, dtype=torch.uint8).set_(
+        tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,)
+    )
+    array: Any = raw.numpy()
+    return memoryview(array)
+
+
+def _pread(source: Source, offset: int, out: memoryview) -> None:
+    done = 0
+    while done < len(out):
+        try:
+            n = os.preadv(source.fileno(), [out[done:]], offset + done)
+        except OSError as e:
+            raise UnreadableError(
+                f"can't be read: {e.strerror}", path=source.name, offset=offset + done
+            ) from e
+        if n == 0:
+            raise UnreadableError(
+                "the file ends inside a tensor", path=source.name, offset=offset + done
+            )
+        done += n
+
+
+def _row_major(ref: TensorRef, dest: Tensor) -> tuple[TensorRef, Tensor]:
+    """The same two with their dimensions in the order in which the file has them, where that
+    makes the file's side contiguous (channels_last)."""
+    if ref.is_contiguous or dest.ndim != len(ref.shape):
+        return ref, dest
+    order = sorted(range(dest.ndim), key=lambda i: -ref.stride[i])
+    turned = ref.replace(
+        shape=tuple(ref.shape[i] for i in order), stride=tuple(ref.stride[i] for i in order)
+    )
+    return (turned, dest.permute(order)) if turned.is_contiguous else (ref, dest)

@@ -1,0 +1,1 @@
+"""Save a training whole, and go on with it."""

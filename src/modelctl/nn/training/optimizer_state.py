@@ -1,0 +1,272 @@
+"""A saved optimizer's state onto a live optimizer.
+
+``Optimizer.load_state_dict`` goes by position and checks only sizes of groups: a re-ordered
+optimizer gets another parameter's state without a word. Here entries are matched first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...core.text import some
+from ...errors import RefusedError
+from ..freezing.unfreeze import add_group
+from ..model_names import Parameters
+from ..optim import schedulers
+from .optimizer_entries import WAY_OUT, Group, find_targets, misfit
+
+# How an optimizer runs, not what it computes: the live one's settings stay.
+_HOW = ("foreach", "fused", "capturable", "differentiable")
+# Settings that some versions of torch don't have.
+_RECENT = ("maximize", "decoupled_weight_decay")
+_NOT_SETTINGS = ("params", "param_names")
+
+
+@dataclass
+class OptimizerPlan:
+    """How a saved optimizer goes onto a live one; nothing is changed yet.
+
+    Attributes:
+        saved: the saved state_dict.
+        ids: the saved id of each live parameter's state, by the parameter's identity.
+        source: for each live group, added ones last, the saved group, or None for a fresh one.
+        added: (saved group, parameters by name) that the live optimizer lacks.
+        fresh: parameters of the live optimizer that get no state: the saved one has none that
+            fits.
+        dropped: parameters of the saved one that are left aside.
+        changed: for each live group its settings that differ: (own, saved) by key.
+        by_place: how many parameters that no model has were matched by their place alone.
+    """
+
+    saved: dict[str, Any]
+    ids: dict[int, Any]
+    source: list[int | None]
+    added: list[tuple[int, dict[str, nn.Parameter]]]
+    fresh: list[str]
+    dropped: list[str]
+    changed: dict[int, dict[str, tuple[Any, Any]]]
+    by_place: int = 0
+
+    def run(self, optimizer: Optimizer, scheduler: schedulers.Schedulers) -> None:
+        """Add the missing groups to the optimizer and its schedulers, then load the state."""
+        groups: list[Group] = self.saved["param_groups"]
+        for origin, named in self.added:
+            settings = _settings(groups[origin], (*_NOT_SETTINGS, *_HOW))
+            add_group(optimizer, named, settings, scheduler)
+        state: dict[int, Any] = {}
+        count = 0
+        loaded: list[Group] = []
+        pace = self._pace() if schedulers.each(scheduler) else 1.0
+        for group, i in zip(optimizer.param_groups, self.source, strict=True):
+            merged = _settings(group, ("params",))
+            if i is not None:
+                merged.update(_settings(groups[i], (*_NOT_SETTINGS, *_HOW)))
+            elif "initial_lr" in merged:
+                merged["lr"] = merged["initial_lr"] * pace
+            merged["params"] = list(range(count, count + len(group["params"])))
+            count += len(group["params"])
+            for index, parameter in zip(merged["params"], group["params"], strict=True):
+                kept = self._state_of(parameter, optimizer)
+                if kept is not None:
+                    state[index] = kept
+            loaded.append(merged)
+        optimizer.load_state_dict({"state": state, "param_groups": loaded})
+
+    def _pace(self) -> float:
+        """How far the schedule has brought the lr, for groups that it did not know."""
+        for i in self.source:
+            group = {} if i is None else self.saved["param_groups"][i]
+            if float(group.get("initial_lr", 0)) > 0:
+                return float(group["lr"]) / float(group["initial_lr"])
+        return 1.0
+
+    def _state_of(self, parameter: Tensor, optimizer: Optimizer) -> Any:
+        if id(parameter) in self.ids:
+            return self.saved["state"].get(self.ids[id(parameter)])
+        return optimizer.state.get(parameter)  # Adagrad has one from the start
+
+
+def _settings(group: Mapping[str, Any], without: Sequence[str]) -> Group:
+    return {key: value for key, value in group.items() if key not in without}
+
+
+def plan_optimizer(
+    optimizer: Optimizer,
+    saved: Any,
+    params: Parameters,
+    names_in_file: Callable[[], Mapping[Any, str] | None] = lambda: None,
+    *,
+    skip: bool = False,
+    scheduled: bool = False,
+) -> OptimizerPlan:
+    """Match a saved optimizer with a live one over a model's parameters.
+
+    By names where there are any, see :func:`find_targets`. Live parameters that the saved one
+    does not know start fresh; saved groups over parameters of the model that the live one lacks
+    are added to it (they were thawed in between). With ``skip`` saved parameters that the model
+    lacks, or that have another shape there, are left aside. ``scheduled`` says that a scheduler
+    moved the saved lr: its start is only known where that is recorded (``initial_lr``).
+
+    Raises:
+        RefusedError: another kind of optimizer, state of other shapes, or parameters that are
+            not there.
+        AmbiguousError: without names, and more than one order fits.
+    """
+    groups = _checked(saved)
+    _same_kind(optimizer, groups)
+    where = {pid: i for i, group in enumerate(groups) for pid in group["params"]}
+    live = [p for group in optimizer.param_groups for p in group["params"]]
+    targets = find_targets(optimizer, groups, saved["state"], params, names_in_file, skip)
+    if len({id(p) for p in targets.values()}) < len(targets):
+        raise RefusedError("two of the checkpoint's optimizer entries mean one tied parameter")
+    for pid, parameter in [*targets.items()]:
+        odd = misfit(saved["state"].get(pid), parameter)
+        if odd is not None and skip:
+            del targets[pid]
+        elif odd is not None:
+            raise RefusedError(
+                f"the optimizer's '{odd[0]}' of '{params.name_of(parameter) or pid}' is "
+                f"{list(odd[1].shape)} in the checkpoint, the parameter is "
+                f"{list(parameter.shape)}",
+                hint=WAY_OUT,
+            )
+    if any("old_dirs" in entry for entry in saved["state"].values()) and (
+        [id(p) for p in targets.values()] != [id(p) for p in live]
+    ):
+        raise RefusedError(
+            "LBFGS has one flat state over all parameters: it can't be re-ordered",
+            hint="resume without optimizer=",
+        )
+    held = {id(p) for p in live}
+    added: dict[int, dict[str, nn.Parameter]] = {}
+    for pid, parameter in targets.items():
+        if id(parameter) not in held:
+            name = params.name_of(parameter) or str(pid)
+            added.setdefault(where[pid], {})[name] = params.by_name[name]
+    ids = {id(parameter): pid for pid, parameter in targets.items()}
+    source = [
+        _one_source({where[ids[id(p)]] for p in group["params"] if id(p) in ids}, groups, i)
+        for i, group in enumerate(optimizer.param_groups)
+    ]
+    changed = {
+        i: _differences(optimizer.param_groups[i], groups[j], optimizer.defaults, scheduled)
+        for i, j in enumerate(source)
+        if j is not None
+    }
+    return OptimizerPlan(
+        saved,
+        ids,
+        [*source, *sorted(added)],
+        sorted(added.items()),
+        fresh=[params.name_of(p) or f"#{i}" for i, p in enumerate(live) if id(p) not in ids],
+        dropped=_called(groups, [pid for pid in where if pid not in targets], names_in_file),
+        changed={i: differ for i, differ in changed.items() if differ},
+        by_place=sum(
+            not name and pid in targets
+            for group in groups
+            for pid, name in zip(group["params"], group.get("param_names", ()), strict=False)
+        ),
+    )
+
+
+def _called(
+    groups: list[Group], ids: list[Any], names_in_file: Callable[[], Mapping[Any, str] | None]
+) -> list[str]:
+    """Names for saved ids, as far as anything gives them."""
+    names: dict[Any, str] = {}
+    for group in groups:
+        names.update(zip(group["params"], group.get("param_names", ()), strict=False))
+    if any(isinstance(pid, int) and pid not in names for pid in ids):
+        names.update(names_in_file() or {})
+    return [str(names.get(pid) or (f"#{pid}" if isinstance(pid, int) else pid)) for pid in ids]
+
+
+def _differences(
+    live: Group, saved: Group, settings: Mapping[str, Any], scheduled: bool
+) -> dict[str, tuple[Any, Any]]:
+    """What the constructor said and what was saved, where the two differ; of what a scheduler
+    moves its start."""
+    moved = ("betas", "momentum") if "max_momentum" in live or "max_momentum" in saved else ()
+    if scheduled and "initial_lr" not in saved:  # ReduceLROnPlateau's doing
+        moved = (*moved, "lr")
+    found = {}
+    for key in settings:
+        if key in (*_HOW, *moved) or key not in live or key not in saved:
+            continue
+        own, theirs = (group[key] for group in (live, saved))
+        if key == "lr":
+            own, theirs = (
+                float(group["initial_lr" if "initial_lr" in group else "lr"])
+                for group in (live, saved)
+            )
+        if _plain(own) != _plain(theirs):
+            found[key] = (_plain(own), _plain(theirs))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _checked(saved: Any) -> list[Group]:
+    """The param_groups of a saved optimizer, if that is what it is."""
+    groups = saved.get("param_groups") if isinstance(saved, dict) else None
+    state = saved.get("state") if isinstance(saved, dict) else None
+    ids: list[Any] = []
+    sound = isinstance(groups, list) and isinstance(state, dict)
+    for group in groups or ():
+        sound = sound and isinstance(group, dict) and isinstance(group.get("params"), list)
+        ids += group["params"] if sound else ()
+    sound = sound and all(isinstance(pid, int | str) for pid in ids) and len({*ids}) == len(ids)
+    if not sound or not all(isinstance(entry, dict) for entry in (state or {}).values()):
+        raise RefusedError("the checkpoint's optimizer is not what Optimizer.state_dict gives")
+    assert isinstance(groups, list)
+    return groups
+
+
+# Settings that tell torch's optimizers apart.
+_KIND = frozenset(
+    (
+        *("alpha", "amsgrad", "betas", "centered", "dampening", "etas", "lambd", "lr_decay"),
+        *("momentum", "momentum_decay", "nesterov", "ns_steps", "rho", "step_sizes", "t0"),
+    )
+)
+
+
+def _same_kind(optimizer: Optimizer, groups: list[Group]) -> None:
+    """Raises RefusedError where the saved settings are those of another kind of optimizer."""
+    own = {key for key in optimizer.defaults if key not in (*_HOW, *_RECENT)}
+    decoupled = optimizer.defaults.get("decoupled_weight_decay")
+    for group in groups:
+        differ = sorted((own - {*group}) | (_KIND & {*group}) - own)
+        if group.get("decoupled_weight_decay", decoupled) not in (decoupled, None):
+            differ.append("decoupled_weight_decay")  # Adam and AdamW
+        if differ:
+            raise RefusedError(
+                f"the checkpoint's optimizer is no {type(optimizer).__name__}: they differ in "
+                f"{some(differ)}",
+                hint="build the optimizer that was saved, or resume without optimizer=",
+            )
+
+
+def _one_source(found: set[int], groups: list[Group], live: int) -> int | None:
+    """The saved group that a live group's settings come from."""
+    if not found:
+        return None
+    first, *others = sorted(found)
+    for other in others:
+        mine, theirs = (_settings(groups[i], _NOT_SETTINGS) for i in (first, other))
+        if mine != theirs:
+            raise RefusedError(
+                f"the optimizer's group {live} has parameters of the saved groups {first} and "
+                f"{other}, whose settings differ",
+                hint="build the optimizer with the same groups",
+            )
+    return first

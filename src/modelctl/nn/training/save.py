@@ -1,0 +1,235 @@
+"""A training checkpoint that is always whole and that plain ``torch.load`` reads."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ...core.names import CHECKPOINTED, unwrapped
+from ...core.records import FREEZE
+from ...errors import RefusedError, UsageError
+from ...files import staged
+from ..freezing.freeze import freeze_record
+from ..model_names import Parameters, places, slots
+from ..optim.several import Label, Several, labelled, packed
+from .optimizer_entries import recordable
+from .rng import gathered, rank, rng_state
+from .rotation import Row
+from .storable import storable
+
+
+class _Stream:
+    """What ``torch.save`` writes to: a staged output. Keeps the error of the disk, which torch
+    would report as its own."""
+
+    def __init__(self, sink: Any) -> None:
+        self.sink = sink
+        self.failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        if self.failed is None:
+            try:
+                self.sink.write(view)
+            except OSError as e:  # torch's writer must not unwind through its destructor
+                self.failed = e
+        return view.nbytes
+
+    def flush(self) -> None:
+        pass
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    optimizer: Several[Optimizer] = None,
+    scheduler: Several[LRScheduler] = None,
+    scaler: GradScaler | None = None,
+    ema: nn.Module | Mapping[str, Any] | None = None,
+    epoch: int | None = None,
+    step: int | None = None,
+    lr: float | None = None,
+    rng: bool | str = True,
+    keep_last: int | None = None,
+    overwrite: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    **extras: Any,
+) -> Path:
+    """Save what :func:`resume` needs to go on as if nothing had happened. Gives the file's path.
+
+    The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
+    ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
+    appears whole or not at all, and loads with ``torch.load(path, weights_only=True)``, with
+    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes; an
+    ``AveragedModel`` keeps its own (``module.``, ``n_averaged``), with which it is loaded again.
+    ``model`` carries the freeze record; one without names says that everything trains.
+    Optimizers carry the names of their parameters (``param_names``), whether or not they were
+    built with them; ``""`` is one that is not the model's, and was given none.
+
+    A path with fields, ``"run/epoch-{epoch:03d}.pt"``, is a row of files: fields of the last part
+    of the path are filled in with ``epoch``, ``step``, ``lr`` and your own numbers and texts
+    (``{{`` is a brace). Beside a row ``latest.pt`` always leads to the newest: a relative link,
+    replaced at once; where the file system has no links, a hard link or a copy.
+
+    With ``torch.distributed`` rank 0 writes. The other ranks may call this or not: they return
+    at once and wait for nobody, so put a ``barrier()`` behind it where they read the file next.
+    Only with ``rng="all"`` every rank has to call it, to hand its generators to rank 0.
+
+    Args:
+        optimizer, scheduler: one, or several as a list or as a dict of names.
+        ema: an averaged copy (``AveragedModel`` or any other module), or its state_dict.
+        epoch: the number of *finished* epochs: training goes on with ``range(epoch, epochs)``.
+        step: the number of finished optimizer steps.
+        lr: what to note as the learning rate; by default that of the first group.
+        rng: save the state of the random number generators: torch's on the CPU and on every CUDA
+            device, numpy's global one, Python's. ``"all"``: those of every rank.
+        keep_last: of a row keep so many files, the new one included: once it stands, those of
+            earlier epochs and steps are removed, oldest first. Never removed: files of later
+            epochs (an abandoned run's), and whatever the path with its fields could not have
+            given.
+        overwrite: replace what stands there.
+        extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
+
+    Raises:
+        RefusedError: a value that ``weights_only`` would refuse, or :func:`resume` could not
+            bring back; names its key. A scheduler's state counts: give LambdaLR a function or a
+            callable object of plain attributes.
+        UsageError: no module, no dict of extras, fields in the path without a value, or
+            ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
+        WriteError: the file can't be written; what stood there is intact.
+        DurabilityError: it was written whole, but its directory could not be synced.
+    """
+    _check_given(model, extra)
+    if rng not in (True, False, "all"):
+        raise UsageError(f"rng is True, False or 'all', not {rng!r}")
+    generators = rng_state(model) if rng else None
+    if generators is not None and rng == "all":
+        generators = gathered(generators)  # before anything that can fail on one rank alone
+    content: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
+    optimizers = labelled(optimizer)
+    if lr is None and optimizers:
+        content["lr"] = float(next(iter(optimizers.values())).param_groups[0]["lr"])
+    content["extra"] = {**(extra or {}), **extras}
+    plain = {key: storable(value, key) for key, value in content.items() if value is not None}
+    for key, kind in (("epoch", int), ("step", int), ("lr", float)):
+        if key in plain and type(plain[key]) not in (int, kind):
+            raise RefusedError(
+                f"{key}={plain[key]!r:.40} is no {'number' if kind is float else 'integer'}"
+            )
+    row = Row(path, {**plain["extra"], **plain}, keep_last)
+    if rank() != 0:
+        return row.path
+    row.check(overwrite)
+    whole: dict[str, Any] = {"model": _model_state(model)}
+    if optimizers:
+        whole["optimizer"] = packed(_optimizer_states(optimizers, Parameters(model)))
+    schedulers = labelled(scheduler)
+    if schedulers:
+        whole["scheduler"] = packed({k: one.state_dict() for k, one in schedulers.items()})
+    if scaler is not None and scaler.is_enabled():
+        whole["scaler"] = scaler.state_dict()
+    if ema is not None:
+        whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
+    whole = {key: storable(value, key) for key, value in whole.items()}
+    for key in ("model", "ema"):
+        _check_dense(key, whole.get(key, {}))
+    whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
+    if generators is not None:
+        whole["rng"] = generators
+    with staged(row.path, overwrite=overwrite) as sink:
+        stream = _Stream(sink)
+        torch.save(whole, cast(Any, stream))
+        if stream.failed is not None:
+            raise stream.failed
+    row.finish()
+    return row.path
+
+
+def _check_given(model: object, extra: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model is a {type(model).__name__}, no nn.Module",
+            hint="give the model itself: what trains and its names are taken from it",
+        )
+    if extra is not None and not isinstance(extra, Mapping):
+        raise UsageError(
+            f"extra is a {type(extra).__name__}, no dict of names and values",
+            hint="extra={'losses': losses}, or losses=losses",
+        )
+
+
+def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            raise RefusedError(
+                f"'{key}.{name}' is {str(value.layout).removeprefix('torch.')}: only dense tensors "
+                "can be loaded into a model",
+                hint="register_buffer(name, tensor, persistent=False) leaves it out",
+            )
+
+
+def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
+    """The bare model's state_dict with the freeze record: an empty one says that all trains."""
+    state = bare_state_dict(model)
+    record = freeze_record(model)
+    if record["bn_eval"] or next(model.parameters(), None) is not None:
+        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = record
+    return state
+
+
+def _optimizer_states(
+    optimizers: Mapping[Label, Optimizer], params: Parameters
+) -> dict[Label, dict[str, Any]]:
+    """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
+    may be missing, or relative to a part of the model. One that is not the model's keeps the
+    name that was recorded, or has ""."""
+    states = {}
+    for label, optimizer in optimizers.items():
+        state = optimizer.state_dict()
+        names = recordable(optimizer, params)
+        if any(name for group in names for name in group):
+            groups = zip(state["param_groups"], names, strict=True)
+            state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
+        states[label] = state
+    return states
+
+
+def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:
+    """A model's state_dict, named as the bare model's is: without wrappers, at any depth."""
+    state = model.state_dict()
+    tensors = {_shown(slot.raw): slot.name for slot in slots(model)}
+    modules = {place.raw: place.name for place in places(model)}
+    shown = {_shown(raw): name for raw, name in modules.items()}
+    renamed = OrderedDict((_bare(name, tensors, shown), value) for name, value in state.items())
+    metadata = OrderedDict(
+        (modules[name], entry)
+        for name, entry in getattr(state, "_metadata", {}).items()
+        if name in modules  # a wrapper's own entry has nothing to belong to
+    )
+    renamed.__dict__["_metadata"] = metadata
+    return renamed
+
+
+def _shown(raw: str) -> str:
+    """A name as ``state_dict`` has it: checkpoint_wrapper hides its own segment there, though
+    not in the ``_metadata``."""
+    return ".".join(part for part in raw.split(".") if part != CHECKPOINTED)
+
+
+def _bare(name: str, tensors: Mapping[str, str], modules: Mapping[str, str]) -> str:
+    if name in tensors:
+        return tensors[name]
+    module, _, last = name.rpartition(".")
+    if module in modules:
+        return f"{modules[module]}.{last}" if modules[module] else last
+    return unwrapped(name)

@@ -1,0 +1,382 @@
+"""One forward of a copied model, watched: who was called, what came out, what it cost."""
+
+from __future__ import annotations
+
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...errors import ModelctlError
+from ..model_names import kind_of
+from ..training.rng import random_numbers_kept
+from .kernels import each, for_real, plain_kernels, raise_if_mixed, tensors_in
+from .macs import formula, is_free
+from .meta_shapes import result
+from .model_copy import Copy
+
+Shapes = tuple[int, ...] | dict[str, Any]
+
+aten: Any = torch.ops.aten
+
+_NO_VALUES = (
+    "no data",
+    "meta tensor",
+    "meta device",
+    "Meta kernel",
+    "register_meta function",
+    "data-dependent",
+    "unallocated storage",
+)
+_FOR_REAL = "device='cpu' (--device cpu) runs a copy of the model for real"
+_BACKWARD = ("summary runs no backward", "saved tensor hooks", "does not support backward")
+_WITH_BIAS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass
+class Calls:
+    """What a forward did in a module, without the modules inside it."""
+
+    macs: int = 0
+    calls: int = 0
+    output: Shapes | None = None
+    given: tuple[tuple[torch.Size, torch.dtype], ...] = ()
+
+
+@dataclass
+class Trace:
+    """What a forward did: ``modules`` by name, in the order of their first calls.
+
+    Attributes:
+        uncounted: how often operators without a known number of MACs were called, and where.
+        unseen: the modules inside a TorchScript program, whose calls Python does not see.
+        touched: the ids of the parameters and buffers that some operator got;
+            ``touched_in_training``: those that one in train mode got, where that was looked at.
+        peak: bytes of the tensors alive at once at most, inputs, parameters and buffers aside,
+            where nothing is kept for a backward.
+        normed: (module, BatchNorm) where the output of a layer with a bias goes right into one,
+            and nowhere else.
+        saved: bytes that autograd keeps for the backward, parameters, buffers and inputs aside;
+            None where that is not known.
+        output: the shapes of what the model returned.
+    """
+
+    modules: dict[str, Calls] = field(default_factory=dict)
+    uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    touched: set[int] = field(default_factory=set)
+    touched_in_training: set[int] = field(default_factory=set)
+    normed: list[tuple[str, str]] = field(default_factory=list)
+    peak: int = 0
+    saved: int | None = 0
+    output: Shapes | None = None
+
+    @property
+    def macs(self) -> int:
+        return sum(one.macs for one in self.modules.values())
+
+
+class ForwardError(ModelctlError):
+    """A model's forward raised; the message names the module it came from. ``modules`` is how
+    many had been called."""
+
+    modules = 0
+    backward = False  # whether it takes gradients itself
+
+
+def trace(
+    copied: Copy,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    device: torch.device,
+    saving: bool = True,
+) -> Trace:
+    """Run a copied model once on these inputs; without ``saving`` under ``no_grad``, and what a
+    backward would need is not known.
+
+    Raises:
+        ForwardError: the forward raised.
+    """
+    model = copied.model
+    watch = _Watch(copied, args, kwargs)
+    with ExitStack() as stack:
+        stack.enter_context(random_numbers_kept())
+        stack.enter_context(plain_kernels(device))
+        stack.enter_context(torch.set_grad_enabled(saving))
+        if saving:
+            keep_nothing = torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward)
+            stack.enter_context(keep_nothing)
+        for handle in watch.hook(model):
+            stack.callback(handle.remove)
+        try:
+            with watch:
+                out = watch.call(model, args, kwargs)
+        except Exception as e:
+            raise watch.explain(e) from e
+    found = watch.trace
+    found.output = shapes_of(out)
+    found.saved = found.saved if saving else None
+    found.normed = [pair for pair in found.normed if pair[0] not in watch.elsewhere]
+    return found
+
+
+def _no_backward(_: Any) -> Tensor:
+    raise RuntimeError(_BACKWARD[0])
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator of a forward, and which module it is of."""
+
+    def __init__(self, copied: Copy, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = Trace()
+        self.stack: list[str] = []
+        self.modules = {id(module): name for name, module in copied.model.named_modules()}
+        self.kinds: dict[str, str] = {}
+        self.biased: dict[int, tuple[Any, str]] = {}
+        self.elsewhere: set[str] = set()  # modules of which something else takes the output
+        self.instead = copied.tensors
+        own = (*copied.model.parameters(), *copied.model.buffers())
+        self.own = {id(tensor) for tensor in own}
+        # storages of others: they are not the forward's
+        outside = (*own, *tensors_in((args, kwargs)))
+        self.others = {_storage(one)._cdata for one in outside if _has_storage(one)}
+        self.live: dict[int, _Alive] = {}
+        self.last = ""  # operator that runs
+        self.alive = 0
+
+    # -------------------------------------------------------------- modules
+
+    def hook(self, model: nn.Module) -> Iterator[Any]:
+        for name, module in model.named_modules():
+            self.kinds[name] = kind_of(module)
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                if name:
+                    self.trace.unseen.add(name)
+                continue
+            yield module.register_forward_pre_hook(
+                self._entering(name), prepend=True, with_kwargs=True
+            )
+            yield module.register_forward_hook(self._leaving(name))
+
+    def call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not isinstance(model, torch.jit.ScriptModule):
+            return model(*args, **kwargs)
+        self._entering("")(model, args, kwargs)
+        out = model(*args, **kwargs)
+        self._leaving("")(model, args, out)
+        return out
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.stack.append(name)
+            calls = self.trace.modules.setdefault(name, Calls())
+            calls.calls += 1
+            # not the tensors: they would live on
+            calls.given = tuple((one.shape, one.dtype) for one in tensors_in((args, kwargs)))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and args:
+                made, by = self.biased.get(id(args[0]), (None, ""))
+                if made is not None and made() is args[0] and (by, name) not in self.trace.normed:
+                    self.trace.normed.append((by, name))
+
+        return enter
+
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            while self.stack and self.stack.pop() != name:
+                pass  # left by an exception that the model caught
+            calls = self.trace.modules[name]
+            if calls.output is None:
+                calls.output = shapes_of(out)
+            biased = isinstance(module, _WITH_BIAS) and module.bias is not None
+            if biased and isinstance(out, Tensor):
+                self.biased[id(out)] = (weakref.ref(out), name)
+
+        return leave
+
+    def explain(self, error: Exception) -> ForwardError:
+        """What a forward raised, and where: in the innermost module that the traceback shows."""
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        where = next((self.modules[id(one)] for one in frames[::-1] if id(one) in self.modules), "")
+        kind = self.kinds.get(where, "model")
+        place = f"'{where}' ({kind})" if where else f"the model itself ({kind})"
+        given = _words(self.trace.modules.get(where, Calls()).given)
+        start = f"forward failed in {place}{f', given {given}' if given else ''}: "
+        text = " ".join(str(error).split()) or "no message"
+        if _needs_values(error, text):
+            by = f" ({self.last})" if self.last else ""
+            found = ForwardError(
+                f"{start}it needs the values of tensors{by}, and has shapes alone",
+                hint=_FOR_REAL,
+            )
+        else:
+            hint = None
+            if "Long, Int" in text:
+                hint = "give integers: dtypes=[torch.long] (--input-dtype int64)"
+            elif "meta" in text.lower() or "quantized" in text:
+                hint = f"it may be torch's meta device: {_FOR_REAL}"
+            found = ForwardError(f"{start}{type(error).__name__}: {_short(text)}", hint=hint)
+        found.modules = len(self.trace.modules)
+        found.backward = any(words in text for words in _BACKWARD)
+        return found
+
+    # -------------------------------------------------------------- operators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if formula(func) is None and not is_free(func):  # made of others? In inference mode
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        self.last = func._schema.name
+        inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        if any(id(one) in self.instead for one in inputs):
+            # by way of an object or closure that was not copied: the original stays as it is
+            args, kwargs = each((args, kwargs), lambda one: self.instead.get(id(one), one))
+            inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        if any(one.is_meta for one in inputs):
+            args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
+            raise_if_mixed(func, inputs, args, kwargs)
+            out = result(func, args, kwargs)
+            if out is None:
+                try:
+                    out = func(*args, **kwargs)
+                except (RuntimeError, IndexError, ValueError, TypeError):
+                    for_real(func, args, kwargs)
+                    raise
+        else:
+            out = func(*args, **kwargs)
+        self.last = ""
+        self._count(func, args, kwargs, out)
+        for one in inputs:
+            if id(one) in self.own:
+                self.trace.touched.add(id(one))
+            made, by = self.biased.get(id(one), (None, ""))
+            if made is not None and made() is one and "batch_norm" not in func._schema.name:
+                self.elsewhere.add(by)
+        for one in tensors_in(out):
+            self._made(one)
+        return out
+
+    def _all_on_meta(self, func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """What a forward makes on the CPU by itself (positions, masks) keeps its values until it
+        meets a tensor that has none; nothing gets values back."""
+        if func is aten._to_copy.default and kwargs.get("device") is not None:
+            return args, {**kwargs, "device": torch.device("meta"), "pin_memory": False}
+        if all(one.is_meta for one in inputs):
+            return args, kwargs
+        indexed = func._overloadpacket in (aten.index, aten.index_put, aten.index_put_)
+
+        def moved(value: Tensor) -> Tensor:
+            # a mask's number of True is known only from its values
+            if value.is_meta or (indexed and value.dtype == torch.bool):
+                return value
+            return torch.empty_strided(
+                value.size(), value.stride(), dtype=value.dtype, device="meta"
+            )
+
+        return each((args, kwargs), moved)
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        name = self.stack[-1] if self.stack else ""
+        flops = formula(func)
+        if flops is not None:
+            calls = self.trace.modules.setdefault(name, Calls())
+            calls.macs += flops(*args, **kwargs, out_val=out) // 2
+        elif not is_free(func):
+            key = (str(func._schema.name), name)
+            self.trace.uncounted[key] = self.trace.uncounted.get(key, 0) + 1
+
+    # -------------------------------------------------------------- memory
+
+    def _made(self, tensor: Tensor) -> None:
+        if not _has_storage(tensor):
+            return
+        storage = _storage(tensor)
+        key = storage._cdata
+        if key in self.live or key in self.others:
+            return
+        self.live[key] = _Alive(storage.nbytes(), weakref.ref(storage, self._gone(key)))
+        self.alive += storage.nbytes()
+        self.trace.peak = max(self.trace.peak, self.alive)
+
+    def _gone(self, key: int) -> Callable[[Any], None]:
+        def gone(_: Any) -> None:
+            found = self.live.pop(key, None)
+            if found is not None:
+                self.alive -= found.nbytes
+
+        return gone
+
+    def save(self, tensor: Tensor) -> None:
+        """What autograd keeps for the backward; here it keeps nothing."""
+        if _has_storage(tensor):
+            found = self.live.get(_storage(tensor)._cdata)
+            if found is not None and not found.saved:
+                found.saved = True
+                self.trace.saved = (self.trace.saved or 0) + found.nbytes
+
+
+@dataclass
+class _Alive:
+    nbytes: int
+    reference: Any
+    saved: bool = False
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not torch.nn.parameter.is_lazy(tensor)
+
+
+def _storage(tensor: Tensor) -> Any:
+    return tensor.untyped_storage()
+
+
+def shapes_of(value: Any) -> Shapes | None:
+    """The shape of a tensor; of several a mapping of their names or places; None where there is
+    none."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple):
+        names = getattr(value, "_fields", None) or map(str, range(len(value)))
+        items = zip(names, value, strict=True)
+    elif hasattr(value, "__dataclass_fields__"):
+        items = vars(value).items()
+    else:
+        data = getattr(value, "data", None)  # a PackedSequence
+        return tuple(data.shape) if isinstance(data, Tensor) else None
+    found = {str(name): shapes for name, one in items if (shapes := shapes_of(one)) is not None}
+    return found or None
+
+
+def describe(value: Any) -> str:
+    """Inputs in a few words: ``1x3x224x224 float32``."""
+    return _words([(one.shape, one.dtype) for one in tensors_in(value)])
+
+
+def _words(tensors: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
+    shown = [
+        f"{'x'.join(map(str, shape)) or 'a scalar'} {str(dtype).removeprefix('torch.')}"
+        for shape, dtype in tensors
+    ]
+    return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def _needs_values(error: Exception, text: str) -> bool:
+    """Whether torch says that a tensor on meta has no data."""
+    return isinstance(error, NotImplementedError | RuntimeError | TypeError) and any(
+        words in text for words in _NO_VALUES
+    )

@@ -1,0 +1,1 @@
+"""One change of names, carried through every section of a checkpoint."""

@@ -1,0 +1,54 @@
+"""What an edit changes in which parameters train, folded for people."""
+
+from __future__ import annotations
+
+from modelctl.inspection.changes import Trains, fold_trains
+
+
+def rows(names: list[str], frozen: str) -> list[Trains]:
+    return [Trains(name, None, frozen not in name) for name in names]
+
+
+LAYER = ("attn.q.weight", "attn.k.weight", "norm.weight")
+NAMES = [
+    "embed.weight",
+    *(f"layers.{i}.{name}" for i in range(12) for name in LAYER),
+    "head.weight",
+]
+
+
+def test_modules_that_agree_are_one_row() -> None:
+    folded = fold_trains(rows(NAMES, "head"))
+    assert [(row.name, row.tensors, row.after) for row in folded] == [
+        ("embed", 1, True),
+        ("layers", 36, True),
+        ("head", 1, False),
+    ]
+
+
+def test_numbers_fold() -> None:
+    folded = fold_trains(rows(NAMES, "norm"))
+    assert [(row.name, row.tensors, row.after) for row in folded] == [
+        ("embed", 1, True),
+        ("layers.{0-11}.attn", 24, True),
+        ("layers.{0-11}.norm", 12, False),
+        ("head", 1, True),
+    ]
+
+
+def test_all_but_the_last_layer() -> None:
+    folded = fold_trains(rows(NAMES, "layers.11"))
+    assert [(row.name, row.tensors) for row in folded] == [
+        ("embed", 1),
+        ("layers.{0-10}", 33),
+        ("layers.11", 3),
+        ("head", 1),
+    ]
+    assert sum(row.tensors for row in folded) == len(NAMES)
+
+
+def test_gaps_are_no_range() -> None:
+    names = [f"a.{i}.{j}.w" for i in (0, 2) for j in (0, 1)] + ["a.1.x.w"]
+    folded = fold_trains(rows(names, "x"))
+    assert [row.name for row in folded] == ["a.*", "a.1"]
+    assert sum(row.tensors for row in folded) == len(names)
