@@ -12,7 +12,7 @@ from torch import nn
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import CollisionError, RefusedError, UnsupportedError, UsageError
-from modelctl.nn.loading.load import reader as reading
+from modelctl.nn.loading import reader as reading
 from tests.nn.nets import Net, same
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from modelctl.nn.loading.load.reader import Reader
 from torch import nn
 
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import UnreadableError
-from modelctl.nn.loading.load import reader as reading
+from modelctl.nn.loading import reader as reading
+from modelctl.nn.loading.reader import Reader
 from tests.nn.nets import Net, same
 
 SAMPLES = Path(__file__).parents[3] / "sample_models"

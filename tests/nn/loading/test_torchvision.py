@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from modelctl.nn.loading.load.load import plan_load
 from torch import nn
 
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import RefusedError, UnsupportedError
+from modelctl.nn.loading.load import plan_load
 from tests.nn.nets import same
 
 torchvision = pytest.importorskip("torchvision")
