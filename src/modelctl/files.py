@@ -1,28 +1,28 @@
-"""Open a checkpoint, save a checkpoint: detect the format, stage the output, replace."""
+"""Open a checkpoint, save a checkpoint: place -> format -> checkpoint -> layout -> place."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .core.checkpoint import Checkpoint
 from .core.records import METADATA, add_history, write_records
-from .core.sections import is_state_dict
 from .core.tree import find_path
-from .errors import LossError, WriteError
-from .formats import destination, detect, for_writing
-from .formats.shards.reading import find_in_folder
-from .formats.shards.writing import MAX_SHARD_SIZE, parse_size, superseded, write_shards
+from .errors import LossError
+from .formats.destination import destination
+from .formats.registry import detect, for_writing
+from .storage.layout import Layout
+from .storage.places import Place
 from .storage.source import FileSource
-from .storage.staging import staged, staged_files
-
-__all__ = ["Saved", "open", "save", "staged", "staged_files"]
+from .storage.staging import staged_files
 
 PathLike = str | os.PathLike[str]
+# Called with the bytes written since the last call, and how many there will be in all.
+Progress = Callable[[int, int], object]
 
 
 class Saved(NamedTuple):
@@ -47,17 +47,17 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
         UnsupportedError: sound, but of a kind that is not read yet.
         NoMatchError: ``key`` is not the path of a state_dict.
     """
-    source = FileSource(find_in_folder(path) if os.path.isdir(path) else path)
-    source.follow_links = follow_symlinks
+    place = Place(path, follow_links=follow_symlinks)
     try:
         with _no_collector():
-            ckpt = detect(source).read(source)
+            ckpt = detect(place).read(place)
+        ckpt = ckpt.replace(resources=tuple(place.sources))
         if key is not None:
             ckpt = ckpt.replace(key=find_path(ckpt.root, key) or tuple(key.split(".")))
             _ = ckpt.sections
         return ckpt
     except BaseException:
-        source.close()
+        place.close()
         raise
 
 
@@ -82,7 +82,7 @@ def save(
     overwrite: bool = False,
     max_shard_size: int | str | None = None,
     history: Sequence[str] = (),
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Saved:
     """Write a checkpoint, whole or not at all; the old file is intact until the new one stands.
 
@@ -93,8 +93,8 @@ def save(
 
     Args:
         history: lines to add to what the file says was done to it.
-        progress: called with the bytes written since the last call, and about how many there
-            will be in all.
+        progress: called with the bytes written since the last call, and how many there will be
+            in all.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
@@ -103,35 +103,21 @@ def save(
         WriteError: the output can't be written; nothing was changed.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
-    place = destination(os.fspath(path), to, max_shard_size is not None)
-    fmt = place.format
+    target = destination(os.fspath(path), to, max_shard_size)
     if history:
         ckpt = add_history(ckpt, history)
-    if fmt.name != "safetensors" and ckpt.sections.models and not ckpt.sections.models[0].is_module:
+    models = ckpt.sections.models
+    if not target.format.string_metadata and models and not models[0].is_module:
         extra = {key: text for key, text in ckpt.metadata.items() if key != "format"}
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
     check_losses(ckpt, path, to, max_shard_size)
-    expected = fmt.size(ckpt)
-    options: dict[str, Any] = {
-        "overwrite": overwrite,
-        "expected": expected,
-        "sources": [source for source in ckpt.resources if isinstance(source, FileSource)],
-        "progress": None if progress is None else lambda done: progress(done, expected),
-    }
-    if place.shards is None:
-        with staged(place.path, **options) as sink:
-            fmt.write(ckpt, sink, os.path.basename(place.path))
-        return Saved(Path(place.path), fmt.name, sink.position)
-    limit = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
-    old = superseded(Path(place.path), *place.shards)
-    if old and not overwrite:
-        raise WriteError(
-            f"{os.path.join(place.path, old[0])}: exists already", hint="--overwrite replaces it"
-        )
-    with staged_files(place.path, **options) as group:
-        written = write_shards(ckpt, group, fmt, place.shards, limit, old)
-    return Saved(Path(place.path, written.name), fmt.name, written.nbytes, written.files)
+    with target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
+        with _no_collector():
+            layout = target.layout(ckpt, group)
+        group.carry_out(layout, _of(progress, layout))
+    name = Path(target.path) if target.shards is None else Path(target.path, layout.main.name)
+    return Saved(name, target.format.name, layout.nbytes, len(layout.files))
 
 
 def save_parts(
@@ -140,7 +126,7 @@ def save_parts(
     *,
     to: str = "torch",
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Saved]:
     """Write checkpoints as files of one folder (``model.pt``, ``optimizer.pt``, …), all or none.
 
@@ -149,28 +135,29 @@ def save_parts(
     Raises:
         RefusedError, UsageError, WriteError, DurabilityError: as :func:`save`.
     """
-    places = {}
+    formats = {}
     for name, part in parts.items():
-        fmt = for_writing(to, name)
-        if fmt.losses(part):
-            fmt = for_writing("torch", name)
-        places[name] = (fmt, name + fmt.suffixes[0])
-    total = sum(fmt.size(parts[name]) for name, (fmt, _) in places.items())
-    saved = {}
-    with staged_files(
-        folder,
-        overwrite=overwrite,
-        expected=total,
-        sources=[
-            one for one in next(iter(parts.values())).resources if isinstance(one, FileSource)
-        ],
-        progress=None if progress is None else lambda done: progress(done, total),
-    ) as group:
-        for name, (fmt, file) in places.items():
-            with group.open(file) as sink:
-                fmt.write(parts[name], sink, file)
-            saved[name] = Saved(Path(folder, file), fmt.name, sink.position)
-    return saved
+        wanted = for_writing(to, name)
+        formats[name] = for_writing("torch", name) if wanted.losses(part) else wanted
+    sources = _files(next(iter(parts.values())))
+    with staged_files(folder, overwrite=overwrite, sources=sources) as group:
+        with _no_collector():
+            layout = Layout(
+                [fmt.layout(parts[name], name + fmt.suffixes[0]) for name, fmt in formats.items()]
+            )
+        group.carry_out(layout, _of(progress, layout))
+    return {
+        name: Saved(Path(folder, file.name), fmt.name, file.nbytes)
+        for (name, fmt), file in zip(formats.items(), layout.files, strict=True)
+    }
+
+
+def _files(ckpt: Checkpoint) -> Iterable[FileSource]:
+    return [source for source in ckpt.resources if isinstance(source, FileSource)]
+
+
+def _of(progress: Progress | None, layout: Layout) -> Callable[[int], object] | None:
+    return None if progress is None else lambda done: progress(done, layout.nbytes)
 
 
 def check_losses(
@@ -185,21 +172,13 @@ def check_losses(
         LossError: the format can't hold a part of the checkpoint.
         UsageError: no format is named.
     """
-    place = destination(os.fspath(path), to, max_shard_size is not None)
+    target = destination(os.fspath(path), to, max_shard_size)
     if ckpt.outside is not None:
         raise LossError(
             f"{path}: {ckpt.outside} can't be written, and would be lost",
             hint="'modelctl convert --weights-only' keeps the model's tensors alone",
         )
-    lost = place.format.losses(ckpt)
-    if place.shards is not None and not is_state_dict(ckpt.root):
-        lost = [f"shards hold one flat state_dict, this is a {ckpt.sections.kind}"]
+    lost = target.losses(ckpt)
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        whole = "one flat state_dict" in lost[0]
-        raise LossError(
-            f"{path}: {lost[0]}{more}",
-            hint="'modelctl convert --weights-only' keeps the model's tensors alone, or write .pt"
-            if whole
-            else "write it as .pt, or drop what does not fit",
-        )
+        raise LossError(f"{path}: {lost[0].text}{more}", hint=lost[0].way_out)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import Global, Obj, children, is_module, mapping, ordered_dict
-from modelctl.core.tensors import MemoryStorage, TensorRef
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.core.tree import containers, get, rebuild, set_at, walk
 
 

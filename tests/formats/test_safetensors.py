@@ -18,7 +18,8 @@ import modelctl
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_TAG
 from modelctl.core.nodes import ordered_dict
-from modelctl.core.tensors import MemoryStorage, TensorRef
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import LossError, UnreadableError
 from modelctl.files import save
 

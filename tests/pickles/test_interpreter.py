@@ -413,7 +413,8 @@ def test_messages_of_what_has_no_end() -> None:
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
 
     from modelctl.core.dtypes import BY_NAME
-    from modelctl.core.tensors import MemoryStorage, StorageRef
+    from modelctl.core.storages import MemoryStorage
+    from modelctl.core.tensors import StorageRef
     from modelctl.formats.pytorch.storage_ids import storage_table
 
     def tensor(offset: bytes = b"K\x00", size: bytes = b"K\x01", stride: bytes = b"K\x01") -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from modelctl.errors import DurabilityError, WriteError
+from modelctl.storage.layout import FileLayout, Layout, LayoutBuilder
 from modelctl.storage.source import FileSource
 from modelctl.storage.staging import FileGroup, staged_files
 
@@ -53,7 +54,7 @@ def test_a_new_folder(tmp_path: Path) -> None:
 def test_it_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
     with staged_files(tmp_path / "m") as group:
         for name in SHARDS:
-            assert not group.exists(name)
+            assert name not in group.names
             with group.open(name) as sink:
                 sink.write(b"x")
             assert not (tmp_path / "m").exists()
@@ -102,7 +103,6 @@ def test_overwrite_is_asked_for_at_open(tmp_path: Path) -> None:
 def test_only_plain_names(name: str, tmp_path: Path) -> None:
     calls: list[Callable[[FileGroup], Any]] = [
         lambda group: group.open(name).__enter__(),
-        lambda group: group.exists(name),
         lambda group: group.remove_after([name]),
     ]
 
@@ -186,8 +186,11 @@ def test_no_name_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("new", [True, False])
 def test_too_big_for_the_disk(new: bool, tmp_path: Path) -> None:
     folder = tmp_path / "m" if new else tmp_path
-    with pytest.raises(WriteError, match="are free there"):
-        write(folder, expected=1 << 60)
+    with (
+        pytest.raises(WriteError, match="are free there"),
+        staged_files(folder) as group,
+    ):
+        group.carry_out(Layout([FileLayout("a", 1 << 60, [])]))
     assert os.listdir(tmp_path) == []
 
 
@@ -371,6 +374,12 @@ def test_what_was_read_and_changed_since_is_not_replaced(which: str, tmp_path: P
 
 def test_progress(tmp_path: Path) -> None:
     told: list[int] = []
-    write(tmp_path / "m", progress=told.append)
+    files = []
+    for name in SHARDS:
+        out = LayoutBuilder()
+        out.add(name.encode() * 100)
+        files.append(out.file(name))
+    with staged_files(tmp_path / "m") as group:
+        group.carry_out(Layout(files), told.append)
     assert sum(told) == sum(path.stat().st_size for path in (tmp_path / "m").iterdir())
-    assert len(told) == 3
+    assert len(told) == len(SHARDS)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from modelctl.core.tensors import MemoryStorage
+from modelctl.core.storages import MemoryStorage, RunStorage, Storage
 from modelctl.errors import DurabilityError, ModelctlError, UnreadableError, WriteError
 from modelctl.storage import sink as sink_module
-from modelctl.storage import staging
-from modelctl.storage.source import FileSource, FileStorage
-from modelctl.storage.staging import staged
+from modelctl.storage.layout import FileLayout, Layout, LayoutBuilder
+from modelctl.storage.source import FileSource
+from modelctl.storage.staging import staged, staged_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
 OLD = b"the old file" * 1000
@@ -115,8 +115,11 @@ def test_long_names(name: str, tmp_path: Path) -> None:
 
 
 def test_too_big_for_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="are free there"):
-        write(tmp_path / "f", expected=1 << 60)
+    with (
+        pytest.raises(WriteError, match="are free there"),
+        staged_file(tmp_path / "f") as group,
+    ):
+        group.carry_out(Layout([FileLayout("f", 1 << 60, [])]))
     assert os.listdir(tmp_path) == []
 
 
@@ -143,10 +146,8 @@ def test_progress(by_kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.delattr(os, "copy_file_range", raising=False)
     storage = source(tmp_path)
     told: list[int] = []
-    with staged(tmp_path / "f", progress=told.append) as sink:
-        sink.write(memoryview(array("I", range(100_000))))
-        sink.copy(storage)
-        assert sum(told) == sink.position == 400_000 + storage.nbytes
+    carry_out(tmp_path / "f", [bytes(array("I", range(100_000))), storage], told.append)
+    assert sum(told) == 400_000 + storage.nbytes
     assert 0 < min(told) <= max(told) <= 100_000
     assert (tmp_path / "f").read_bytes()[400_000:] == storage.read(0, storage.nbytes)
 
@@ -161,25 +162,50 @@ def test_a_checksum_of_what_passes(
         monkeypatch.setitem(sys.modules, "isal", None)
     storage = source(tmp_path, (3 << 20) + 5)
     data = storage.read(0, storage.nbytes)
-    with staged(tmp_path / "f") as sink:
-        assert sink.copy_with_crc(storage) == zlib.crc32(data)
-        assert sink.copy_with_crc(MemoryStorage(b"")) == 0
-    assert (tmp_path / "f").read_bytes() == data
+    small = MemoryStorage(b"small")
+    out = LayoutBuilder()
+    for one in (storage, small):
+        out.copy(one, checked=True)
+        out.late(4, lambda sums, one=one: sums[id(one)].to_bytes(4, "little"))
+    carried(tmp_path / "f", out)
+    expected = data + zlib.crc32(data).to_bytes(4, "little")
+    expected += b"small" + zlib.crc32(b"small").to_bytes(4, "little")
+    assert (tmp_path / "f").read_bytes() == expected
+
+
+def test_what_is_made_late_may_stand_before_what_it_is_made_of(tmp_path: Path) -> None:
+    storages = [source(tmp_path), MemoryStorage(b"small")]
+    out = LayoutBuilder()
+    for one in storages:
+        out.late(4, lambda sums, one=one: sums[id(one)].to_bytes(4, "little"))
+    for one in storages:
+        out.copy(one, checked=True)
+    carried(tmp_path / "f", out)
+    data = [one.read(0, one.nbytes) for one in storages]
+    sums = b"".join(zlib.crc32(one).to_bytes(4, "little") for one in data)
+    assert (tmp_path / "f").read_bytes() == sums + b"".join(data)
 
 
 # ------------------------------------------------------------------ a disk that fails
 
 
-def source(tmp_path: Path, size: int = 3 << 20) -> FileStorage:
+def source(tmp_path: Path, size: int = 3 << 20) -> RunStorage:
     path = tmp_path / "source"
     path.write_bytes(random.Random(0).randbytes(size))
-    return FileStorage(FileSource(path), 0, size)
+    return RunStorage(FileSource(path), 0, size)
 
 
-def whole(sink: staging.Sink, storage: FileStorage) -> None:
-    sink.write(b"head")
-    sink.copy(storage)
-    sink.write(b"tail")
+def carry_out(path: Path, parts: list[bytes | Storage], progress: Any = None) -> None:
+    out = LayoutBuilder()
+    for part in parts:
+        out.add(part) if isinstance(part, bytes) else out.copy(part)
+    carried(path, out, progress)
+
+
+def carried(path: Path, out: LayoutBuilder, progress: Any = None) -> None:
+    with staged_file(path) as group:
+        group.carry_out(Layout([out.file(path.name)]), progress)
+    assert path.stat().st_size == out.position
 
 
 def test_an_unsynced_folder_is_another_error(
@@ -217,15 +243,15 @@ def test_data_then_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:70_001])))
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data[:70_001]), at))
     write(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == NEW
 
 
 def test_a_write_that_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").write_bytes(OLD)
-    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
     with pytest.raises(WriteError, match="nothing could be written"):
         write(tmp_path / "f", overwrite=True)
     assert (tmp_path / "f").read_bytes() == OLD
@@ -237,7 +263,7 @@ def test_a_file_that_is_not_as_long_as_what_was_written(tmp_path: Path) -> None:
     def more() -> None:
         with staged(tmp_path / "f", overwrite=True) as sink:
             sink.write(NEW)
-            os.write(sink.fd, b"x")
+            os.pwrite(sink.fd, b"x", len(NEW))
 
     with pytest.raises(WriteError, match="not as long as what was written"):
         more()
@@ -252,17 +278,15 @@ def test_a_kernel_that_copies_no_ranges(
 ) -> None:
     storage, real, count = source(tmp_path), os.copy_file_range, 0
 
-    def failing(src: int, dst: int, size: int, offset: int) -> int:
+    def failing(src: int, dst: int, size: int, offset: int, at: int) -> int:
         nonlocal count
         count += 1
         if count == nth:
             raise OSError(code, "no")
-        return real(src, dst, min(size, 100_003), offset)
+        return real(src, dst, min(size, 100_003), offset, at)
 
     monkeypatch.setattr(os, "copy_file_range", failing)
-    with staged(tmp_path / "f") as sink:
-        whole(sink, storage)
-        assert sink.position == storage.nbytes + 8
+    carry_out(tmp_path / "f", [b"head", storage, b"tail"])
     assert (tmp_path / "f").read_bytes() == b"head" + storage.read(0, storage.nbytes) + b"tail"
 
 
@@ -270,6 +294,6 @@ def test_a_kernel_that_copies_no_ranges(
 def test_a_source_that_became_shorter(size: int, tmp_path: Path) -> None:
     storage = source(tmp_path)
     os.truncate(tmp_path / "source", size)
-    with pytest.raises(ModelctlError), staged(tmp_path / "f") as sink:
-        sink.copy(storage)
+    with pytest.raises(ModelctlError):
+        carry_out(tmp_path / "f", [storage])
     assert sorted(os.listdir(tmp_path)) == ["source"]

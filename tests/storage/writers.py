@@ -7,8 +7,10 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from modelctl.storage.source import FileSource, FileStorage
-from modelctl.storage.staging import staged, staged_files
+from modelctl.core.storages import RunStorage
+from modelctl.storage.layout import Layout, LayoutBuilder
+from modelctl.storage.source import FileSource
+from modelctl.storage.staging import staged_file, staged_files
 
 from .faults import killed_before, leftovers
 
@@ -43,10 +45,12 @@ class AFile:
         if not self.source.exists():
             self.source.write_bytes(content("old") + content("new") + content("newer"))
         half, at = len(content(state)) // 2, ["old", "new", "newer"].index(state)
-        with staged(self.target, overwrite=True) as sink:
-            sink.write(content(state)[:half])
+        with staged_file(self.target, overwrite=True) as group:
             source = FileSource(self.source)
-            sink.copy(FileStorage(source, half * 2 * at + half, half))
+            out = LayoutBuilder()
+            out.add(content(state)[:half])
+            out.copy(RunStorage(source, half * 2 * at + half, half))
+            group.carry_out(Layout([out.file(self.target.name)]))
             source.close()
 
     def state(self) -> str:
@@ -74,9 +78,11 @@ class InPlace(AFile):
     def run(self, state: str) -> None:
         source = FileSource(self.target)
         half = source.size // 2
-        with staged(self.target, overwrite=True, sources=[source]) as sink:
-            sink.write(content(state)[:half])
-            sink.copy(FileStorage(source, half, half))
+        with staged_file(self.target, overwrite=True, sources=[source]) as group:
+            out = LayoutBuilder()
+            out.add(content(state)[:half])
+            out.copy(RunStorage(source, half, half))
+            group.carry_out(Layout([out.file(self.target.name)]))
         source.close()
 
     def expected(self, state: str) -> bytes:
@@ -125,10 +131,13 @@ class AFolder:
         pass
 
     def run(self, state: str) -> None:
+        files = []
+        for name in (*SHARDS, "index"):
+            out = LayoutBuilder()
+            out.add(content(state, name))
+            files.append(out.file(name))
         with staged_files(self.folder, overwrite=True) as group:
-            for name in (*SHARDS, "index"):
-                with group.open(name) as sink:
-                    sink.write(content(state, name))
+            group.carry_out(Layout(files))
 
     def state(self) -> str:
         if not self.folder.exists():

@@ -14,7 +14,8 @@ import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import ordered_dict
-from modelctl.core.tensors import MemoryStorage, TensorRef
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 
 
 class Net(nn.Module):

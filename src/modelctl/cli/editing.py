@@ -12,8 +12,7 @@ from typing import Any
 from .. import files
 from ..core.checkpoint import Checkpoint
 from ..errors import ModelctlError, UsageError
-from ..formats import destination
-from ..formats.shards.reading import find_in_folder
+from ..formats.destination import destination
 from ..inspection.changes import Plan, fold_trains, plan
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, parse_recipe, run
@@ -102,7 +101,7 @@ class Job:
         """The output for a source, and its format where the suffix does not say it."""
         sharded = ckpt.origin is not None and ckpt.origin.format == "sharded"
         if self.in_place and sharded:
-            return str(find_in_folder(source) if os.path.isdir(source) else source), self.to
+            return ckpt.origin.path if ckpt.origin else source, self.to
         if self.in_place or self.output is None:
             format = ckpt.origin.format if ckpt.origin else "torch"
             says = next((f for f, suffix in _SUFFIX.items() if source.endswith(suffix)), None)
@@ -122,9 +121,8 @@ class Job:
             return None
         sizes: dict[object, dict[object, int]] = {}
         for ref in before.state_dict().values():
-            extent = ref.storage.extent()
-            if extent is not None:
-                sizes.setdefault(extent.source, {})[id(ref.storage)] = ref.storage.nbytes
+            for piece in ref.storage.runs() or ():
+                sizes.setdefault(piece.source, {})[piece.offset] = piece.nbytes
         return str(max((sum(of.values()) for of in sizes.values()), default=1) or 1)
 
     def named(self, source: str) -> str:
@@ -186,10 +184,10 @@ class Job:
             _print_trains(out, found)
         recorded = self.command == "freeze" and not after.sections.model().is_module
         if recorded and saved is not None and out.is_table:
-            place = destination(path, to, self.max_shard_size is not None)
+            place = destination(path, to, self.max_shard_size)
             if place.shards is None:
                 out.note("plain torch ignores the record; by hand it is applied so:")
-                for line in by_hand(after, path, safe=place.format.name == "safetensors"):
+                for line in by_hand(after, path, safe=place.format.string_metadata):
                     out.note("    " + line)
         return report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
@@ -44,11 +44,19 @@ class Recorded(NamedTuple):
     out_shape: tuple[int | str, ...]
 
 
+class Program(Protocol):
+    """A program that is in the file beside its tensors."""
+
+    def recorded(self) -> list[Recorded]:
+        """What its modules gave, read now. Raises UnreadableError."""
+        ...
+
+
 class Resource(Protocol):
     """What a checkpoint keeps open: its files."""
 
-    bytes_read: int
-
+    @property
+    def bytes_read(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -83,7 +91,7 @@ class Checkpoint:
         constants: tensors and values that a compiled model's code uses, beside its state_dict.
         outside: what else the file holds that is not in the tree (a program, other members), so
             that writing the tree would lose it; None where there is nothing.
-        program: reads what the modules of an exported program gave; None where there is none.
+        program: what the modules of an exported program gave; None where there is none.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
     """
 
@@ -95,7 +103,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     constants: Any = None
     outside: str | None = None
-    program: Callable[[], list[Recorded]] | None = None
+    program: Program | None = None
     key: Path | None = None
     resources: tuple[Resource, ...] = ()
 

@@ -3,110 +3,18 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from ..errors import UnreadableError, UnsupportedError
 from .dtypes import DType
+from .storages import CHUNK, Storage, cut
 
-CHUNK = 1 << 20
-# A view that is not contiguous is gathered from at most this much of its storage read at once;
-# beyond it the storage is mapped.
-GATHER = 32 << 20
 # An expanded view (stride 0) of more bytes than this, and of so many times those that are stored,
 # is a bomb: four bytes can say four terabytes.
 _EXPANDED, _TIMES = 1 << 30, 1000
 
 Role = Literal["parameter", "buffer"]
-
-
-class Source(Protocol):
-    """An open file: the place that storages read from (see :mod:`modelctl.storage`)."""
-
-    name: str
-    size: int
-    bytes_read: int
-
-    def fileno(self) -> int: ...
-    def read(self, offset: int, size: int) -> bytes: ...
-    def map(self, offset: int, size: int) -> memoryview: ...
-
-
-class Extent(NamedTuple):
-    """Bytes that lie in a file as they are, so that the kernel can copy them."""
-
-    source: Source
-    offset: int
-    nbytes: int
-
-
-class Storage(ABC):
-    """Bytes shared by the tensors that view them; the same object means tied.
-
-    ``location`` is the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``); ``crc32`` is
-    the checksum of all bytes where the container recorded one.
-    """
-
-    __slots__ = ("crc32", "location", "nbytes")
-
-    def __init__(self, nbytes: int, location: str = "cpu", crc32: int | None = None) -> None:
-        self.nbytes = nbytes
-        self.location = location
-        self.crc32 = crc32
-
-    @abstractmethod
-    def read(self, start: int, size: int) -> bytes:
-        """Exactly ``size`` bytes from ``start``, little-endian."""
-
-    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from ``start`` to ``stop`` in pieces of at most 1 MiB."""
-        stop = self.nbytes if stop is None else stop
-        for at in range(start, stop, CHUNK):
-            yield self.read(at, min(CHUNK, stop - at))
-
-    def extent(self) -> Extent | None:
-        """Where the bytes lie in a file as they are, or None where they are made."""
-        return None
-
-    def buffer(self, start: int, size: int) -> memoryview:
-        """``size`` bytes from ``start`` for random access: mapped where they lie in a file."""
-        extent = self.extent()
-        if extent is None or size <= GATHER:
-            return memoryview(self.read(start, size))
-        return extent.source.map(extent.offset + start, size)
-
-
-class MemoryStorage(Storage):
-    """A storage whose bytes are already in memory."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes, location: str = "cpu") -> None:
-        super().__init__(len(data), location)
-        self.data = data
-
-    def read(self, start: int, size: int) -> bytes:
-        return self.data[start : start + size]
-
-
-class SwappedStorage(Storage):
-    """A storage of a big-endian file, read as little-endian items of ``itemsize`` bytes."""
-
-    __slots__ = ("inner", "itemsize")
-
-    def __init__(self, inner: Storage, itemsize: int) -> None:
-        super().__init__(inner.nbytes, inner.location)
-        self.inner, self.itemsize = inner, itemsize
-
-    def read(self, start: int, size: int) -> bytes:
-        n = self.itemsize
-        first, last = start - start % n, start + size + -(start + size) % n
-        raw = self.inner.read(first, min(last, self.nbytes) - first)
-        out = bytearray(raw)
-        for i in range(n):
-            out[i::n] = raw[n - 1 - i :: n]
-        return bytes(out[start - first : start - first + size])
 
 
 class StorageRef(NamedTuple):
@@ -308,3 +216,20 @@ class TensorRef:
 
     def __repr__(self) -> str:
         return f"TensorRef({self.dtype.short}, {list(self.shape)})"
+
+
+class ValuesStorage(Storage):
+    """The values of a tensor, row-major, as a storage of their own: gathered while they are read,
+    where they don't lie so."""
+
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: TensorRef) -> None:
+        super().__init__(ref.nbytes, ref.storage.location)
+        self.ref = ref
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        yield from cut(self.ref.chunks(), start, self.nbytes if stop is None else stop)
+
+    def read(self, start: int, size: int) -> bytes:
+        return b"".join(self.chunks(start, start + size))

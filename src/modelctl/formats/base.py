@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
 
 from ..core.checkpoint import Checkpoint
-from ..storage.source import FileSource
-from ..storage.staging import Sink
+from ..core.notes import Loss
+from ..errors import ModelctlError
+from ..storage.layout import FileLayout
+from ..storage.places import Place
 
-HEAD = 4096
+# The way out where a format holds one state_dict and nothing else.
+NO_STATE_DICT = "'modelctl convert --weights-only' keeps the model's tensors alone, or write .pt"
 
 
-class Format(Protocol):
-    """One kind of file: how it is recognised and read.
+class Format(ABC):
+    """One kind of checkpoint: how it is recognised and read.
 
-    ``name`` is what ``--to`` takes and JSON shows, ``label`` what people read.
+    What a format can do beyond that is said by its class and its attributes; nobody asks for its
+    name.
+
+    Attributes:
+        name: what ``--to`` takes and JSON shows.
+        label: what people read.
     """
 
     name: str
     label: str
 
-    def sniff(self, head: bytes) -> bool:
-        """Whether a file that begins with ``head`` (up to 4 KiB) is of this format."""
-        ...
+    @abstractmethod
+    def sniff(self, place: Place) -> bool:
+        """Whether the place is of this format: by what is in it, never by its name."""
 
-    def read(self, source: FileSource) -> Checkpoint:
-        """The structure of an open file. Raises UnreadableError."""
-        ...
+    @abstractmethod
+    def read(self, place: Place) -> Checkpoint:
+        """The structure of a place that :meth:`sniff` knows; no tensor is read. The place stays
+        open for the tensors.
+
+        Raises:
+            UnreadableError: damaged, or two readers could understand it differently; says where.
+            UnsupportedError: sound, but of a kind that is not read.
+        """
+
+    def explain(self, place: Place) -> ModelctlError | None:
+        """For a place that no format knows: what is wrong with it, where it looks like one of
+        this format; None where it does not."""
+        return None
 
 
-@runtime_checkable
-class WritableFormat(Format, Protocol):
-    """A format that can be written, too; ``suffixes`` are those that choose it for an output."""
+class WritableFormat(Format):
+    """A format that can be written, too.
+
+    Attributes:
+        suffixes: those that choose it for an output, the usual one first.
+        shard_names: what the shards of a folder are called, stem and suffix (``model``,
+            ``.safetensors``); None where there is no such folder.
+        whole_storages: whether it keeps storages whole: views of one share it, and tied tensors
+            have all their names. Otherwise each tensor is by itself, and tied ones are kept once.
+        string_metadata: whether it has a place of its own for a checkpoint's string metadata.
+    """
 
     suffixes: tuple[str, ...]
+    shard_names: tuple[str, str] | None = None
+    whole_storages: bool = False
+    string_metadata: bool = False
 
-    def losses(self, ckpt: Checkpoint) -> list[str]:
-        """What of ``ckpt`` this format can't hold, a line each."""
-        ...
+    @abstractmethod
+    def losses(self, ckpt: Checkpoint) -> list[Loss]:
+        """What of the checkpoint this format can't hold."""
 
-    def size(self, ckpt: Checkpoint) -> int:
-        """About how many bytes the output takes."""
-        ...
+    @abstractmethod
+    def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
+        """What the file called ``name`` would be; nothing is read but what the checkpoint's
+        structure needs, and nothing is written.
 
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
-        """Write the checkpoint; ``name`` is the file name of the output."""
-        ...
+        Raises:
+            RefusedError: it holds a call that unpickling the output would run.
+            UnsupportedError: a part of it can't be written.
+        """

@@ -8,12 +8,15 @@ from typing import Any
 from ..core.checkpoint import Checkpoint, Origin
 from ..core.dtypes import BY_TAG
 from ..core.nodes import ABSENT, Composite, mapping, ordered_dict
+from ..core.notes import Loss
 from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
-from ..core.tensors import TensorRef
+from ..core.storages import RunStorage, Source
+from ..core.tensors import TensorRef, ValuesStorage
 from ..errors import UnreadableError
-from ..storage.source import FileSource, FileStorage
-from ..storage.staging import Sink
+from ..storage.layout import FileLayout, LayoutBuilder
+from ..storage.places import Place
+from .base import NO_STATE_DICT, WritableFormat
 
 MAX_HEADER = 100_000_000
 # Ties whose names alone would not show that they are: our reader needs no guess.
@@ -21,20 +24,24 @@ _TIED = "modelctl.tied"
 _MAX_DIMS = 64
 
 
-class Safetensors:
+class Safetensors(WritableFormat):
     """One .safetensors file."""
 
     name = "safetensors"
     label = "safetensors"
-    suffixes: tuple[str, ...] = (".safetensors",)
+    suffixes = (".safetensors",)
+    shard_names = ("model", ".safetensors")
+    string_metadata = True
 
-    def sniff(self, head: bytes) -> bool:
+    def sniff(self, place: Place) -> bool:
+        head = place.head
         # a header of up to 100 MB, so its length has zeros in the upper bytes
         return len(head) > 8 and head[4:8] == bytes(4) and head[8:9] in (b"{", b"[", b" ")
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, source: FileSource) -> Checkpoint:
+    def read(self, place: Place) -> Checkpoint:
+        source = place.source
         header, start = _header(source)
         metadata = _metadata(header.pop("__metadata__", None), source)
         entries: dict[str, Any] = {}
@@ -74,18 +81,22 @@ class Safetensors:
             ordered_dict(entries, {"_metadata": ordered_dict({"": ours})} if ours else ABSENT),
             Origin(source.name, self.name, self.label, source.size),
             metadata=plain,
-            resources=(source,),
         )
 
     # ------------------------------------------------------------------ writing
 
-    def losses(self, ckpt: Checkpoint) -> list[str]:
+    def losses(self, ckpt: Checkpoint) -> list[Loss]:
         if not is_state_dict(ckpt.root):
             what = ckpt.sections.kind
             top = mapping(ckpt.root)
             named = ", ".join(str(key) for key in list(top)[:8]) if top else what
             a = "an" if what[0] in "aeio" else "a"
-            return [f"safetensors holds one flat state_dict, this is {a} {what} ({named})"]
+            return [
+                Loss(
+                    f"safetensors holds one flat state_dict, this is {a} {what} ({named})",
+                    NO_STATE_DICT,
+                )
+            ]
         lost = []
         for name, value in (mapping(ckpt.root) or {}).items():
             if name == "__metadata__" or not _is_utf8(name):
@@ -96,13 +107,9 @@ class Safetensors:
                 lost.append(f"'{name}' is no tensor")
             elif value.dtype.tag is None:
                 lost.append(f"'{name}' is {value.dtype.name}, which safetensors does not know")
-        return lost + _overlaps(ckpt)
+        return [Loss(text) for text in (*lost, *_overlaps(ckpt))]
 
-    def size(self, ckpt: Checkpoint) -> int:
-        refs = [ref for ref in (mapping(ckpt.root) or {}).values() if isinstance(ref, TensorRef)]
-        return sum({ref.identity: ref.nbytes for ref in refs}.values()) + 200 * len(refs)
-
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
+    def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
         entries: dict[str, TensorRef] = mapping(ckpt.root) or {}
         metadata = {"format": "pt", **ckpt.metadata}
         for key, record in records(ckpt.root).items():
@@ -141,14 +148,15 @@ class Safetensors:
             "utf-8", "surrogatepass"
         )
         raw += b" " * (-len(raw) % 8)
-        sink.write(len(raw).to_bytes(8, "little") + raw)
+        out = LayoutBuilder()
+        out.add(len(raw).to_bytes(8, "little") + raw)
         for tensor in order:
             ref = written[tensor]
             if ref.is_contiguous and ref.rebuild is None:
-                sink.copy(ref.storage, ref.start, ref.start + ref.nbytes)
+                out.copy(ref.storage, ref.start, ref.start + ref.nbytes)
             else:
-                for piece in ref.chunks():
-                    sink.write(piece)
+                out.copy(ValuesStorage(ref))
+        return out.file(name)
 
 
 def _tied_names(name: str, kept: str) -> bool:
@@ -186,7 +194,7 @@ def _overlaps(ckpt: Checkpoint) -> list[str]:
 # ---------------------------------------------------------------------- the header
 
 
-def _header(source: FileSource) -> tuple[dict[str, Any], int]:
+def _header(source: Source) -> tuple[dict[str, Any], int]:
     def broken(message: str, offset: int = 8) -> UnreadableError:
         return UnreadableError(
             message, path=source.name, member="header", offset=offset, hint="get the file again"
@@ -221,7 +229,7 @@ def _header(source: FileSource) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _metadata(found: Any, source: FileSource) -> dict[str, str]:
+def _metadata(found: Any, source: Source) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
@@ -231,7 +239,7 @@ def _metadata(found: Any, source: FileSource) -> dict[str, str]:
     return found
 
 
-def _records(metadata: dict[str, str], source: FileSource) -> dict[str, Any]:
+def _records(metadata: dict[str, str], source: Source) -> dict[str, Any]:
     ours = {}
     for name, text in metadata.items():
         if name.startswith(PREFIX):
@@ -244,7 +252,7 @@ def _records(metadata: dict[str, str], source: FileSource) -> dict[str, Any]:
     return ours
 
 
-def _tensor(name: str, info: Any, source: FileSource, start: int) -> tuple[TensorRef, int, int]:
+def _tensor(name: str, info: Any, source: Source, start: int) -> tuple[TensorRef, int, int]:
     try:
         dtype = BY_TAG[info["dtype"]]
         shape, (begin, end) = info["shape"], info["data_offsets"]
@@ -270,11 +278,11 @@ def _tensor(name: str, info: Any, source: FileSource, start: int) -> tuple[Tenso
         sizes = f"{numel * dtype.itemsize:,} bytes by its shape, {end - begin:,} by its offsets"
         raise _broken(name, sizes, source)
     return (
-        TensorRef(dtype, tuple(shape), FileStorage(source, start + begin, end - begin)),
+        TensorRef(dtype, tuple(shape), RunStorage(source, start + begin, end - begin)),
         begin,
         end,
     )
 
 
-def _broken(name: str, what: str, source: FileSource) -> UnreadableError:
+def _broken(name: str, what: str, source: Source) -> UnreadableError:
     return UnreadableError(f"the tensor {name!r:.200}: {what}", path=source.name, member="header")

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..core.dtypes import STORAGE_CLASS, DType
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
-from ..core.tensors import Storage, StorageRef, TensorRef
+from ..core.storages import Storage
+from ..core.tensors import StorageRef, TensorRef
 from ..errors import RefusedError, UnsupportedError
 from .policy import judge, judge_state
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..core.tensors import Storage
+from ..core.storages import Run, Source
 from ..errors import UnreadableError
+from .layout import Checksums, FileLayout, Late, Made, Piece, Segment
+
+Progress = Callable[[int], object]
 
 # No call of the system moves more: a call can't be interrupted, and Ctrl-C is to be prompt.
 _PIECE = 64 << 20
-
+# Smaller segments are put together in memory and written at once, up to so many bytes or segments:
+# a call of the system takes longer than to move them.
+_SMALL, _BATCH, _MOST = 64 << 10, 1 << 20, 4096
+# Room for less is not worth asking for before it is filled.
+_ALLOCATED = 16 << 20
 # What the kernel says where two files can't share ranges: other file systems, old kernels,
 # files that aren't plain, sandboxes.
 _NO_RANGES = frozenset(
@@ -23,72 +30,124 @@ _NO_RANGES = frozenset(
 
 
 class Sink:
-    """A file being written from its start.
+    """A file being written: from its start, or as a layout says.
 
     ``position`` counts the bytes that it holds. ``progress`` is called with the number of bytes
     that are new, after each piece of at most 64 MiB.
     """
 
-    def __init__(
-        self, fd: int, path: Path, progress: Callable[[int], object] | None = None
-    ) -> None:
+    def __init__(self, fd: int, path: Path, progress: Progress | None = None) -> None:
         self.fd, self.path = fd, path
         self.position = 0
         self._sent = 0  # what the disk was told to begin with
         self._progress = progress
 
     def write(self, data: bytes | memoryview) -> None:
-        """All of ``data``."""
-        view = memoryview(data).cast("B")
-        while view:
-            done = os.write(self.fd, view[:_PIECE])
-            if done == 0:
-                raise OSError(errno.EIO, "nothing could be written")
-            self._advance(done)
-            view = view[done:]
+        """All of ``data``, after what was written before."""
+        self._put(memoryview(data).cast("B"), self.position)
 
-    def copy(self, storage: Storage, start: int = 0, stop: int | None = None) -> None:
-        """The bytes of a storage: copied by the kernel where they lie in a file as they are."""
-        stop = storage.nbytes if stop is None else stop
-        extent = storage.extent()
-        if extent is not None:
-            if extent.offset + stop > extent.source.size:
-                extent.source.read(extent.offset + start, stop - start)  # raises
-            start += self._copy_range(extent.source.fileno(), extent.offset + start, stop - start)
-        for piece in storage.chunks(start, stop):
-            self.write(piece)
+    def carry_out(self, file: FileLayout) -> None:
+        """All of a file, by its layout; nothing was written before.
 
-    def copy_with_crc(self, storage: Storage) -> int:
-        """All bytes of a storage, and their CRC-32: the recorded one, or that of what passes."""
-        if storage.crc32 is not None:
-            self.copy(storage)
-            return storage.crc32
-        crc, crc32 = 0, _fastest_crc32()
-        for piece in storage.chunks():
-            crc = crc32(piece, crc)
-            self.write(piece)
-        return crc
+        Raises:
+            UnreadableError: what it is made from can't be read.
+            OSError: it can't be written.
+        """
+        _allocate(self.fd, file.nbytes)
+        sums: dict[int, int] = {}
+        waiting: list[Late] = []
+        batch: list[Segment] = []
+        size = 0
+        for segment in file.segments:
+            large = segment.nbytes > _SMALL and isinstance(segment, Piece)
+            if large or size >= _BATCH or len(batch) >= _MOST:
+                self._put_batch(batch, sums, waiting)
+                batch, size = [], 0
+            if isinstance(segment, Piece) and large:
+                self._copy(segment, sums)
+            else:
+                batch.append(segment)
+                size += segment.nbytes
+        self._put_batch(batch, sums, waiting)
+        for late in waiting:
+            self._put(memoryview(late.make(sums)), late.offset, new=False)
 
-    def _copy_range(self, fd: int, offset: int, size: int) -> int:
-        """How much of the range the kernel copied; 0 where it can't."""
+    def _put_batch(
+        self, batch: Sequence[Segment], sums: dict[int, int], waiting: list[Late]
+    ) -> None:
+        """Neighbouring small segments, in one write."""
+        if not batch:
+            return
+        read = iter(_read_small([one for one in batch if isinstance(one, Piece)]))
+        parts: list[bytes] = []
+        for segment in batch:
+            if isinstance(segment, Made):
+                parts.append(segment.data)
+            elif isinstance(segment, Piece):
+                parts.append(next(read))
+                if segment.checked:
+                    sums[id(segment.storage)] = zlib.crc32(parts[-1])
+            else:
+                parts.append(_made(segment, sums, waiting))
+        self._put(memoryview(b"".join(parts)), batch[0].offset)
+
+    def _copy(self, piece: Piece, sums: dict[int, int]) -> None:
+        """A range of a storage: copied by the kernel where it lies in a file as it is."""
+        at = piece.offset
+        if piece.checked:
+            crc, crc32 = 0, _fastest_crc32()
+            for part in piece.storage.chunks(piece.start, piece.stop):
+                crc = crc32(part, crc)
+                at = self._put(memoryview(part), at)
+            sums[id(piece.storage)] = crc
+            return
+        runs = piece.storage.runs(piece.start, piece.stop)
+        if runs is None:
+            for part in piece.storage.chunks(piece.start, piece.stop):
+                at = self._put(memoryview(part), at)
+            return
+        for run in runs:
+            done = self._copy_range(run, at)
+            for start in range(done, run.nbytes, _BATCH):
+                part = run.source.read(run.offset + start, min(_BATCH, run.nbytes - start))
+                self._put(memoryview(part), at + start)
+            at += run.nbytes
+
+    def _copy_range(self, run: Run, at: int) -> int:
+        """How much of the run the kernel copied to ``at``; 0 where it can't."""
+        run.source.check(run.offset, run.nbytes)
+        fd = run.source.fileno()
         done = 0
-        while done < size and hasattr(os, "copy_file_range"):
+        while fd is not None and done < run.nbytes and hasattr(os, "copy_file_range"):
+            size = min(run.nbytes - done, _PIECE)
             try:
-                n = os.copy_file_range(fd, self.fd, min(size - done, _PIECE), offset + done)
+                n = os.copy_file_range(fd, self.fd, size, run.offset + done, at + done)
             except OSError as e:
                 if e.errno in _NO_RANGES:
                     break
                 raise
             if n == 0:
                 raise UnreadableError(
-                    "the source became shorter while it was copied", offset=offset + done
+                    "the source became shorter while it was copied", offset=run.offset + done
                 )
+            self._advance(at + done, n)
             done += n
-            self._advance(n)
         return done
 
-    def _advance(self, size: int) -> None:
-        self.position += size
+    def _put(self, view: memoryview, at: int, *, new: bool = True) -> int:
+        """Write all of it to ``at``; where that ends."""
+        while view:
+            done = _pwrite(self.fd, view[:_PIECE], at)
+            if done == 0:
+                raise OSError(errno.EIO, "nothing could be written")
+            if new:
+                self._advance(at, done)
+            at += done
+            view = view[done:]
+        return at
+
+    def _advance(self, at: int, size: int) -> None:
+        self.position = max(self.position, at + size)
         if self.position - self._sent >= _PIECE:
             self._begin_writing()
         if self._progress is not None:
@@ -105,6 +164,64 @@ class Sink:
                     self.fd, self._sent, self.position - self._sent, os.POSIX_FADV_DONTNEED
                 )
         self._sent = self.position
+
+
+def _made(late: Late, sums: Checksums, waiting: list[Late]) -> bytes:
+    """A late segment, where it can be made by now; else room for it."""
+    try:
+        return late.make(sums)
+    except KeyError:
+        waiting.append(late)
+        return bytes(late.nbytes)
+
+
+def _read_small(pieces: Sequence[Piece]) -> list[bytes]:
+    """The bytes of small pieces; those of one source are asked for at once."""
+    found: list[list[bytes]] = [[] for _ in pieces]
+    wanted: dict[int, tuple[Source, list[tuple[int, int]], list[list[bytes]]]] = {}
+    for parts, piece in zip(found, pieces, strict=True):
+        runs = piece.storage.runs(piece.start, piece.stop)
+        if runs is None:
+            parts += piece.storage.chunks(piece.start, piece.stop)
+        elif len(runs) > 1:
+            parts += [run.source.read(run.offset, run.nbytes) for run in runs]
+        else:
+            run = runs[0]
+            _, ranges, places = wanted.setdefault(id(run.source), (run.source, [], []))
+            ranges.append((run.offset, run.nbytes))
+            places.append(parts)
+    for source, ranges, places in wanted.values():
+        for parts, data in zip(places, source.read_many(ranges), strict=True):
+            parts.append(data)
+    return [parts[0] if len(parts) == 1 else b"".join(parts) for parts in found]
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.write(fd, data)
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Room for all of a large file, in one piece if the disk has one; so a full disk shows now.
+
+    Not ``posix_fallocate``: where the file system can't, the C library writes to every block.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if size < _ALLOCATED or os.name != "posix":
+        return
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # Linux has it
+    if call is None or ctypes.sizeof(ctypes.c_long) < 8:
+        return
+    if call(fd, 0, ctypes.c_long(0), ctypes.c_long(size)):
+        code = ctypes.get_errno()
+        if code == errno.ENOSPC:
+            raise OSError(code, os.strerror(code))
 
 
 def _fastest_crc32() -> Callable[[bytes, int], int]:

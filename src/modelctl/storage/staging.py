@@ -5,20 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import DurabilityError, WriteError
+from .layout import Layout
 from .locks import Lock, remove
-from .sink import Sink
+from .sink import Progress, Sink
 from .source import FileSource, Identity, identity
 
-__all__ = ["FileGroup", "Sink", "confirm", "resolve_target", "staged", "staged_files"]
-
 PathLike = str | os.PathLike[str]
-Progress = Callable[[int], object]
 
 
 @contextmanager
@@ -26,21 +24,33 @@ def staged(
     path: PathLike,
     *,
     overwrite: bool = False,
-    expected: int = 0,
     sources: Iterable[FileSource] = (),
-    progress: Progress | None = None,
 ) -> Iterator[Sink]:
-    """A :class:`Sink` whose file stands under ``path`` once the block ends without an error.
+    """A :class:`Sink` whose file stands under ``path`` once the block ends without an error: for
+    what comes as a stream. Otherwise as :func:`staged_file`."""
+    with (
+        staged_file(path, overwrite=overwrite, sources=sources) as group,
+        group.open(group.names[0]) as sink,
+    ):
+        yield sink
+
+
+@contextmanager
+def staged_file(
+    path: PathLike,
+    *,
+    overwrite: bool = False,
+    sources: Iterable[FileSource] = (),
+) -> Iterator[FileGroup]:
+    """A group of one: its file stands under ``path`` once the block ends without an error.
 
     Until then ``path`` is as it was; afterwards it is the new file, with the old one's mode (or
     what the umask gives). No other modelctl writes it meanwhile.
 
     Args:
-        expected: the size in bytes, to fail early when it can't fit.
         sources: what the content is made from. Where one of them is (or was, when it was opened)
             the file at ``path``, that file must still be as it was opened, so that of two edits
             at once none is lost.
-        progress: called with the number of bytes that were written since the last call.
 
     Raises:
         WriteError: nothing was changed; says why.
@@ -49,19 +59,12 @@ def staged(
     target = resolve_target(path)
     with _failing(path), ExitStack() as stack:
         _check_parent(target, path)
-        output = _Output(target, path, overwrite, sources)
+        only = _Output(target, path, overwrite, sources)
         lock = stack.enter_context(Lock(target.parent, target.name, path))
         lock.remove_leftovers()
-        _check_space(target.parent, expected, path)
-        output.check()
-        try:
-            with output.written(lock.temp(), progress) as sink:
-                yield sink
-            output.check()
-            output.place()
-        except BaseException:
-            output.discard()
-            raise
+        group = FileGroup(os.path.dirname(path), lock, stack, overwrite, sources, only)
+        with group.finished():
+            yield group
         confirm(target.parent, path)
 
 
@@ -70,9 +73,7 @@ def staged_files(
     folder: PathLike,
     *,
     overwrite: bool = False,
-    expected: int = 0,
     sources: Iterable[FileSource] = (),
-    progress: Progress | None = None,
 ) -> Iterator[FileGroup]:
     """A :class:`FileGroup`: files that stand in ``folder`` once the block ends without an error.
 
@@ -83,10 +84,8 @@ def staged_files(
 
     Args:
         overwrite: replace files of the same name; without it they are refused.
-        expected: the size in bytes of all, to fail early when they can't fit.
         sources: what the content is made from. One that is replaced or removed must still be as
             it was opened.
-        progress: called with the number of bytes that were written since the last call.
 
     Raises:
         WriteError: nothing was changed, or, where a rename failed, says what was; says why.
@@ -103,17 +102,12 @@ def staged_files(
             Lock(target.parent, target.name, folder).remove_if_dead()
         lock = stack.enter_context(Lock(base, "", folder))
         lock.remove_leftovers()
-        _check_space(base, expected, folder)
-        group = FileGroup(folder, lock, stack, overwrite, tuple(sources), progress)
-        try:
+        group = FileGroup(folder, lock, stack, overwrite, sources)
+        with group.finished():
             yield group
-            group._put_in_place()
-        except BaseException:
-            group._discard()
-            raise
         if not new:  # a new one is not in place yet
             confirm(base, folder)
-            group._remove_old()
+            group.remove_old()
 
 
 class FileGroup:
@@ -125,20 +119,41 @@ class FileGroup:
         lock: Lock,
         locks: ExitStack,
         overwrite: bool,
-        sources: tuple[FileSource, ...],
-        progress: Progress | None,
+        sources: Iterable[FileSource],
+        only: _Output | None = None,
     ) -> None:
+        """``lock`` is the folder's, or that of the ``only`` file of a group of one."""
         self._shown, self._lock, self._locks = shown, lock, locks
-        self._overwrite, self._sources, self._progress = overwrite, sources, progress
+        self._overwrite, self._sources = overwrite, tuple(sources)
+        self._only = only
         self._outputs: dict[str, _Output] = {}  # in the order of opening
         self._old: dict[str, _Output] = {}
 
-    def exists(self, name: str) -> bool:
-        """Whether the folder already holds something of that name."""
-        return os.path.lexists(self._lock.folder / _plain(name))
+    @property
+    def names(self) -> list[str]:
+        """What the folder holds already; of a group of one the name of its file."""
+        if self._only is not None:
+            return [self._only.target.name]
+        return os.listdir(self._lock.folder)
+
+    def carry_out(self, layout: Layout, progress: Progress | None = None) -> None:
+        """Write all files of a layout.
+
+        Args:
+            progress: called with the number of bytes that were written since the last call.
+
+        Raises:
+            UnreadableError: what they are made from can't be read.
+            WriteError: as :meth:`open`; there is no room for them.
+        """
+        _check_space(self._lock.folder, layout.nbytes, self._path())
+        for file in layout.files:
+            with self.open(file.name, progress) as sink:
+                sink.carry_out(file)
+        self.remove_after([name for name in layout.superseded if name not in self._outputs])
 
     @contextmanager
-    def open(self, name: str) -> Iterator[Sink]:
+    def open(self, name: str, progress: Progress | None = None) -> Iterator[Sink]:
         """A :class:`Sink` for the file ``name`` of the folder: a name, no path.
 
         Raises:
@@ -146,6 +161,17 @@ class FileGroup:
         """
         if name in self._outputs:
             raise WriteError(f"{self._path(name)}: to be written twice")
+        output = self._only or self._new_output(name)
+        output.check()
+        self._outputs[name] = output
+        try:
+            with output.written(self._lock.temp(), progress) as sink:
+                yield sink
+        except BaseException:
+            output.discard()
+            raise
+
+    def _new_output(self, name: str) -> _Output:
         target = self._lock.folder / _plain(name)
         if target.is_symlink():
             raise WriteError(
@@ -154,14 +180,7 @@ class FileGroup:
             )
         output = _Output(target, self._path(name), self._overwrite, self._sources)
         self._locks.enter_context(Lock(self._lock.folder, name, self._path(name)))
-        output.check()
-        self._outputs[name] = output
-        try:
-            with output.written(self._lock.temp(), self._progress) as sink:
-                yield sink
-        except BaseException:
-            output.discard()
-            raise
+        return output
 
     def remove_after(self, names: Iterable[str]) -> None:
         """Files of the folder that are removed once all the others stand: those that nothing
@@ -171,8 +190,19 @@ class FileGroup:
             if target.is_file() and not target.is_symlink():
                 self._old[name] = _Output(target, self._path(name), True, self._sources)
 
-    def _path(self, name: str) -> str:
-        return os.path.join(self._shown, name)
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """All are put in place once the block ends without an error."""
+        try:
+            yield
+            self._put_in_place()
+        except BaseException:
+            for output in self._outputs.values():
+                output.discard()
+            raise
+
+    def _path(self, name: str = "") -> PathLike:
+        return self._only.shown if self._only is not None else os.path.join(self._shown, name)
 
     def _put_in_place(self) -> None:
         outputs = list(self._outputs.values())
@@ -181,7 +211,7 @@ class FileGroup:
         fresh = [output for output in outputs if not os.path.lexists(output.target)]
         try:
             for output in outputs:
-                if output is outputs[-1]:
+                if output is outputs[-1] and output is not self._only:
                     _sync(self._lock.folder)  # what it names must not come to the disk after it
                 output.place()
         except BaseException as e:
@@ -195,11 +225,8 @@ class FileGroup:
                 ) from e
             raise
 
-    def _discard(self) -> None:
-        for output in self._outputs.values():
-            output.discard()
-
-    def _remove_old(self) -> None:
+    def remove_old(self) -> None:
+        """Remove what is superseded, now that the new files stand."""
         for name, output in self._old.items():
             if name not in self._outputs:
                 with suppress(OSError):

@@ -8,8 +8,9 @@ import struct
 import zlib
 from typing import NamedTuple
 
+from ..core.storages import Source
 from ..errors import UnreadableError, UnsupportedError
-from .source import FileSource, inflate
+from .deflate import inflate
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
@@ -48,7 +49,7 @@ class ZipDirectory:
         UnreadableError: broken, or readable in more than one way.
     """
 
-    def __init__(self, source: FileSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.warnings: list[str] = []
         start, size, count = self._find()

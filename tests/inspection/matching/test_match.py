@@ -16,7 +16,8 @@ import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import ordered_dict
-from modelctl.core.tensors import MemoryStorage, TensorRef
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import UsageError
 from modelctl.inspection.architectures import index as architectures
 from modelctl.inspection.matching.match import Match, fold, match_shapes

@@ -14,15 +14,17 @@ from typing import Any
 from ...core.checkpoint import Checkpoint, Origin
 from ...core.dtypes import BY_NAME, DType
 from ...core.nodes import mapping, ordered_dict
+from ...core.storages import RunStorage
 from ...core.tensors import StorageRef, TensorRef
 from ...errors import UnreadableError
 from ...pickles.rebuild import view
-from ...storage.source import FileSource, FileStorage
+from ...storage.places import Place
 from ...storage.zipdir import STORED, Member, ZipDirectory
-from .export_program import read_program
+from ..base import Format
+from ..pytorch.zip import TorchZip
+from .export_program import ExportedProgram
 
 MAX_JSON = 256 << 20
-LABEL = "torch.export"
 
 # torch/_export/serde/schema.py, class ScalarType.
 _DTYPES = {
@@ -50,48 +52,59 @@ _DTYPES = {
 }
 
 
-def read_export(
-    source: FileSource,
-    directory: ZipDirectory,
-    open_member: Callable[[Member], Checkpoint],
-) -> Checkpoint:
-    """The archive's parameters and buffers as a state_dict, and its constants.
+class TorchExport(Format):
+    """An archive of ``torch.export.save``, of either layout."""
 
-    ``open_member`` reads a member that is a whole ``torch.save`` file.
-    """
-    weights: dict[str, TensorRef] = {}
-    constants: dict[str, TensorRef] = {}
-    parts: list[Checkpoint] = []
-    for name, member in directory.members.items():
-        last = name.rpartition("/")[2]
-        if last.endswith("_weights_config.json"):
-            weights.update(_listed(directory, name, open_member))
-        elif last.endswith("_constants_config.json"):
-            constants.update(_listed(directory, name, open_member))
-        elif last.startswith(("serialized_state_dict.", "serialized_constants.")):
-            part = open_member(member)
-            parts.append(part)
-            found = {
-                key: ref
-                for key, ref in (mapping(part.root) or {}).items()
-                if isinstance(ref, TensorRef)
-            }
-            (weights if "state_dict" in last else constants).update(found)
-    return Checkpoint(
-        ordered_dict(weights),
-        Origin(source.name, "torch-export", LABEL, source.size),
-        constants=ordered_dict(constants),
-        outside="the exported program",
-        program=lambda: read_program(directory),
-        warnings=tuple(directory.warnings) + tuple(w for part in parts for w in part.warnings),
-        findings=tuple(finding for part in parts for finding in part.findings),
-        resources=(source,),
-    )
+    name = "torch-export"
+    label = "torch.export"
+
+    def sniff(self, place: Place) -> bool:
+        names = place.zip.members if place.zip is not None else {}
+        return any(name.rpartition("/")[2] == "archive_format" for name in names) or (
+            "serialized_exported_program.json" in names
+        )
+
+    def read(self, place: Place) -> Checkpoint:
+        """The archive's parameters and buffers as a state_dict, and its constants."""
+        assert place.zip is not None
+        weights: dict[str, TensorRef] = {}
+        constants: dict[str, TensorRef] = {}
+        parts: list[Checkpoint] = []
+        for name, member in place.zip.members.items():
+            last = name.rpartition("/")[2]
+            if last.endswith("_weights_config.json"):
+                weights.update(_listed(place, place.zip, name))
+            elif last.endswith("_constants_config.json"):
+                constants.update(_listed(place, place.zip, name))
+            elif last.startswith(("serialized_state_dict.", "serialized_constants.")):
+                part = _saved(place, member)
+                parts.append(part)
+                found = {
+                    key: ref
+                    for key, ref in (mapping(part.root) or {}).items()
+                    if isinstance(ref, TensorRef)
+                }
+                (weights if "state_dict" in last else constants).update(found)
+        return Checkpoint(
+            ordered_dict(weights),
+            Origin(place.name, self.name, self.label, place.size),
+            constants=ordered_dict(constants),
+            outside="the exported program",
+            program=ExportedProgram(place.zip),
+            warnings=tuple(place.zip.warnings) + tuple(w for part in parts for w in part.warnings),
+            findings=tuple(finding for part in parts for finding in part.findings),
+        )
 
 
-def _listed(
-    directory: ZipDirectory, name: str, open_member: Callable[[Member], Checkpoint]
-) -> dict[str, TensorRef]:
+def _saved(place: Place, member: Member) -> Checkpoint:
+    """A member that is a whole ``torch.save`` file."""
+    inner = place.zipped(member)
+    if inner.zip is None:
+        raise UnreadableError("not what torch.save writes", path=place.name, member=member.name)
+    return TorchZip().read(inner)
+
+
+def _listed(place: Place, directory: ZipDirectory, name: str) -> dict[str, TensorRef]:
     """The tensors of one config, each a member beside it."""
 
     def broken(message: str) -> UnreadableError:
@@ -103,14 +116,14 @@ def _listed(
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise broken("not the JSON that torch.export writes") from None
     folder = name.rpartition("/")[0]
-    storages: dict[str, FileStorage] = {}
+    storages: dict[str, RunStorage] = {}
     found: dict[str, TensorRef] = {}
     for tensor, info in items:
         try:
             path, is_param = f"{folder}/{info['path_name']}", info["is_param"] is True
             member = directory.members[path]
             if info["use_pickle"]:
-                root = open_member(member).root
+                root = _saved(place, member).root
                 if isinstance(root, TensorRef):
                     found[tensor] = root
                 continue
@@ -124,7 +137,7 @@ def _listed(
         if member.method != STORED:
             raise broken(f"{path} is compressed")
         storage = storages.setdefault(
-            path, FileStorage(directory.source, member.offset, member.size, crc32=member.crc32)
+            path, RunStorage(directory.source, member.offset, member.size, crc32=member.crc32)
         )
         found[tensor] = _checked(storage, dtype, offset, sizes, strides, broken).replace(
             role="parameter" if is_param else "buffer",
@@ -134,7 +147,7 @@ def _listed(
 
 
 def _checked(
-    storage: FileStorage,
+    storage: RunStorage,
     dtype: DType,
     offset: Any,
     sizes: tuple[Any, ...],

@@ -22,13 +22,23 @@ _CALL = re.compile(r"@\d+$")
 _SYMBOL = re.compile(r"Symbol\('(\w+)'")
 
 
-def read_program(directory: ZipDirectory) -> list[Recorded]:
-    """The modules in the order in which they gave their first outputs; empty where the archive
-    has several programs or none.
+class ExportedProgram:
+    """The program of an archive, which is read when it is asked for."""
 
-    Raises:
-        UnreadableError: a program that is not as torch writes it.
-    """
+    def __init__(self, directory: ZipDirectory) -> None:
+        self.directory = directory
+
+    def recorded(self) -> list[Recorded]:
+        """The modules in the order in which they gave their first outputs; empty where the
+        archive has several programs or none.
+
+        Raises:
+            UnreadableError: a program that is not as torch writes it.
+        """
+        return _recorded(self.directory)
+
+
+def _recorded(directory: ZipDirectory) -> list[Recorded]:
     names = [name for name in directory.members if _PROGRAM.fullmatch(name)]
     if len(names) != 1:
         return []

@@ -9,15 +9,48 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ...core.checkpoint import Checkpoint, Origin
 from ...core.modules import make_module
 from ...core.nodes import Global, Obj, attributes
 from ...core.tensors import TensorRef
 from ...core.tree import containers, rebuild
+from ...storage.places import Place
 from ...storage.zipdir import ZipDirectory
+from ..base import Format
+from ..pytorch.zip import SavedZip
 
 MAX_CODE = 64 << 20
 _CLASS = re.compile(r"^class (\w+)\((\w+)\):\n((?:  .*\n|\n)*)", re.M)
 _NAMES = re.compile(r"^  __(parameters|buffers)__ = (\[[^\]]*\])", re.M)
+
+
+class TorchScript(Format):
+    """A TorchScript archive: a zip of ``torch.save``'s layout with code and constants beside."""
+
+    name = "torchscript"
+    label = "TorchScript"
+
+    def sniff(self, place: Place) -> bool:
+        names = place.zip.members if place.zip is not None else ()
+        return any(
+            name.endswith("/constants.pkl")
+            and f"{name.removesuffix('constants.pkl')}data.pkl" in names
+            for name in names
+        )
+
+    def read(self, place: Place) -> Checkpoint:
+        assert place.zip is not None
+        saved = SavedZip(place, place.zip)
+        root = as_modules(saved.unpickle("data.pkl", "data"), place.zip, saved.folder)
+        constants = saved.unpickle("constants.pkl", "constants")
+        return Checkpoint(
+            root,
+            Origin(place.name, self.name, self.label, place.size),
+            constants=constants,
+            outside="the TorchScript program",
+            warnings=tuple(saved.warnings),
+            findings=tuple(f for f in saved.findings if not f.name.startswith("__torch__")),
+        )
 
 
 def as_modules(root: Any, directory: ZipDirectory, folder: str) -> Any:

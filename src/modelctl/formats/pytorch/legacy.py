@@ -7,11 +7,13 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.nodes import mapping
-from ...core.tensors import Storage, StorageRef
+from ...core.storages import RunStorage, Source, Storage
+from ...core.tensors import StorageRef
 from ...errors import UnreadableError, UnsupportedError
 from ...pickles.interpreter import MAX_SIZE, Unpickled, unpickle
 from ...pickles.machine import CutOffError
-from ...storage.source import FileSource, FileStorage
+from ...storage.places import Place
+from ..base import Format
 from .storage_ids import StorageId, storage_table
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -19,21 +21,23 @@ _MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
 _FIRST_READ = 1 << 16
 
 
-class TorchLegacy:
+class TorchLegacy(Format):
     """The legacy format of ``torch.save``: read only, torch zip takes its place."""
 
     name = "torch-legacy"
     label = "torch legacy"
 
-    def sniff(self, head: bytes) -> bool:
+    def sniff(self, place: Place) -> bool:
+        head = place.head
         return head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]
 
-    def read(self, source: FileSource) -> Checkpoint:
-        storages: dict[str, FileStorage] = {}
+    def read(self, place: Place) -> Checkpoint:
+        source = place.source
+        storages: dict[str, RunStorage] = {}
         itemsizes: dict[str, int] = {}
 
         def storage(found: StorageId) -> Storage:
-            made = FileStorage(source, 0, found.nbytes, found.location)
+            made = RunStorage(source, 0, found.nbytes, found.location)
             storages[found.key] = made
             itemsizes[found.key] = found.dtype.itemsize if found.dtype else 1
             return made
@@ -63,15 +67,14 @@ class TorchLegacy:
             Origin(source.name, self.name, self.label, source.size),
             warnings=(f"{trailing:,} bytes after the last storage",) if trailing else (),
             findings=tuple(findings),
-            resources=(source,),
         )
 
     def _place(
         self,
-        source: FileSource,
+        source: Source,
         keys: Any,
         at: int,
-        storages: dict[str, FileStorage],
+        storages: dict[str, RunStorage],
         itemsizes: dict[str, int],
     ) -> int:
         """Where each storage lies: an int64 of its length, then its bytes, in the keys' order."""
@@ -81,29 +84,34 @@ class TorchLegacy:
             or len(keys) != len({str(key) for key in keys})
         ):
             raise UnreadableError("a broken list of storage keys", path=source.name, offset=at)
+        placed: list[tuple[str, RunStorage, int]] = []
         for key in map(str, keys):
             if key not in storages:
                 raise UnreadableError(
                     f"the storage '{key:.40}' belongs to no tensor", path=source.name, offset=at
                 )
             storage = storages.pop(key)
-            numel = int.from_bytes(source.read(at, 8), "little", signed=True)
+            if at + 8 + storage.nbytes > source.size:
+                raise UnreadableError(
+                    f"cut off: the storage '{key:.40}' ends at {at + 8 + storage.nbytes:,}, "
+                    f"the file at {source.size:,}",
+                    path=source.name,
+                    offset=at,
+                    hint="download or save it again",
+                )
+            placed.append((key, storage, at))
+            at += 8 + storage.nbytes
+        lengths = source.read_many((begin, 8) for _, _, begin in placed)
+        for (key, storage, begin), raw in zip(placed, lengths, strict=True):
+            numel = int.from_bytes(raw, "little", signed=True)
             if numel * itemsizes[key] != storage.nbytes:
                 raise UnreadableError(
                     f"the storage '{key:.40}' has {numel:,} elements here, "
                     f"{storage.nbytes // itemsizes[key]:,} in the pickle",
                     path=source.name,
-                    offset=at,
+                    offset=begin,
                 )
-            storage.offset = at + 8
-            at += 8 + storage.nbytes
-            if at > source.size:
-                raise UnreadableError(
-                    f"cut off: the storage '{key:.40}' ends at {at:,}, the file at {source.size:,}",
-                    path=source.name,
-                    offset=storage.offset,
-                    hint="download or save it again",
-                )
+            storage.source, storage.offset = source.outermost(begin + 8)
         if storages:
             raise UnreadableError(
                 f"{len(storages)} storages are missing", path=source.name, offset=at
@@ -124,7 +132,7 @@ def _class_or_storage(load: Callable[[Any], StorageRef]) -> Callable[[Any], Any]
 class _Head:
     """The start of a file that holds pickles of unknown length: read on until they end."""
 
-    def __init__(self, source: FileSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.data = b""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ...core.dtypes import BY_STORAGE_CLASS, DType
 from ...core.nodes import Global
-from ...core.tensors import Storage, StorageRef
+from ...core.storages import Storage
+from ...core.tensors import StorageRef
 from ...core.tree import brief
 from ...errors import UnreadableError
 

@@ -8,11 +8,13 @@ from typing import Any
 from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.dtypes import BY_STORAGE_CLASS, DType
 from ...core.nodes import Global
+from ...core.storages import RunStorage, Source
 from ...core.tensors import StorageRef, TensorRef
 from ...errors import UnreadableError
 from ...pickles.interpreter import unpickle
 from ...pickles.rebuild import view
-from ...storage.source import FileSource, FileStorage
+from ...storage.places import Place
+from ..base import Format
 from .storage_ids import storage_dtype
 
 _MEMBERS = ("storages", "tensors", "pickle")
@@ -20,16 +22,17 @@ _MOST = 1_000_000
 _RECORD = 1 << 16
 
 
-class TorchTar:
+class TorchTar(Format):
     """The tar container of torch 0.1."""
 
     name = "torch-tar"
     label = "torch tar"
 
-    def sniff(self, head: bytes) -> bool:
-        return head[257:262] == b"ustar"
+    def sniff(self, place: Place) -> bool:
+        return place.head[257:262] == b"ustar"
 
-    def read(self, source: FileSource) -> Checkpoint:
+    def read(self, place: Place) -> Checkpoint:
+        source = place.source
         places = _members(source)
         findings: list[Finding] = []
 
@@ -66,10 +69,9 @@ class TorchTar:
             root,
             Origin(source.name, self.name, self.label, source.size),
             findings=tuple(findings),
-            resources=(source,),
         )
 
-    def _storages(self, source: FileSource, next_pickle: Any, places: Any) -> dict[str, StorageRef]:
+    def _storages(self, source: Source, next_pickle: Any, places: Any) -> dict[str, StorageRef]:
         at, end = places["storages"]
         count, at = next_pickle("storages", at)
         found: dict[str, StorageRef] = {}
@@ -89,7 +91,7 @@ class TorchTar:
                     member="storages",
                     offset=at,
                 )
-            made = FileStorage(source, at, numel * itemsize, str(location))
+            made = RunStorage(source, at, numel * itemsize, str(location))
             found[str(key)] = StorageRef(made, dtype)
             at += numel * itemsize
         views, _ = next_pickle("storages", at)
@@ -102,7 +104,7 @@ class TorchTar:
         return found
 
     def _tensors(
-        self, source: FileSource, next_pickle: Any, places: Any, storages: dict[str, StorageRef]
+        self, source: Source, next_pickle: Any, places: Any, storages: dict[str, StorageRef]
     ) -> dict[str, TensorRef]:
         at, _ = places["tensors"]
         count, at = next_pickle("tensors", at)
@@ -135,13 +137,13 @@ class TorchTar:
         return found
 
 
-def _members(source: FileSource) -> dict[str, tuple[int, int]]:
+def _members(source: Source) -> dict[str, tuple[int, int]]:
     """Where each member's bytes lie in the file: (start, end)."""
     import tarfile
 
     places: dict[str, tuple[int, int]] = {}
     try:
-        with open(source.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with source.stream() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isreg() and member.name in _MEMBERS:
                     if member.name in places:
@@ -161,7 +163,7 @@ def _members(source: FileSource) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _count(count: Any, source: FileSource, member: str) -> int:
+def _count(count: Any, source: Source, member: str) -> int:
     if type(count) is not int or not 0 <= count <= _MOST:
         raise UnreadableError(f"{count!r:.40} records", path=source.name, member=member)
     return count

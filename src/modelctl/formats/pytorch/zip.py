@@ -2,111 +2,64 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.tensors import Storage, StorageRef, SwappedStorage, TensorRef
-from ...core.tree import walk
-from ...errors import UnreadableError, UnsupportedError
+from ...core.notes import Loss
+from ...core.storages import RunStorage, Storage, SwappedStorage
+from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.interpreter import MAX_SIZE, unpickle
-from ...storage.source import FileSource, FileStorage, InflatedStorage, Window
-from ...storage.staging import Sink
-from ...storage.zipdir import DEFLATED, STORED, Member, ZipDirectory
+from ...storage.deflate import InflatedStorage
+from ...storage.layout import FileLayout
+from ...storage.places import Place
+from ...storage.zipdir import DEFLATED, ZipDirectory
+from ..base import WritableFormat
 from .storage_ids import StorageId, storage_table
 
 _ALIGNMENT = 64
-_MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 
 
-class TorchZip:
+class TorchZip(WritableFormat):
     """The zip container of ``torch.save``: one pickle, and a member a storage."""
 
     name = "torch"
     label = "torch zip"
-    suffixes: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt")
+    suffixes = (".pt", ".pth", ".bin", ".ckpt")
+    shard_names = ("pytorch_model", ".bin")
+    whole_storages = True
 
-    def sniff(self, head: bytes) -> bool:
-        return head[:4] == b"PK\3\4"
+    def sniff(self, place: Place) -> bool:
+        return place.zip is not None and any(map(_is_pickle, place.zip.members))
 
-    # ------------------------------------------------------------------ reading
+    def explain(self, place: Place) -> ModelctlError | None:
+        if place.zip is None:
+            return None
+        try:
+            root_folder(place.zip)
+        except ModelctlError as e:
+            return e
+        return None
 
-    def read(self, source: FileSource) -> Checkpoint:
-        directory = ZipDirectory(source)
-        if _is_export(directory):
-            from ..programs.export import read_export
-
-            return read_export(source, directory, lambda member: self._inner(source, member))
-        inner = _checkpoints_inside(directory)
-        if inner:
-            return self._archive(source, directory, inner)
-        return self._saved(source, directory)
-
-    def _inner(self, source: FileSource, member: Member) -> Checkpoint:
-        """A whole ``torch.save`` file that is a member of another zip."""
-        if member.method != STORED:
-            raise UnsupportedError(
-                f"{source.name}, {member.name}: compressed, so it can't be read in place",
-                hint=f"unpack it: unzip '{source.name}' '{member.name}'",
-            )
-        window = Window(source, member.offset, member.size, member.name)
-        return self._saved(window, ZipDirectory(window))
-
-    def _archive(
-        self, source: FileSource, directory: ZipDirectory, inner: list[Member]
-    ) -> Checkpoint:
-        """A zip of checkpoints (stable-baselines3): a tree with an entry for each."""
-        parts = {member.name: self._inner(source, member) for member in inner}
-        return Checkpoint(
-            {name: part.root for name, part in parts.items()},
-            Origin(source.name, "archive", f"zip of {len(parts)} checkpoints", source.size),
-            warnings=(*directory.warnings, *(w for part in parts.values() for w in part.warnings)),
-            findings=tuple(found for part in parts.values() for found in part.findings),
-            outside="the archive around its checkpoints",
-            resources=(source,),
-        )
-
-    def _saved(self, source: FileSource, directory: ZipDirectory) -> Checkpoint:
-        saved = _Saved(source, directory)
+    def read(self, place: Place) -> Checkpoint:
+        assert place.zip is not None
+        saved = SavedZip(place, place.zip)
         root = saved.unpickle("data.pkl", "data")
-        name, label, constants, outside = self.name, self.label, None, None
-        if f"{saved.folder}/constants.pkl" in directory.members:
-            from ..programs.torchscript import as_modules
-
-            root = as_modules(root, directory, saved.folder)
-            constants = saved.unpickle("constants.pkl", "constants")
-            saved.findings = [f for f in saved.findings if not f.name.startswith("__torch__")]
-            name, label, outside = "torchscript", "TorchScript", "the TorchScript program"
         return Checkpoint(
             root,
-            Origin(source.name, name, label, source.size),
-            constants=constants,
-            outside=outside,
+            Origin(place.name, self.name, self.label, place.size),
             warnings=tuple(saved.warnings),
             findings=tuple(saved.findings),
-            resources=(source,),
         )
 
-    # ------------------------------------------------------------------ writing
-
-    def losses(self, ckpt: Checkpoint) -> list[str]:
+    def losses(self, ckpt: Checkpoint) -> list[Loss]:
         return []
 
-    def size(self, ckpt: Checkpoint) -> int:
-        storages: dict[int, int] = {}
-        names = 0
-        for path, node in walk(ckpt.root):
-            if isinstance(node, TensorRef | StorageRef):
-                storages[id(node.storage)] = node.storage.nbytes
-                names += 512 + len(str(path[-1:]))
-        return sum(storages.values()) + names
-
-    def write(self, ckpt: Checkpoint, sink: Sink, name: str) -> None:
-        """Write as torch 2.13 does, record for record, so that ``calculate_storage_offsets`` and
+    def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
+        """As torch 2.13 writes it, record for record, so that ``calculate_storage_offsets`` and
         ``mmap`` work on it; storages are numbered in the order in which the pickle names them.
         """
         from ...pickles.writer import pickle
+        from .records import Records
 
         order: dict[int, tuple[str, Storage]] = {}
 
@@ -114,7 +67,7 @@ class TorchZip:
             return order.setdefault(id(storage), (str(len(order)), storage))[0]
 
         data = pickle(ckpt.root, key)
-        records = _Records(sink, _prefix(name))
+        records = Records(_prefix(name))
         records.add("data.pkl", data)
         records.add(".format_version", b"1")
         records.add(".storage_alignment", str(_ALIGNMENT).encode())
@@ -122,16 +75,16 @@ class TorchZip:
         for number, storage in order.values():
             records.add(f"data/{number}", storage)
         records.add("version", b"3\n")
-        records.add(".data/serialization_id", records.serialization_id())
-        records.finish()
+        records.finish(".data/serialization_id")
+        return records.out.file(name)
 
 
-class _Saved:
+class SavedZip:
     """What ``torch.save`` put into a zip: its pickles, and the storages that they name."""
 
-    def __init__(self, source: FileSource, directory: ZipDirectory) -> None:
-        self.source, self.directory = source, directory
-        self.folder = _root(directory)
+    def __init__(self, place: Place, directory: ZipDirectory) -> None:
+        self.source, self.directory = place.source, directory
+        self.folder = root_folder(directory)
         self.big_endian = _is_big_endian(directory, self.folder)
         self.warnings = list(directory.warnings)
         self.findings: list[Finding] = []
@@ -175,7 +128,7 @@ class _Saved:
                 self.source, member.offset, member.compressed, member.size, found.location, crc
             )
         else:
-            made = FileStorage(self.source, member.offset, found.nbytes, found.location, crc)
+            made = RunStorage(self.source, member.offset, found.nbytes, found.location, crc)
         if not self.big_endian:
             return made
         if found.dtype is None:
@@ -186,28 +139,20 @@ class _Saved:
         return SwappedStorage(made, found.dtype.itemsize // part)
 
 
-def _is_export(directory: ZipDirectory) -> bool:
-    """True for an archive of torch.export, of either layout."""
-    names = directory.members
-    return any(name.rpartition("/")[2] == "archive_format" for name in names) or (
-        "serialized_exported_program.json" in names
-    )
+def _is_pickle(name: str) -> bool:
+    return name.rpartition("/")[2] == "data.pkl"
 
 
-def _checkpoints_inside(directory: ZipDirectory) -> list[Member]:
-    """The members that are checkpoints themselves, where the zip is none."""
-    members = directory.members
-    if any(name.rpartition("/")[2] == "data.pkl" for name in members):
-        return []
-    return [member for name, member in members.items() if name.endswith((".pt", ".pth", ".th"))]
+def root_folder(directory: ZipDirectory) -> str:
+    """The one folder of a ``torch.save`` zip that holds its ``data.pkl``.
 
-
-def _root(directory: ZipDirectory) -> str:
-    """The one folder of a ``torch.save`` zip that holds its ``data.pkl``."""
+    Raises:
+        UnreadableError, UnsupportedError: there is none; says what the zip may be instead.
+    """
     names = directory.members
     source = directory.source.name
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+    pickles = list(filter(_is_pickle, names))
     if any(name.endswith(".data/extern_modules") for name in names):
         raise UnsupportedError(f"{source}: a torch.package archive: not read yet")
     if not pickles:
@@ -240,77 +185,3 @@ def _prefix(name: str) -> str:
     if not name.isascii():
         return "archive"
     return name.rsplit(".", 1)[0] if "." in name[1:] else name
-
-
-class _Records:
-    """A zip as torch's own writer (miniz, PyTorchStreamWriter) lays it out, byte for byte."""
-
-    def __init__(self, sink: Sink, prefix: str) -> None:
-        self.sink, self.prefix = sink, prefix
-        self.central = bytearray()
-        self.count = 0
-        self.names_crc = self.bytes_crc = 0
-
-    def add(self, name: str, data: bytes | Storage) -> None:
-        sink = self.sink
-        raw = f"{self.prefix}/{name}".encode()
-        header = sink.position
-        size = data.nbytes if isinstance(data, Storage) else len(data)
-        wide = size >= _MAX32
-        extra = b""
-        if wide or header >= _MAX32:
-            sizes = struct.pack("<QQ", size, 0) if wide else b""
-            place = struct.pack("<Q", header) if header >= _MAX32 else b""
-            extra = struct.pack("<HH", 1, len(sizes) + len(place)) + sizes + place
-        begin = header + 30 + len(raw) + len(extra) + 4
-        pad = -begin % _ALIGNMENT
-        extra += b"FB" + struct.pack("<H", pad) + b"Z" * pad
-        flags = 0x0808 if size else 0x0800
-        sink.write(
-            struct.pack("<4s5H3I2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra))
-            + raw
-            + extra
-        )
-        if isinstance(data, Storage):
-            crc = sink.copy_with_crc(data)
-        else:
-            sink.write(data)
-            crc = zlib.crc32(data)
-        if size:
-            sink.write(struct.pack("<4sIQQ" if wide else "<4sIII", b"PK\7\x08", crc, size, size))
-        fields = [size, size, header]
-        full = b"".join(struct.pack("<Q", value) for value in fields if value >= _MAX32)
-        extra = struct.pack("<HH", 1, len(full)) + full if full else b""
-        narrow = [min(value, _MAX32) for value in fields]
-        self.central += struct.pack(
-            "<4s6H3I5H2I",
-            *(b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, narrow[0], narrow[1]),
-            *(len(raw), len(extra), 0, 0, 0, 0, narrow[2]),
-        )
-        self.central += raw + extra
-        self.count += 1
-        self.names_crc = zlib.crc32(name.encode(), self.names_crc)
-        self.bytes_crc = zlib.crc32(struct.pack("<I", crc), self.bytes_crc)
-
-    def serialization_id(self) -> bytes:
-        """40 digits that depend on the records' names and contents, as torch's do."""
-        return f"{self.names_crc:020d}{self.bytes_crc:020d}".encode()
-
-    def finish(self) -> None:
-        sink = self.sink
-        start = sink.position
-        length = len(self.central)
-        end = start + length
-        counts = min(self.count, _MAX16)
-        sink.write(bytes(self.central))
-        sink.write(
-            struct.pack(
-                "<4sQ2H2I4Q",
-                *(b"PK\6\6", 44, 0x031E, 45, 0, 0, self.count, self.count, length, start),
-            )
-            + struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
-            + struct.pack(
-                "<4s4H2IH",
-                *(b"PK\5\6", 0, 0, counts, counts, min(length, _MAX32), min(start, _MAX32), 0),
-            )
-        )

@@ -1,4 +1,4 @@
-"""Write a state_dict as shards and an index, the Hugging Face way (FORMATS section 5).
+"""A state_dict as shards and an index, the Hugging Face way (FORMATS section 5).
 
 The plan is that of huggingface_hub: greedy in the order of the keys, a tensor that is bigger than
 a shard has one to itself, tensors with one storage stay together. One shard needs no index.
@@ -7,30 +7,23 @@ a shard has one to itself, tensors with one storage stay together. One shard nee
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.nodes import Composite, Obj, attributes, mapping, ordered_dict, with_attributes
 from ...core.records import without_records
 from ...core.tensors import TensorRef
 from ...errors import UsageError, WriteError
-from ...storage.staging import FileGroup
+from ...storage.layout import Layout, LayoutBuilder
 from ..base import WritableFormat
 
 MAX_SHARD_SIZE = "5GB"
-_INDEX = ".index.json"
+INDEX = ".index.json"
 _UNITS = {"": 1, **{unit: 1000**i for i, unit in enumerate(("K", "M", "G", "T"), 1)}}
-
-
-class Written(NamedTuple):
-    """What was written: the name of the index (or of the only file), how many files and bytes."""
-
-    name: str
-    files: int
-    nbytes: int
 
 
 def parse_size(size: int | str) -> int:
@@ -87,15 +80,16 @@ def _unit(value: Any, by_storage: bool) -> tuple[Any, int]:
     return id(value), value.nbytes if isinstance(value, Composite) else 0
 
 
-def write_shards(
+def shards_layout(
     ckpt: Checkpoint,
-    group: FileGroup,
     fmt: WritableFormat,
     names: tuple[str, str],
     limit: int,
-    old: Iterable[str],
-) -> Written:
-    """Write the shards, then their index; or one file where all fits into one.
+    *,
+    taken: Iterable[str] = (),
+    old: Iterable[str] = (),
+) -> Layout:
+    """The shards and, behind them, their index; or one file where all fits into one.
 
     A shard never takes the name of a file that is there: until the index is replaced, the old
     one and its shards are what they were.
@@ -103,42 +97,38 @@ def write_shards(
     Args:
         names: stem and suffix of the files (``model``, ``.safetensors``).
         limit: the most bytes in a shard.
-        old: files that the new ones supersede, removed when those stand.
+        taken: names that are there.
+        old: those of them that the new files supersede.
     """
     stem, suffix = names
-    shards = plan_shards(ckpt, limit, by_storage=fmt.name == "torch")
-    nbytes = 0
+    shards = plan_shards(ckpt, limit, by_storage=fmt.whole_storages)
     if len(shards) <= 1:
         name = stem + suffix
-        with group.open(name) as sink:
-            fmt.write(ckpt, sink, name)
-        group.remove_after([one for one in old if one != name])
-        return Written(name, 1, sink.position)
-    shard_names = _free_names(group, stem, suffix, len(shards))
+        return Layout([fmt.layout(ckpt, name)], [one for one in old if one != name])
+    shard_names = _free_names({*taken}, stem, suffix, len(shards))
     entries = mapping(ckpt.root) or {}
     weight_map: dict[str, str] = {}
     seen: set[Any] = set()
     total = 0
+    files = []
     for i, (name, inside) in enumerate(zip(shard_names, shards, strict=True)):
         part = {key: entries[key] for key in inside}
-        with group.open(name) as sink:
-            fmt.write(ckpt.replace(root=_shard(ckpt.root, part, first=i == 0)), sink, name)
-        nbytes += sink.position
+        files.append(fmt.layout(ckpt.replace(root=_shard(ckpt.root, part, first=i == 0)), name))
         for key in inside:
             unit, size = _unit(part[key], False)
-            # safetensors keeps tied tensors once, under the first name: readers find no other
-            if unit not in seen or fmt.name == "torch":
+            # where tied tensors are kept once, under the first name, readers find no other
+            if unit not in seen or fmt.whole_storages:
                 weight_map[key] = name
             total += 0 if unit in seen else size
             seen.add(unit)
     weight_map = {key: weight_map[key] for key in entries if key in weight_map}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    data = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-    index_name = stem + suffix + _INDEX
-    with group.open(index_name) as sink:
-        sink.write(data)
-    group.remove_after([one for one in old if one not in (index_name, *shard_names)])
-    return Written(index_name, len(shard_names) + 1, nbytes + len(data))
+    out = LayoutBuilder()
+    text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    out.add(text.encode("utf-8", "surrogatepass"))
+    files.append(out.file(stem + suffix + INDEX))
+    new = {file.name for file in files}
+    return Layout(files, [one for one in old if one not in new])
 
 
 def _shard(root: Any, entries: dict[str, Any], first: bool) -> Any:
@@ -153,23 +143,24 @@ def _shard(root: Any, entries: dict[str, Any], first: bool) -> Any:
     return with_attributes(node, {"_metadata": ordered_dict(dict(plain))})
 
 
-def _free_names(group: FileGroup, stem: str, suffix: str, count: int) -> list[str]:
+def _free_names(taken: Collection[str], stem: str, suffix: str, count: int) -> list[str]:
     """``model-00001-of-00007.safetensors`` …, or with another stem where one of them is taken."""
     for again in range(1, 1000):
         base = stem if again == 1 else f"{stem}.{again}"
         names = [f"{base}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
-        if not any(group.exists(name) for name in names):
+        if not any(name in taken for name in names):
             return names
     raise WriteError(f"no free names for the shards of {stem}{suffix}")
 
 
-def superseded(folder: Path, stem: str, suffix: str) -> list[str]:
+def superseded(folder: str | os.PathLike[str], stem: str, suffix: str) -> list[str]:
     """The files in a folder that a new checkpoint of this name takes the place of: the single
     file, the index, and the shards that the index names."""
-    found = [name for name in (stem + suffix, stem + suffix + _INDEX) if (folder / name).exists()]
-    if stem + suffix + _INDEX in found:
+    folder = Path(folder)
+    found = [name for name in (stem + suffix, stem + suffix + INDEX) if (folder / name).exists()]
+    if stem + suffix + INDEX in found:
         try:
-            index = json.loads((folder / (stem + suffix + _INDEX)).read_bytes())
+            index = json.loads((folder / (stem + suffix + INDEX)).read_bytes())
             shards = dict.fromkeys(map(str, index["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return found

@@ -91,7 +91,8 @@ def summarize(
     once = set(first.values())
     module = sections.models[0].node if sections.models and sections.models[0].is_module else None
     try:
-        program, unread = ckpt.program() if ckpt.program is not None and tensors else [], None
+        recorded = ckpt.program if tensors else None
+        program, unread = recorded.recorded() if recorded is not None else [], None
     except UnreadableError as e:  # its schema changes: the tensors are what counts
         program, unread = [], f"no recorded shapes: {e}"
     rows = module_rows(tensors, once, grads, depth, module, program)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.tensors import Source, TensorRef
-from ...errors import UnreadableError, UnsupportedError
+from ...core.storages import Run
+from ...core.tensors import TensorRef
+from ...errors import UnsupportedError
 
 # What goes to a device, or becomes another dtype, passes through buffers of this size: two for
 # CUDA, one elsewhere.
@@ -84,7 +85,7 @@ class Reader:
         straight = dest.is_contiguous() and not bits
         if straight and dest.device.type == "cpu" and dest.dtype == dtype:
             self._fill(ref, memory(dest))
-        elif straight and ref.is_contiguous and ref.storage.extent() is not None:
+        elif straight and ref.is_contiguous and ref.storage.runs(0, 0) is not None:
             self._staged(ref, dest.view(-1), dtype)
         else:
             where = dest.device if ref.is_contiguous else "cpu"
@@ -116,22 +117,27 @@ class Reader:
 
     def _fill(self, ref: TensorRef, out: memoryview) -> None:
         """Start to read exactly the bytes of a tensor, row-major, into ``out``."""
-        extent = ref.storage.extent()
-        if extent is None or not ref.is_contiguous or not hasattr(os, "preadv"):
-            at = 0
+        start = ref.start
+        runs = ref.storage.runs(start, start + len(out)) if ref.is_contiguous else None
+        at = 0
+        if runs is None:
             for piece in ref.chunks():
                 out[at : at + len(piece)] = piece
                 at += len(piece)
             return
-        source, start = extent.source, extent.offset + ref.start
-        source.bytes_read += len(out)
+        for run in runs:
+            self._fill_run(run, out[at : at + run.nbytes])
+            at += run.nbytes
+
+    def _fill_run(self, run: Run, out: memoryview) -> None:
         if len(out) <= PIECE or _THREADS == 1:
-            _pread(source, start, out)
+            run.source.read_into(run.offset, out)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, "modelctl")
         for at in range(0, len(out), PIECE):
-            self._jobs.append(self._pool.submit(_pread, source, start + at, out[at : at + PIECE]))
+            part = out[at : at + PIECE]
+            self._jobs.append(self._pool.submit(run.source.read_into, run.offset + at, part))
 
 
 class _Stage:
@@ -192,22 +198,6 @@ def memory(tensor: Tensor) -> memoryview:
     )
     array: Any = raw.numpy()
     return memoryview(array)
-
-
-def _pread(source: Source, offset: int, out: memoryview) -> None:
-    done = 0
-    while done < len(out):
-        try:
-            n = os.preadv(source.fileno(), [out[done:]], offset + done)
-        except OSError as e:
-            raise UnreadableError(
-                f"can't be read: {e.strerror}", path=source.name, offset=offset + done
-            ) from e
-        if n == 0:
-            raise UnreadableError(
-                "the file ends inside a tensor", path=source.name, offset=offset + done
-            )
-        done += n
 
 
 def _row_major(ref: TensorRef, dest: Tensor) -> tuple[TensorRef, Tensor]:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...core.names import CHECKPOINTED, unwrapped
 from ...core.records import FREEZE
 from ...errors import RefusedError, UsageError
-from ...files import staged
+from ...storage.staging import staged
 from ..freezing.freeze import freeze_record
 from ..model_names import Parameters, places, slots
 from ..optim.several import Label, Several, labelled, packed

@@ -12,7 +12,8 @@ from torch import nn
 from ...core.checkpoint import Checkpoint
 from ...core.dtypes import BY_NAME
 from ...core.nodes import ordered_dict
-from ...core.tensors import MemoryStorage, TensorRef
+from ...core.storages import MemoryStorage
+from ...core.tensors import TensorRef
 from ...errors import NoMatchError, RefusedError, UsageError
 from ...inspection.architectures.identify import certain_of
 from ..freezing.freeze import apply_record

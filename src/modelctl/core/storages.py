@@ -1,0 +1,332 @@
+"""Where bytes come from: sources, which are read at offsets, and storages, which tensors view.
+
+Nothing here opens anything; :mod:`modelctl.storage` does.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple
+
+from ..errors import ModelctlError, UnreadableError
+
+CHUNK = 1 << 20
+# A view that is not contiguous is gathered from at most this much of its storage read at once;
+# beyond it the storage is mapped.
+GATHER = 32 << 20
+# Ranges that are no farther apart are read at once.
+_GAP, _MOST_AT_ONCE = 4096, 8 << 20
+
+
+class Source(ABC):
+    """Bytes that are read at offsets: a file, a part of one, an object far away.
+
+    Counts what is read from it, and may be read by several threads at once. A subclass gives
+    :meth:`_fetch`, and whatever else it can do better.
+
+    Attributes:
+        name: what errors call it.
+        size: in bytes.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+        self._lock, self._read, self._closed = Lock(), 0, False
+
+    @abstractmethod
+    def _fetch(self, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``, which lie inside; none where it has become shorter.
+        Raises OSError."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes were read so far."""
+        return self._read
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self._read += nbytes
+
+    def check(self, offset: int, size: int) -> None:
+        """Raises where this range can't be read: it ends outside, or the source is closed."""
+        if self._closed:
+            raise ModelctlError(f"{self.name}: the checkpoint is closed")
+        if offset + size > self.size:
+            raise UnreadableError(
+                f"cut off: {size:,} bytes are expected here, the file ends at {self.size:,}",
+                path=self.name,
+                offset=offset,
+            )
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``.
+
+        Raises:
+            UnreadableError: the file ends before, or the disk failed.
+        """
+        if size <= 0:
+            return b""
+        self.check(offset, size)
+        parts = []
+        while size:
+            try:
+                part = self._fetch(offset, size)
+            except OSError as e:
+                raise self._failed(e, offset) from e
+            if not part:
+                raise self._shrunk(offset)
+            self._count(len(part))
+            offset += len(part)
+            size -= len(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """The bytes at ``offset``, as many as ``out`` has room for, into it.
+
+        Raises:
+            UnreadableError: as :meth:`read`.
+        """
+        for at in range(0, len(out), CHUNK):
+            part = self.read(offset + at, min(CHUNK, len(out) - at))
+            out[at : at + len(part)] = part
+
+    def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """The bytes of many ranges (offset, size), in their order; those that lie close together
+        are read at once.
+
+        Raises:
+            UnreadableError: as :meth:`read`.
+        """
+        wanted = list(ranges)
+        order = sorted(range(len(wanted)), key=wanted.__getitem__)
+        found = [b""] * len(wanted)
+        group: list[int] = []
+        begin = end = 0
+
+        def fetch() -> None:
+            data = self.read(begin, end - begin)
+            for i in group:
+                at, size = wanted[i]
+                found[i] = data[at - begin : at - begin + size]
+
+        for i in order:
+            offset, size = wanted[i]
+            if size <= 0:
+                continue
+            self.check(offset, size)
+            reached = max(end, offset + size)
+            if group and (offset > end + _GAP or reached - begin > _MOST_AT_ONCE):
+                fetch()
+                group, begin, reached = [], offset, offset + size
+            elif not group:
+                begin, reached = offset, offset + size
+            group.append(i)
+            end = reached
+        if group:
+            fetch()
+        return found
+
+    def map(self, offset: int, size: int) -> memoryview:
+        """``size`` bytes at ``offset`` for random access: mapped, where the system can."""
+        return memoryview(self.read(offset, size))
+
+    def fileno(self) -> int | None:
+        """A descriptor that the kernel can copy from, or None."""
+        return None
+
+    def outermost(self, offset: int) -> tuple[Source, int]:
+        """Where ``offset`` lies in the source that this is a part of; itself where it is none."""
+        return self, offset
+
+    def stream(self) -> BinaryIO:
+        """The bytes as a file object that reads and seeks, for libraries that want one."""
+        return io.BufferedReader(_Stream(self))
+
+    def close(self) -> None:
+        """What was not read by then can't be read any more."""
+        self._closed = True
+
+    def _failed(self, e: OSError, offset: int) -> UnreadableError:
+        return UnreadableError(f"can't be read: {e.strerror}", path=self.name, offset=offset)
+
+    def _shrunk(self, offset: int) -> UnreadableError:
+        return UnreadableError(
+            "the file became shorter while it was read", path=self.name, offset=offset
+        )
+
+
+class _Stream(io.RawIOBase):
+    """A source as a raw file."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source, self._at = source, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, out: Any) -> int:
+        room = memoryview(out).cast("B")
+        size = max(0, min(len(room), self._source.size - self._at))
+        self._source.read_into(self._at, room[:size])
+        self._at += size
+        return size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
+        if start + offset < 0:
+            raise ValueError("a place before the start")
+        self._at = start + offset
+        return self._at
+
+
+class Run(NamedTuple):
+    """Bytes that lie in a source as they are, one after the other."""
+
+    source: Source
+    offset: int
+    nbytes: int
+
+
+class Storage(ABC):
+    """Bytes shared by the tensors that view them; the same object means tied.
+
+    ``location`` is the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``); ``crc32`` is
+    the checksum of all bytes where the container recorded one.
+    """
+
+    __slots__ = ("crc32", "location", "nbytes")
+
+    def __init__(self, nbytes: int, location: str = "cpu", crc32: int | None = None) -> None:
+        self.nbytes = nbytes
+        self.location = location
+        self.crc32 = crc32
+
+    @abstractmethod
+    def read(self, start: int, size: int) -> bytes:
+        """Exactly ``size`` bytes from ``start``, little-endian."""
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[Run] | None:
+        """Where the bytes from ``start`` to ``stop`` lie, in order, in whatever sources; None
+        where they are made."""
+        return None
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes from ``start`` to ``stop`` in pieces of at most 1 MiB."""
+        stop = self.nbytes if stop is None else stop
+        for at in range(start, stop, CHUNK):
+            yield self.read(at, min(CHUNK, stop - at))
+
+    def buffer(self, start: int, size: int) -> memoryview:
+        """``size`` bytes from ``start`` for random access: mapped where they lie in one piece."""
+        runs = self.runs(start, start + size) if size > GATHER else None
+        if runs is not None and len(runs) == 1:
+            return runs[0].source.map(runs[0].offset, size)
+        return memoryview(self.read(start, size))
+
+
+class RunStorage(Storage):
+    """A storage that is a range of a source."""
+
+    __slots__ = ("offset", "source")
+
+    def __init__(
+        self,
+        source: Source,
+        offset: int,
+        nbytes: int,
+        location: str = "cpu",
+        crc32: int | None = None,
+    ) -> None:
+        super().__init__(nbytes, location, crc32)
+        self.source, self.offset = source.outermost(offset)  # the kernel copies from that
+
+    def read(self, start: int, size: int) -> bytes:
+        return self.source.read(self.offset + start, size)
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[Run]:
+        stop = self.nbytes if stop is None else stop
+        return [Run(self.source, self.offset + start, stop - start)]
+
+
+class SpreadStorage(Storage):
+    """A storage in several pieces, which may lie in several sources: a tensor that was sharded."""
+
+    __slots__ = ("_ends", "pieces")
+
+    def __init__(
+        self, pieces: Sequence[Run], location: str = "cpu", crc32: int | None = None
+    ) -> None:
+        super().__init__(sum(run.nbytes for run in pieces), location, crc32)
+        self.pieces = tuple(pieces)
+        self._ends = list(accumulate(run.nbytes for run in pieces))
+
+    def read(self, start: int, size: int) -> bytes:
+        return b"".join(
+            run.source.read(run.offset, run.nbytes) for run in self.runs(start, start + size)
+        )
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[Run]:
+        stop = self.nbytes if stop is None else stop
+        found = []
+        at = bisect_right(self._ends, start)
+        while start < stop:
+            run = self.pieces[at]
+            skipped = start - (self._ends[at] - run.nbytes)
+            size = min(run.nbytes - skipped, stop - start)
+            if size:
+                found.append(Run(run.source, run.offset + skipped, size))
+            start += size
+            at += 1
+        return found
+
+
+class MemoryStorage(Storage):
+    """A storage whose bytes are already in memory."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes, location: str = "cpu") -> None:
+        super().__init__(len(data), location)
+        self.data = data
+
+    def read(self, start: int, size: int) -> bytes:
+        return self.data[start : start + size]
+
+
+class SwappedStorage(Storage):
+    """A storage of a big-endian file, read as little-endian items of ``itemsize`` bytes."""
+
+    __slots__ = ("inner", "itemsize")
+
+    def __init__(self, inner: Storage, itemsize: int) -> None:
+        super().__init__(inner.nbytes, inner.location)
+        self.inner, self.itemsize = inner, itemsize
+
+    def read(self, start: int, size: int) -> bytes:
+        n = self.itemsize
+        first, last = start - start % n, start + size + -(start + size) % n
+        raw = self.inner.read(first, min(last, self.nbytes) - first)
+        out = bytearray(raw)
+        for i in range(n):
+            out[i::n] = raw[n - 1 - i :: n]
+        return bytes(out[start - first : start - first + size])
+
+
+def cut(pieces: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
+    """The bytes from ``start`` to ``stop`` of a stream that comes in pieces; it is read to its end,
+    so that what is wrong with it comes to light."""
+    at = 0
+    for piece in pieces:
+        if at + len(piece) > start and at < stop:
+            yield piece[max(start - at, 0) : stop - at]
+        at += len(piece)

@@ -1,0 +1,117 @@
+"""Where an output goes, and what it will be there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from ..core.checkpoint import Checkpoint
+from ..core.notes import Loss
+from ..core.sections import is_state_dict
+from ..errors import UsageError, WriteError
+from ..storage.layout import Layout
+from ..storage.source import FileSource
+from ..storage.staging import FileGroup, staged_file, staged_files
+from .base import NO_STATE_DICT, WritableFormat
+from .registry import for_writing, writable
+from .shards.writing import INDEX, MAX_SHARD_SIZE, parse_size, shards_layout, superseded
+
+
+class Destination(NamedTuple):
+    """A file of a format, or a folder of shards of that format.
+
+    Attributes:
+        format: what is written.
+        path: the file, or the folder.
+        shards: of the shards' names, stem and suffix (``model``, ``.safetensors``); None: one file.
+        max_shard_size: the most bytes in a shard.
+    """
+
+    format: WritableFormat
+    path: str
+    shards: tuple[str, str] | None = None
+    max_shard_size: int = 0
+
+    def losses(self, ckpt: Checkpoint) -> list[Loss]:
+        """What of the checkpoint it can't hold."""
+        lost = self.format.losses(ckpt)
+        if self.shards is not None and not is_state_dict(ckpt.root):
+            text = f"shards hold one flat state_dict, this is a {ckpt.sections.kind}"
+            return [Loss(text, NO_STATE_DICT)]
+        return lost
+
+    def staged(
+        self, *, overwrite: bool, sources: Iterable[FileSource]
+    ) -> AbstractContextManager[FileGroup]:
+        """The group of files that the output is on its way in.
+
+        Raises:
+            WriteError: something stands there that is not to be replaced.
+        """
+        if self.shards is None:
+            return staged_file(self.path, overwrite=overwrite, sources=sources)
+        if not overwrite:
+            for name in superseded(self.path, *self.shards):
+                raise WriteError(
+                    f"{os.path.join(self.path, name)}: exists already",
+                    hint="--overwrite replaces it",
+                )
+        return staged_files(self.path, overwrite=overwrite, sources=sources)
+
+    def layout(self, ckpt: Checkpoint, group: FileGroup) -> Layout:
+        """What it will be: the files that are to stand there, or a file alone.
+
+        Raises:
+            RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
+        """
+        if self.shards is None:
+            # torch names what is in its zip after the file, and a link's target is another name
+            return Layout([self.format.layout(ckpt, os.path.basename(self.path))])
+        old = superseded(self.path, *self.shards)
+        return shards_layout(
+            ckpt, self.format, self.shards, self.max_shard_size, taken=group.names, old=old
+        )
+
+
+def destination(
+    path: str, to: str | None = None, shard_size: int | str | None = None
+) -> Destination:
+    """What ``path`` names as an output, by its suffix: a file, a folder for shards (one that is
+    there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards.
+
+    Args:
+        to: the name of the format, where the suffix is not to say it.
+        shard_size: the most bytes in a shard, as a number or a text (``"5GB"``, the default).
+
+    Raises:
+        UsageError: no such format, no size, or a name that does not say what is meant.
+    """
+    limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
+    folder, name = os.path.split(path)
+    if name.endswith(INDEX):
+        stem, suffix = os.path.splitext(name.removesuffix(INDEX))
+        fmt = for_writing(None, suffix) if suffix else for_writing(to or "safetensors", path)
+        if to not in (None, fmt.name):
+            raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
+        names = stem or "model", suffix or fmt.suffixes[0]
+        return Destination(fmt, folder or ".", _sharded(fmt, names), limit)
+    plain = not any(path.endswith(known.suffixes) for known in writable())
+    if not name or os.path.isdir(path) or (shard_size is not None and plain):
+        fmt = for_writing(to or "safetensors", path)
+        folder = path.rstrip("/" + os.sep) or path
+        return Destination(fmt, folder, _sharded(fmt, fmt.shard_names), limit)
+    if shard_size is not None:
+        raise UsageError(
+            f"{path}: one file has no shards",
+            hint=f"-o {os.path.join(folder, name.partition('.')[0])}/ writes a folder of them",
+        )
+    return Destination(for_writing(to, path), path)
+
+
+def _sharded(fmt: WritableFormat, names: tuple[str, str] | None) -> tuple[str, str]:
+    if fmt.shard_names is None or names is None:
+        known = ", ".join(one.name for one in writable(all=True) if one.shard_names is not None)
+        raise UsageError(f"{fmt.label} is not written in shards", hint=f"{known} are")
+    return names

@@ -1,0 +1,93 @@
+"""The formats that modelctl knows, and how it tells them apart: by content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
+from ..storage.places import Place
+from .archives import TarGz, ZipOfCheckpoints
+from .base import Format, WritableFormat
+from .folders import Folder
+from .shards.reading import Sharded
+from .single import SINGLE, known_to, third_party
+
+BUILT_IN: Sequence[Format] = (*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), Folder())
+# What is often found under a checkpoint's name, and what it says to its owner.
+_LOOKALIKES = (
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the file itself",
+        "fetch the real file with 'git lfs pull'",
+    ),
+    (b"<!DOCTYPE", "a web page, not a checkpoint", "the download link gave a page: get the file"),
+    (b"<html", "a web page, not a checkpoint", "the download link gave a page: get the file"),
+    (b"7z\xbc\xaf'\x1c", "a 7z archive", "unpack it first"),
+    (b"GGUF", "a GGUF file, which modelctl does not read", None),
+    (b"\x89HDF", "an HDF5 file (Keras?), which modelctl does not read", None),
+)
+
+
+def detect(place: Place) -> Format:
+    """The format of a place, by what is in it. Ours come first; those of other packages are only
+    loaded for what none of ours knows.
+
+    Raises:
+        UnreadableError: no format knows it; says what it looks like.
+        ModelctlError: it can't be opened.
+    """
+    if not place.is_folder and place.size == 0:
+        raise UnreadableError(
+            "an empty file", path=place.name, hint="the download or the save failed: do it again"
+        )
+    found = known_to(BUILT_IN, place) or known_to(third_party(), place)
+    if found is None:
+        raise _unknown(place)
+    return found
+
+
+def _unknown(place: Place) -> ModelctlError:
+    for one in (*BUILT_IN, *third_party()):
+        why = one.explain(place)
+        if why is not None:
+            return why
+    head = place.head
+    for start, what, hint in _LOOKALIKES:
+        if head.lstrip()[: len(start)].lower() == start.lower():
+            return UnreadableError(what, path=place.name, hint=hint)
+    if head[:1] == b"\x80" and len(head) > 2 and head[1] <= 5:
+        return UnsupportedError(
+            f"{place.name}: a plain pickle, not one that torch.save wrote",
+            hint="save it with torch.save(obj, path)",
+        )
+    return UnreadableError(
+        f"not a checkpoint: begins with {head[:8].hex(' ')}",
+        path=place.name,
+        hint="modelctl reads " + ", ".join(one.label for one in (*BUILT_IN, *third_party())),
+    )
+
+
+def writable(*, all: bool = False) -> list[WritableFormat]:
+    """The formats that can be written: ours, or with ``all`` those of other packages, too."""
+    known = (*BUILT_IN, *third_party()) if all else BUILT_IN
+    return [one for one in known if isinstance(one, WritableFormat)]
+
+
+def for_writing(name: str | None, path: str) -> WritableFormat:
+    """The format to write: by its name (``--to``), else by the suffix of ``path``.
+
+    Raises:
+        UsageError: no such format, or a suffix that says nothing.
+    """
+    for known in (writable(), writable(all=True)):
+        for one in known:
+            if one.name == name or (name is None and path.endswith(one.suffixes)):
+                return one
+    names = ", ".join(one.name for one in known)
+    if name is not None:
+        raise UsageError(f"there is no format '{name}' to write", hint=f"--to takes {names}")
+    suffixes = " ".join(suffix for one in known for suffix in one.suffixes)
+    raise UsageError(
+        f"{path}: the suffix does not say which format to write",
+        hint=f"use one of {suffixes}, or --to {names}",
+    )

@@ -1,0 +1,130 @@
+"""What an output will be, before a byte of it moves: files of known sizes, made of segments at
+known offsets.
+
+A segment is bytes that were made, a range of a storage, or, where it holds a checksum of what is
+not known before it was read, one that is made late. Whoever has the layout can carry it out in any
+order, and knows what it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from ..core.storages import Storage
+
+# The CRC-32 of storages whose container recorded none, by their ``id``: known once they were read.
+Checksums = Mapping[int, int]
+
+
+class Made(NamedTuple):
+    """Bytes that are there already: headers, pickles, directories."""
+
+    offset: int
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+
+class Piece(NamedTuple):
+    """The bytes of a storage from ``start`` to ``stop``; ``checked`` where a late segment asks for
+    the CRC-32 of all of it."""
+
+    offset: int
+    storage: Storage
+    start: int
+    stop: int
+    checked: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+class Late(NamedTuple):
+    """Bytes that depend on checksums of pieces, ``nbytes`` of them."""
+
+    offset: int
+    nbytes: int
+    make: Callable[[Checksums], bytes]
+
+
+Segment = Made | Piece | Late
+
+
+class FileLayout(NamedTuple):
+    """A file that is to be: its name, its size, and its segments, one after the other."""
+
+    name: str
+    nbytes: int
+    segments: Sequence[Segment]
+
+
+class Layout(NamedTuple):
+    """Files that are to appear together, or none of them.
+
+    Attributes:
+        files: in the order in which they are put in place: what names the others comes last.
+        superseded: names of files that these take the place of, removed when they stand.
+    """
+
+    files: Sequence[FileLayout]
+    superseded: Sequence[str] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def main(self) -> FileLayout:
+        """The file that is opened to read all of them."""
+        return self.files[-1]
+
+
+class LayoutBuilder:
+    """A :class:`FileLayout` in the making, from its start to its end.
+
+    ``position`` is where the next segment goes.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._segments: list[Segment] = []
+        self._made: list[bytes] = []  # what will be one segment
+        self._made_at = 0
+
+    def add(self, data: bytes) -> None:
+        """Bytes that are known."""
+        if not self._made:
+            self._made_at = self.position
+        self._made.append(data)
+        self.position += len(data)
+
+    def copy(
+        self, storage: Storage, start: int = 0, stop: int | None = None, *, checked: bool = False
+    ) -> None:
+        """A range of a storage; with ``checked`` (all of it only) its CRC-32 will be known."""
+        stop = storage.nbytes if stop is None else stop
+        if start < stop:
+            self._place(Piece(self.position, storage, start, stop, checked))
+
+    def late(self, nbytes: int, make: Callable[[Checksums], bytes]) -> None:
+        """``nbytes`` bytes that ``make`` gives once all checksums are known."""
+        self._place(Late(self.position, nbytes, make))
+
+    def _place(self, segment: Piece | Late) -> None:
+        self._flush()
+        self._segments.append(segment)
+        self.position += segment.nbytes
+
+    def _flush(self) -> None:
+        if self._made:
+            self._segments.append(Made(self._made_at, b"".join(self._made)))
+            self._made.clear()
+
+    def file(self, name: str) -> FileLayout:
+        """What was put together, as a file of that name."""
+        self._flush()
+        return FileLayout(name, self.position, tuple(self._segments))

@@ -1,0 +1,150 @@
+"""What a user names: a file or a folder, as formats see it. Only places know paths."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+from ..core.storages import Source
+from ..errors import ModelctlError, UnreadableError, UnsupportedError
+from .source import FileSource, Window
+from .zipdir import STORED, Member, ZipDirectory
+
+HEAD = 4096
+
+
+class Place:
+    """A file or a folder, here; what was opened of it stays open until it is closed.
+
+    Attributes:
+        name: what errors and reports call it.
+        is_folder: whether it is a folder; it has :meth:`names` then, and no :attr:`source`.
+        sources: all files that were opened, its own first.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        follow_links: bool = False,
+        source: Source | None = None,
+        sources: list[Source] | None = None,
+    ) -> None:
+        """The place that ``path`` names.
+
+        Args:
+            follow_links: follow symbolic links among the files that this place names, wherever
+                they lead; otherwise inside one cache of the Hugging Face hub only.
+            source: its bytes, where they are no file's by themselves.
+            sources: where to keep what is opened, for a place that is a part of another.
+        """
+        self._path = Path(path)
+        self._follow_links = follow_links
+        self.sources: list[Source] = [] if sources is None else sources
+        self._source = source
+        self.name = str(path) if source is None else source.name
+        self.is_folder = source is None and os.path.isdir(path)
+
+    # ------------------------------------------------------------------ a file
+
+    @property
+    def source(self) -> Source:
+        """The bytes of a file, opened when they are first asked for.
+
+        Raises:
+            ModelctlError: there is no such file, or it can't be opened.
+        """
+        if self._source is None:
+            self._source = FileSource(self._path)
+            self.sources.append(self._source)
+        return self._source
+
+    @property
+    def size(self) -> int:
+        """Bytes of a file."""
+        return self.source.size
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first 4 KiB of a file; nothing of a folder."""
+        return b"" if self.is_folder else self.source.read(0, min(HEAD, self.size))
+
+    @cached_property
+    def zip(self) -> ZipDirectory | None:
+        """The directory of a zip, read once; None where it is none.
+
+        Raises:
+            UnreadableError: it is broken.
+        """
+        return ZipDirectory(self.source) if self.head[:4] == b"PK\3\4" else None
+
+    def window(self, offset: int, size: int, member: str) -> Place:
+        """A range of the file as a place of its own."""
+        return self.holding(Window(self.source, offset, size, member))
+
+    def zipped(self, member: Member) -> Place:
+        """A member of a zip as a place of its own.
+
+        Raises:
+            UnsupportedError: it is compressed.
+        """
+        if member.method != STORED:
+            raise UnsupportedError(
+                f"{self.name}, {member.name}: compressed, so it can't be read in place",
+                hint=f"unpack it: unzip '{self.name}' '{member.name}'",
+            )
+        return self.window(member.offset, member.size, member.name)
+
+    def holding(self, source: Source) -> Place:
+        """A place for bytes that were made of this one's: unpacked, or a part of them."""
+        return Place(
+            self._path, follow_links=self._follow_links, source=source, sources=self.sources
+        )
+
+    # ------------------------------------------------------------------ its neighbours
+
+    @property
+    def filename(self) -> str:
+        """Its last part: what a file that names others is called itself."""
+        return self._path.name
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names in a folder, sorted."""
+        return sorted(os.listdir(self._path)) if self.is_folder else []
+
+    def member(self, name: str) -> Place:
+        """The file of that name in a folder: what the user meant by the folder."""
+        return Place(self._path / name, follow_links=self._follow_links, sources=self.sources)
+
+    def beside(self, name: str) -> Place:
+        """A file that this one names, beside it.
+
+        Raises:
+            UnreadableError: not a plain name, or this file's own.
+            ModelctlError: a link that is not followed.
+        """
+        plain = name not in ("", ".", "..") and not any(sign in name for sign in "/\\\0")
+        if not plain or name == self._path.name:
+            raise UnreadableError(
+                f"names {name!r:.200}: not a plain file name beside it", path=self.name
+            )
+        path = self._path.parent / name
+        if not self._follow_links and path.is_symlink() and not _in_one_cache(path):
+            raise ModelctlError(
+                f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
+            )
+        return Place(path, follow_links=self._follow_links, sources=self.sources)
+
+    def close(self) -> None:
+        """Close what was opened of it."""
+        for source in self.sources:
+            source.close()
+
+
+def _in_one_cache(link: Path) -> bool:
+    """``models--*/snapshots/…/name`` that points to a blob of the same ``models--*`` folder."""
+    here = link.parent.resolve()
+    trees = [above for above in here.parents if above.name.startswith(("models--", "datasets--"))]
+    return bool(trees) and link.resolve().parent == trees[0] / "blobs"
