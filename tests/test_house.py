@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from modelctl.formats.registry import BUILT_IN
+
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "modelctl"
-MOST_LINES = 450
+MOST_LINES, MOST_FILES = 450, 15
 
 _BELOW_FILES = {"formats", "pickles", "storage", "core"}
 # The arrows: a room and the rooms that it may use besides itself; all may use errors.
@@ -25,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "inspection": {"core"},
     "nn": {"inspection", "surgery", "files", *_BELOW_FILES},
     "cli": {"nn", "inspection", "surgery", "files", *_BELOW_FILES},
+    "testing": {"inspection", "surgery", "files", *_BELOW_FILES},
     "__main__": {"cli"},
 }
 # Modules that look past the checkpoint at the file itself.
@@ -35,7 +38,7 @@ COMPUTED = {"nn.view.build"}
 
 # Libraries and who alone may import them (prefixes of module names).
 ONLY = {
-    "torch": ("nn",),
+    "torch": ("nn", "testing"),
     "torchvision": ("nn",),
     "safetensors": ("nn",),
     "timm": ("nn",),
@@ -43,6 +46,7 @@ ONLY = {
     "tabulate": ("cli.output",),
     "typer": ("cli",),
     "click": (),
+    "pytest": ("testing",),
     "pickle": (),
     "_pickle": (),
     "marshal": (),
@@ -51,6 +55,8 @@ ONLY = {
 }
 NEVER_AT_START = {"numpy", "torch", "rich", "tabulate", "isal"}
 ALLOWED_LIBRARIES = {*sys.stdlib_module_names, "numpy", "tomli", "isal"}
+# What formats are called; what they can do is asked of them.
+FORMATS = {one.name for one in BUILT_IN} - {"archive", "folder"}
 
 
 def module_name(path: Path) -> str:
@@ -147,7 +153,74 @@ def violations(text: str, module: str, is_package: bool = False) -> list[str]:
         f"{module}:{line}: {what}"
         for line, what in _dynamic(tree, is_package or module in COMPUTED)
     ]
+    if room not in ("formats", "testing"):
+        found += [f"{module}:{line}: {what}" for line, what in _format_names(tree)]
     return found
+
+
+def _format_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Places where the name of a format is compared, or looked up in a table of formats."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            names = {one.value for side in sides for one in ast.walk(side) if _is_text(one)}
+            text = ast.unparse(node)
+            about_formats = "format" in text or "fmt" in text  # torch is a module's name, too
+            if names & (FORMATS if about_formats else FORMATS - {"torch"}):
+                yield node.lineno, f"compares with {', '.join(sorted(names & FORMATS))}"
+        elif isinstance(node, ast.Dict):
+            keys = {one.value for one in node.keys if one is not None and _is_text(one)}
+            if len(keys & FORMATS) > 1:
+                yield node.lineno, "a table of formats by name"
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def graph() -> dict[str, set[str]]:
+    """The modules of the house, and which ones each imports, wherever the import stands."""
+    known = {module_name(path): path for path in sources()}
+    found: dict[str, set[str]] = {}
+    for module, path in known.items():
+        if module == "" or module == "nn":  # their names are resolved when they are used
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        hidden = _type_checking(tree)
+        used = set()
+        for name, inside, line in imports(tree, module, path.name == "__init__.py"):
+            if inside and line not in hidden:
+                used.add(name if name in known else name.rpartition(".")[0])
+        found[module] = {one for one in used if one in known and one not in ("", module)}
+    return found
+
+
+def circles(found: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other (Tarjan's strongly connected components)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for other in found.get(module, ()):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[module] = min(low[module], low[other])
+        if low[module] == order[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    for module in found:
+        if module not in order:
+            visit(module)
+    return groups
 
 
 def _dynamic(tree: ast.Module, may_compute: bool) -> Iterator[tuple[int, str]]:
@@ -177,6 +250,33 @@ def sources() -> list[Path]:
 def test_rules(path: Path) -> None:
     found = violations(path.read_text("utf-8"), module_name(path), path.name == "__init__.py")
     assert not found, "\n".join(found)
+
+
+def test_no_circle() -> None:
+    assert circles(graph()) == []
+
+
+def test_no_circle_of_rooms_in_nn() -> None:
+    """The rooms of nn, and its single files, use each other one way."""
+    rooms: dict[str, set[str]] = {}
+    for module, used in graph().items():
+        parts = module.split(".")
+        if parts[0] == "nn" and len(parts) > 1:
+            others = {one.split(".")[1] for one in used if one.startswith("nn.")}
+            rooms.setdefault(parts[1], set()).update(others - {parts[1]})
+    assert circles(rooms) == []
+    assert len(rooms) <= 10
+    assert sum(map(len, rooms.values())) <= 24, rooms
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_no_folder_is_crowded() -> None:
+    for folder in (SOURCE, *(path for path in SOURCE.rglob("*") if path.is_dir())):
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= MOST_FILES, folder
 
 
 def test_it_sees_every_room() -> None:
@@ -225,6 +325,10 @@ def test_it_sees_every_room() -> None:
         ("core.x", "from importlib import import_module\nimport_module(f'a{b}')"),
         ("", "from .files import open"),
         ("core.x", "\n" * (MOST_LINES + 1)),
+        ("files", "if fmt.name == 'safetensors':\n    pass"),
+        ("cli.x", "plain = origin.format in ('torch', 'safetensors')"),
+        ("cli.x", "SUFFIX = {'torch': '.pt', 'safetensors': '.safetensors'}"),
+        ("surgery.x", "import pytest"),
     ],
 )
 def test_a_violation_is_seen(module: str, text: str) -> None:

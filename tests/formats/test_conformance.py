@@ -1,4 +1,4 @@
-"""Each format, by the suite that every format passes (:mod:`.conformance`)."""
+"""Each format, by the suite that every format passes (:mod:`modelctl.testing`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from torch import nn
 import modelctl
 from modelctl.core.modules import class_name, is_training, submodules
 from modelctl.inspection.ls import list_names, list_tensors
-
-from .conformance import FormatSuite, Sample, described, dtype_name, raw
+from modelctl.testing import Expected, FormatSuite, Sample, described, raw
 
 
 def weights(width: int) -> dict[str, torch.Tensor]:
@@ -326,7 +325,7 @@ class _Exported(FormatSuite):
             rows = list_tensors(ckpt, section="constants")
             found = [(row.name, row.dtype, row.shape) for row in rows]
             assert found == [
-                (name, dtype_name(tensor), tuple(tensor.shape))
+                (name, Expected.of(tensor).dtype, tuple(tensor.shape))
                 for name, tensor in self.constants().items()
             ]
 

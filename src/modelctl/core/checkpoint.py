@@ -45,7 +45,13 @@ class Recorded(NamedTuple):
 
 
 class Program(Protocol):
-    """A program that is in the file beside its tensors."""
+    """A program that is in the file beside its tensors.
+
+    ``loader`` is the function of torch that makes it a module that can be called
+    (``torch.jit.load``), None where there is none.
+    """
+
+    loader: str | None
 
     def recorded(self) -> list[Recorded]:
         """What its modules gave, read now. Raises UnreadableError."""

@@ -19,7 +19,7 @@ from torch import nn
 import modelctl
 from modelctl.errors import ModelctlError
 from modelctl.inspection.ls import list_tensors
-from tests.formats.conformance import raw
+from modelctl.testing import raw
 
 # The reasons for which a file that torch loads may be refused.
 REASONS = re.compile(r"big-endian storages without a dtype|outside its storage")

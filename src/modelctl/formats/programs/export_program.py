@@ -25,6 +25,8 @@ _SYMBOL = re.compile(r"Symbol\('(\w+)'")
 class ExportedProgram:
     """The program of an archive, which is read when it is asked for."""
 
+    loader: str | None = None
+
     def __init__(self, directory: ZipDirectory) -> None:
         self.directory = directory
 

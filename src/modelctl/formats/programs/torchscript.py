@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ...core.checkpoint import Checkpoint, Origin
+from ...core.checkpoint import Checkpoint, Origin, Recorded
 from ...core.modules import make_module
 from ...core.nodes import Global, Obj, attributes
 from ...core.tensors import TensorRef
@@ -48,9 +48,20 @@ class TorchScript(Format):
             Origin(place.name, self.name, self.label, place.size),
             constants=constants,
             outside="the TorchScript program",
+            program=ScriptProgram(),
             warnings=tuple(saved.warnings),
             findings=tuple(f for f in saved.findings if not f.name.startswith("__torch__")),
         )
+
+
+class ScriptProgram:
+    """The program of a TorchScript archive: it can be run, and recorded no shapes."""
+
+    loader: str | None = "torch.jit.load"
+
+    def recorded(self) -> list[Recorded]:
+        """Nothing."""
+        return []
 
 
 def as_modules(root: Any, directory: ZipDirectory, folder: str) -> Any:

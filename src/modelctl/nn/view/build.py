@@ -231,7 +231,7 @@ def load_whole(path: str, kind: str) -> nn.Module:
         RefusedError: the file can't be loaded, for instance since its class is not here.
     """
     try:
-        if kind == "torchscript":
+        if kind == "program":
             load: Any = torch.jit.load
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch would rather not

@@ -142,9 +142,9 @@ def _dtypes(names: Mapping[str, str] | Sequence[str]) -> Any:
 
 
 def _whole(ckpt: Checkpoint) -> str | None:
-    """Whether the file holds a module that can be run: ``module``, ``torchscript``."""
-    if ckpt.origin is not None and ckpt.origin.format == "torchscript":
-        return "torchscript"
+    """Whether the file holds a module that can be run: ``module``, ``program``."""
+    if ckpt.program is not None and ckpt.program.loader is not None:
+        return "program"
     models = ckpt.sections.models
     return "module" if models and models[0].is_module else None
 
@@ -155,7 +155,7 @@ def _trusted(ckpt: Checkpoint, kind: str, trust: bool) -> nn.Module:
         what = {
             "module": "a whole module: to call it, torch unpickles it, which runs whatever the "
             "file says",
-            "torchscript": "a TorchScript program: to call it is to run the file's own code",
+            "program": "a TorchScript program: to call it is to run the file's own code",
         }[kind]
         raise RefusedError(
             f"the file holds {what}",

@@ -1,32 +1,35 @@
-"""What every format must pass: a suite that each subclasses with a sample that is not ours.
+"""What every format must pass: a suite for tests of formats, ours and those of other packages.
 
-A subclass gives ``make(folder, width)``: a file (or folder) written by torch, safetensors or the
-standard library, and the tensors that its official reader sees in it. Everything else is here.
+A subclass of :class:`FormatSuite` gives ``make(folder, width)``: a file (or folder) that the
+format's own software wrote, and the tensors that it sees in it, as numpy arrays or torch tensors.
+Everything else is here. Needs pytest; torch only where a test of it says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
-import torch
 
-import modelctl
-from modelctl.core.tree import walk
-from modelctl.errors import ModelctlError
-from modelctl.files import save
-from modelctl.inspection.ls import list_names, list_tensors
-from modelctl.inspection.summary.summarize import summarize
-from modelctl.surgery.convert import convert
+from .core.tree import walk
+from .errors import ModelctlError
+from .files import open as open_checkpoint
+from .files import save
+from .formats.registry import for_writing
+from .inspection.ls import list_names, list_tensors
+from .inspection.summary.summarize import summarize
+from .surgery.convert import convert
 
 SMALL, BIG = 5, 1100
 CUTS, FLIPS = 40, 150
@@ -37,35 +40,68 @@ class Sample(NamedTuple):
     see them (None: those are the same)."""
 
     path: Path
-    tensors: dict[str, torch.Tensor]
-    model: dict[str, torch.Tensor] | None = None
+    tensors: Mapping[str, Any]
+    model: Mapping[str, Any] | None = None
 
     @property
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> Mapping[str, Any]:
         return self.tensors if self.model is None else self.model
 
 
-def raw(tensor: torch.Tensor) -> bytes:
-    """The tensor's bytes, row-major, gathered by torch."""
+class Expected(NamedTuple):
+    """What an array or a tensor is: torch's name of its dtype, its shape, its bytes row-major, and
+    what is equal for the same view of the same memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+    identity: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> Expected:
+        if hasattr(value, "untyped_storage"):
+            return cls._of_tensor(value)
+        import numpy as np
+
+        array = np.asarray(value)
+        at = array.__array_interface__["data"][0]
+        native = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+        identity = (at, array.shape, array.strides)
+        return cls(array.dtype.name, array.shape, native.tobytes(), identity)
+
+    @classmethod
+    def _of_tensor(cls, tensor: Any) -> Expected:
+        storage = tensor.untyped_storage().data_ptr()
+        shape = tuple(tensor.shape)
+        return cls(
+            str(tensor.dtype).removeprefix("torch."),
+            shape,
+            raw(tensor),
+            (storage, tensor.storage_offset(), shape, tensor.stride()),
+        )
+
+
+def raw(tensor: Any) -> bytes:
+    """A torch tensor's bytes, row-major, gathered by torch."""
+    import torch
+
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    data: bytes = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return data
 
 
-def dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def described(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def described(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Name to dtype, shape and digest."""
+    found = {name: Expected.of(value) for name, value in tensors.items()}
     return {
-        name: [dtype_name(t), list(t.shape), hashlib.sha256(raw(t)).hexdigest()]
-        for name, t in tensors.items()
+        name: [one.dtype, list(one.shape), hashlib.sha256(one.data).hexdigest()]
+        for name, one in found.items()
     }
 
 
 def look(path: Path) -> dict[str, Any]:
     """All that a user may ask of a file; the tensors as :func:`described` gives them."""
-    with modelctl.open(path) as ckpt:
+    with open_checkpoint(path) as ckpt:
         for depth in (1, None):
             summarize(ckpt, depth)
         list_tensors(ckpt, section="all")
@@ -121,7 +157,7 @@ class FormatSuite:
         """A sample whose tensors have about ``width`` x ``width`` elements."""
         raise NotImplementedError
 
-    def official(self, path: Path) -> dict[str, torch.Tensor]:
+    def official(self, path: Path) -> Mapping[str, Any]:
         """The tensors of a written file by its official reader, by their full path."""
         raise NotImplementedError
 
@@ -130,7 +166,8 @@ class FormatSuite:
     @pytest.fixture(scope="class")
     @classmethod
     def sample(cls, tmp_path_factory: pytest.TempPathFactory) -> Sample:
-        torch.manual_seed(0)
+        if "torch" in sys.modules:
+            sys.modules["torch"].manual_seed(0)
         return cls().make(tmp_path_factory.mktemp("sample"), SMALL)
 
     def test_names_shapes_dtypes_and_bytes(self, sample: Sample) -> None:
@@ -140,7 +177,7 @@ class FormatSuite:
         assert found
 
     def test_it_says_what_it_is(self, sample: Sample) -> None:
-        with modelctl.open(sample.path) as ckpt:
+        with open_checkpoint(sample.path) as ckpt:
             assert ckpt.origin is not None
             assert (ckpt.origin.format, ckpt.origin.label) == (self.name, self.label)
             assert ckpt.sections.kind == self.kind
@@ -154,40 +191,35 @@ class FormatSuite:
         assert look(renamed) == described(sample.tensors)
 
     def test_the_model_is_found(self, sample: Sample) -> None:
-        with modelctl.open(sample.path) as ckpt:
+        with open_checkpoint(sample.path) as ckpt:
             found = ckpt.state_dict()
             assert list(found) == list(sample.state_dict)
             rows = list_tensors(ckpt)
             assert [row.name for row in rows] == list(sample.state_dict)
             assert list_names(ckpt) == list(sample.state_dict)
-            for row, tensor in zip(rows, sample.state_dict.values(), strict=True):
-                assert row.shape == tuple(tensor.shape)
-                assert row.dtype == dtype_name(tensor)
-                assert row.nbytes == tensor.numel() * tensor.element_size()
-            assert {found[name].tobytes() for name in found} == {
-                raw(tensor) for tensor in sample.state_dict.values()
-            }
+            expected = [Expected.of(value) for value in sample.state_dict.values()]
+            for row, one in zip(rows, expected, strict=True):
+                assert (row.shape, row.dtype, row.nbytes) == (one.shape, one.dtype, len(one.data))
+            assert [found[name].tobytes() for name in found] == [one.data for one in expected]
 
     def test_the_whole_file_is_listed(self, sample: Sample) -> None:
-        with modelctl.open(sample.path) as ckpt:
+        with open_checkpoint(sample.path) as ckpt:
             assert list_names(ckpt, section="all") == list(sample.tensors)
             rows = list_tensors(ckpt, section="all")
             assert [row.name for row in rows] == list(sample.tensors)
 
     @pytest.mark.parametrize("depth", [1, 2, None])
     def test_rows_sum_to_the_totals(self, sample: Sample, depth: int | None) -> None:
-        unique = {
-            (t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride()): t
-            for t in sample.state_dict.values()
-        }
-        elements = sum(t.numel() for t in unique.values())
-        with modelctl.open(sample.path) as ckpt:
+        expected = [Expected.of(value) for value in sample.state_dict.values()]
+        unique = {one.identity: one for one in expected}.values()
+        elements = sum(math.prod(one.shape) for one in unique)
+        with open_checkpoint(sample.path) as ckpt:
             for fold in (None, True):
                 found = summarize(ckpt, depth, fold)
                 totals = found.totals
                 assert totals.params_unique + totals.buffers == elements
                 assert totals.tensors == len(sample.state_dict)
-                assert totals.nbytes == sum(t.numel() * t.element_size() for t in unique.values())
+                assert totals.nbytes == sum(len(one.data) for one in unique)
                 assert sum(row.params for row in found.rows) == totals.params_unique
                 assert sum(row.buffers for row in found.rows) == totals.buffers
                 assert sum(row.nbytes for row in found.rows) == totals.nbytes
@@ -199,7 +231,7 @@ class FormatSuite:
         sample = self.make(tmp_path, BIG)
         size = _bytes_on_disk(sample.path)
         assert size > 4 << 20
-        with modelctl.open(sample.path) as ckpt:
+        with open_checkpoint(sample.path) as ckpt:
             summarize(ckpt, None)
             list_tensors(ckpt, section="all")
             assert 0 < ckpt.bytes_read < size / 10
@@ -252,7 +284,7 @@ class FormatSuite:
         assert json.loads(done.stdout) == described(sample.tensors)
 
     def test_closed_it_reads_no_more(self, sample: Sample) -> None:
-        with modelctl.open(sample.path) as ckpt:
+        with open_checkpoint(sample.path) as ckpt:
             refs = [ref for ref in ckpt.tensors().values() if ref.nbytes]
         assert refs
         for ref in refs:
@@ -262,7 +294,8 @@ class FormatSuite:
 
     def test_its_weights_as_a_torch_file(self, sample: Sample, tmp_path: Path) -> None:
         """Whatever the container: torch loads its state_dict from what we write of it."""
-        with modelctl.open(sample.path) as ckpt:
+        torch = pytest.importorskip("torch")
+        with open_checkpoint(sample.path) as ckpt:
             save(convert(ckpt, weights_only=True), tmp_path / "out.pt")
         loaded = torch.load(tmp_path / "out.pt", weights_only=True)
         assert described(loaded) == described(sample.state_dict)
@@ -272,10 +305,45 @@ class FormatSuite:
         if self.writable is None:
             pytest.skip("read only")
         out = tmp_path / "out"
-        with modelctl.open(sample.path) as ckpt:
+        with open_checkpoint(sample.path) as ckpt:
             save(ckpt, out, to=self.writable)
         assert described(self.official(out)) == described(sample.tensors)
         assert look(out) == described(sample.tensors)
+
+    def test_its_layout_is_what_is_written(self, sample: Sample, tmp_path: Path) -> None:
+        """Segments one after the other, from the start to the size that was said before."""
+        if self.writable is None:
+            pytest.skip("read only")
+        with open_checkpoint(sample.path) as ckpt:
+            layout = for_writing(self.writable, "out").layout(ckpt, "out")
+            at = 0
+            for segment in layout.segments:
+                assert segment.offset == at
+                at += segment.nbytes
+            assert at == layout.nbytes
+            assert save(ckpt, tmp_path / "out", to=self.writable).bytes_written == at
+        assert os.path.getsize(tmp_path / "out") == at
+
+    def test_runs_are_where_the_bytes_lie(self, sample: Sample) -> None:
+        with open_checkpoint(sample.path) as ckpt:
+            for ref in ckpt.tensors().values():
+                runs = ref.storage.runs()
+                if runs is not None:
+                    parts = [run.source.read(run.offset, run.nbytes) for run in runs]
+                    assert b"".join(parts) == ref.storage.read(0, ref.storage.nbytes)
+
+    def test_several_threads_read_at_once(self, sample: Sample) -> None:
+        with open_checkpoint(sample.path) as ckpt, ThreadPoolExecutor(8) as pool:
+            refs = ckpt.tensors()
+            expected = [Expected.of(sample.tensors[name]).data for name in refs]
+            before = ckpt.bytes_read
+            once = [ref.tobytes() for ref in refs.values()]
+            each = ckpt.bytes_read - before
+            times = 20
+            found = list(pool.map(lambda ref: ref.tobytes(), list(refs.values()) * times))
+            assert once == expected
+            assert found == expected * times
+            assert ckpt.bytes_read - before == each * (times + 1)
 
 
 def _bytes_on_disk(path: Path) -> int:
