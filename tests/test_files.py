@@ -6,14 +6,22 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import modelctl
+from modelctl.core.checkpoint import Checkpoint
+from modelctl.core.dtypes import BY_NAME
+from modelctl.core.nodes import ordered_dict
+from modelctl.core.storages import Run, SpreadStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import ModelctlError, RefusedError, UsageError, WriteError
 from modelctl.files import save
+from modelctl.storage.source import FileSource
 
 LOOKALIKES = {
     b"": "empty",
@@ -135,3 +143,31 @@ def test_a_closed_file_says_so(tmp_path: Path) -> None:
     ckpt.close()
     with pytest.raises(ModelctlError):
         ckpt.tensors()["w"].tobytes()
+
+
+# ------------------------------------------------------------------ over several files
+
+
+@pytest.mark.parametrize("out", ["out.pt", "out.safetensors"])
+def test_a_tensor_in_several_files_is_one_tensor(out: str, tmp_path: Path) -> None:
+    """As ranks save it: rows in turn; large pieces and small ones, and one that is turned."""
+    values = np.arange(300_000, dtype="<f4").reshape(300, 1000)
+    cuts = [0, 1, 100, 101, 300]
+    for name, halves in (("a", values[:101]), ("b", values[101:])):
+        (tmp_path / name).write_bytes(b"head" + halves.tobytes())
+    sources = [FileSource(tmp_path / "a"), FileSource(tmp_path / "b")]
+    row = 4 * 1000
+    runs = [
+        Run(sources[begin >= 101], 4 + (begin - 101 * (begin >= 101)) * row, (end - begin) * row)
+        for begin, end in pairwise(cuts)
+    ]
+    storage = SpreadStorage(runs)
+    weight = TensorRef(BY_NAME["float32"], (300, 1000), storage)
+    turned = TensorRef(BY_NAME["float32"], (1000, 300), SpreadStorage(runs), stride=(1, 1000))
+    ckpt = Checkpoint(ordered_dict({"w": weight, "t": turned}), resources=tuple(sources))
+    modelctl.save(ckpt, tmp_path / out)
+    ckpt.close()
+    with modelctl.open(tmp_path / out) as again:
+        found = again.state_dict()
+        assert found["w"].tobytes() == values.tobytes()
+        assert found["t"].tobytes() == values.T.tobytes()

@@ -1,4 +1,4 @@
-"""Sources and storages: ranges, many at once, into buffers, from several threads; runs over files."""
+"""Sources and storages: ranges, many at once, from several threads; runs over several files."""
 
 from __future__ import annotations
 

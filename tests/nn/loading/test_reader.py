@@ -17,9 +17,13 @@ from torch import nn
 
 import modelctl as mc
 import modelctl.nn as mnn
+from modelctl.core.dtypes import BY_NAME
+from modelctl.core.storages import Run, SpreadStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import UnreadableError
 from modelctl.nn.loading import reader as reading
 from modelctl.nn.loading.reader import Reader
+from modelctl.storage.source import FileSource
 from tests.nn.nets import Net, same
 
 SAMPLES = Path(__file__).parents[3] / "sample_models"
@@ -163,6 +167,22 @@ def test_a_file_that_becomes_shorter(tmp_path, pieces, dtype):
         dest = torch.zeros(100, 100, dtype=dtype)
         with pytest.raises(UnreadableError, match="the file became shorter"), Reader() as reader:
             reader.read(ckpt.tensors()["w"], dest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_in_several_files(tmp_path, pieces, dtype):
+    """What ranks saved a part of each goes from their files into the one tensor."""
+    values = torch.randn(60, 1000)
+    runs = []
+    for i, rows in enumerate(values.split([1, 24, 35])):
+        (tmp_path / f"{i}").write_bytes(b"head" + rows.numpy().tobytes())
+        runs.append(Run(FileSource(tmp_path / f"{i}"), 4, rows.nbytes))
+    ref = TensorRef(BY_NAME["float32"], (60, 1000), SpreadStorage(runs))
+    dest = torch.zeros(60, 1000, dtype=dtype)
+    with Reader() as reader:
+        reader.read(ref, dest)
+    assert torch.equal(dest, values.to(dtype))
+    assert sum(run.source.bytes_read for run in runs) == values.nbytes
 
 
 def test_what_lies_deflated(tmp_path):
