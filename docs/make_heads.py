@@ -18,7 +18,8 @@ from torchvision.models import get_model_builder, list_models
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import ordered_dict
-from modelctl.core.tensors import MemoryStorage, TensorRef
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import ModelctlError
 from modelctl.surgery.find_head import find_head
 

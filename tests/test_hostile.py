@@ -28,6 +28,8 @@ import modelctl
 from modelctl.errors import ModelctlError
 import modelctl.files, modelctl.pickles.writer, modelctl.formats.programs.export
 import modelctl.formats.programs.torchscript, ast, mmap, tarfile, zlib, json, re, struct
+from modelctl.formats.single import third_party
+third_party()  # what other packages bring is looked for once, where no format of ours knows a file
 
 heard = []
 def hook(event, args):

@@ -111,6 +111,25 @@ def test_the_commands_read_it_and_convert_it(tmp_path: Path) -> None:
     run("diff", "a.npz", "a.safetensors")  # it ends with 0: nothing differs
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("raise RuntimeError('gone')", "can't be loaded: gone"), ("Npz = 3", "is no modelctl")],
+)
+def test_a_broken_package_is_named(code: str, said: str, tmp_path: Path, path: Path) -> None:
+    (tmp_path / "modelctl_npz.py").write_text(code)
+    np.savez(tmp_path / "a.npz", **arrays(5))
+    search = os.pathsep.join((str(tmp_path), os.environ["PYTHONPATH"]))
+    done = subprocess.run(
+        [sys.executable, "-m", "modelctl", "ls", str(tmp_path / "a.npz")],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"the format 'npz' of modelctl-npz {said}" in done.stderr
+    assert "hint: upgrade or uninstall modelctl-npz" in done.stderr
+
+
 def test_objects_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{}, None]))
     with pytest.raises(UnsupportedError, match="no numbers"):

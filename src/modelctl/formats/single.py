@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..errors import UnreadableError
+from ..errors import ModelctlError, UnreadableError
 from ..storage.places import Place
 from .base import Format
 from .programs.export import TorchExport
@@ -44,14 +44,28 @@ def read_single(place: Place, among: Sequence[Format] | None = None) -> Checkpoi
 @cache
 def third_party() -> tuple[Format, ...]:
     """The formats that other installed packages bring, by the entry points ``modelctl.formats``:
-    a subclass of :class:`~modelctl.formats.base.Format`, or an instance of one."""
+    a subclass of :class:`~modelctl.formats.base.Format`, or an instance of one.
+
+    Raises:
+        ModelctlError: one of them can't be loaded; names its package.
+    """
     from importlib.metadata import entry_points
 
     found: list[Format] = []
     for point in sorted(entry_points(group="modelctl.formats"), key=lambda one: one.name):
-        loaded: Any = point.load()
-        made = loaded() if isinstance(loaded, type) else loaded
+        package = point.dist.name if point.dist is not None else "another package"
+        try:
+            loaded: Any = point.load()
+            made = loaded() if isinstance(loaded, type) else loaded
+        except Exception as e:  # whatever somebody else's code raises
+            raise ModelctlError(
+                f"the format '{point.name}' of {package} can't be loaded: {e}",
+                hint=f"upgrade or uninstall {package}",
+            ) from e
         if not isinstance(made, Format):
-            raise TypeError(f"the entry point {point.value} is no modelctl.formats.base.Format")
+            raise ModelctlError(
+                f"the format '{point.name}' of {package} is no modelctl.formats.base.Format",
+                hint=f"upgrade or uninstall {package}",
+            )
         found.append(made)
     return tuple(found)
