@@ -63,7 +63,7 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Without the cycle collector: while a tree is built it finds nothing, in quadratic time."""
+    """Without the cycle collector: beside a large tree it finds nothing, in quadratic time."""
     if not gc.isenabled():
         yield
         return
@@ -112,9 +112,8 @@ def save(
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
     check_losses(ckpt, path, to, max_shard_size)
-    with target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
-        with _no_collector():
-            layout = target.layout(ckpt, group)
+    with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
+        layout = target.layout(ckpt, group)
         group.carry_out(layout, _of(progress, layout))
     name = Path(target.path) if target.shards is None else Path(target.path, layout.main.name)
     return Saved(name, target.format.name, layout.nbytes, len(layout.files))
@@ -140,11 +139,10 @@ def save_parts(
         wanted = for_writing(to, name)
         formats[name] = for_writing("torch", name) if wanted.losses(part) else wanted
     sources = _files(next(iter(parts.values())))
-    with staged_files(folder, overwrite=overwrite, sources=sources) as group:
-        with _no_collector():
-            layout = Layout(
-                [fmt.layout(parts[name], name + fmt.suffixes[0]) for name, fmt in formats.items()]
-            )
+    with _no_collector(), staged_files(folder, overwrite=overwrite, sources=sources) as group:
+        layout = Layout(
+            [fmt.layout(parts[name], name + fmt.suffixes[0]) for name, fmt in formats.items()]
+        )
         group.carry_out(layout, _of(progress, layout))
     return {
         name: Saved(Path(folder, file.name), fmt.name, file.nbytes)

@@ -177,23 +177,19 @@ def _made(late: Late, sums: Checksums, waiting: list[Late]) -> bytes:
 
 def _read_small(pieces: Sequence[Piece]) -> list[bytes]:
     """The bytes of small pieces; those of one source are asked for at once."""
-    found: list[list[bytes]] = [[] for _ in pieces]
-    wanted: dict[int, tuple[Source, list[tuple[int, int]], list[list[bytes]]]] = {}
-    for parts, piece in zip(found, pieces, strict=True):
+    found = [b""] * len(pieces)
+    wanted: dict[Source, list[tuple[int, Run]]] = {}
+    for i, piece in enumerate(pieces):
         runs = piece.storage.runs(piece.start, piece.stop)
-        if runs is None:
-            parts += piece.storage.chunks(piece.start, piece.stop)
-        elif len(runs) > 1:
-            parts += [run.source.read(run.offset, run.nbytes) for run in runs]
+        if runs is not None and len(runs) == 1:
+            wanted.setdefault(runs[0].source, []).append((i, runs[0]))
         else:
-            run = runs[0]
-            _, ranges, places = wanted.setdefault(id(run.source), (run.source, [], []))
-            ranges.append((run.offset, run.nbytes))
-            places.append(parts)
-    for source, ranges, places in wanted.values():
-        for parts, data in zip(places, source.read_many(ranges), strict=True):
-            parts.append(data)
-    return [parts[0] if len(parts) == 1 else b"".join(parts) for parts in found]
+            found[i] = b"".join(piece.storage.chunks(piece.start, piece.stop))
+    for source, alike in wanted.items():
+        data = source.read_many([(run.offset, run.nbytes) for _, run in alike])
+        for (i, _), part in zip(alike, data, strict=True):
+            found[i] = part
+    return found
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> int:

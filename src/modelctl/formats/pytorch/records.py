@@ -34,7 +34,8 @@ class Records:
         """A record; a storage is copied."""
         size = data.nbytes if isinstance(data, Storage) else len(data)
         known = data.crc32 if isinstance(data, Storage) and size else zlib.crc32(_bytes(data))
-        flags, wide = self._begin(name, size)
+        raw = f"{self.prefix}/{name}".encode()
+        flags, wide = self._begin(raw, size)
         if isinstance(data, Storage):
             self.out.copy(data, checked=known is None)
         else:
@@ -47,14 +48,15 @@ class Records:
                 24 if wide else 16, lambda sums: _descriptor(sums[id(storage)], size, wide)
             )
             self._unknown.append((len(self._central) + 16, len(self._crcs), storage))
-        self._end(name, size, flags, known or 0)
+        self._end(name, raw, size, flags, known or 0)
 
     def finish(self, id_record: str) -> None:
         """The record that holds the id of the whole, the directory and the end records."""
-        flags, wide = self._begin(id_record, _ID)
+        raw = f"{self.prefix}/{id_record}".encode()
+        flags, wide = self._begin(raw, _ID)
         before, entry, start = self._names_crc, len(self._central), self.out.position + _ID + 16
         crcs = bytes(self._crcs)
-        self._end(id_record, _ID, flags, 0)
+        self._end(id_record, raw, _ID, flags, 0)
 
         def end(sums: Checksums) -> bytes:
             known, central = bytearray(crcs), bytearray(self._central)
@@ -72,9 +74,8 @@ class Records:
         else:
             self.out.add(end({}))
 
-    def _begin(self, name: str, size: int) -> tuple[int, bool]:
+    def _begin(self, raw: bytes, size: int) -> tuple[int, bool]:
         """The local header of a record: its flags, and whether its sizes take 64 bits."""
-        raw = f"{self.prefix}/{name}".encode()
         self._header = self.out.position
         wide = size >= _MAX32
         extra = b""
@@ -93,17 +94,17 @@ class Records:
         )
         return flags, wide
 
-    def _end(self, name: str, size: int, flags: int, crc: int) -> None:
+    def _end(self, name: str, raw: bytes, size: int, flags: int, crc: int) -> None:
         """Its entry in the directory."""
-        raw = f"{self.prefix}/{name}".encode()
-        fields = [size, size, self._header]
-        full = b"".join(struct.pack("<Q", value) for value in fields if value >= _MAX32)
-        extra = struct.pack("<HH", 1, len(full)) + full if full else b""
-        narrow = [min(value, _MAX32) for value in fields]
+        extra, header = b"", self._header
+        if size >= _MAX32 or header >= _MAX32:
+            wide = [value for value in (size, size, header) if value >= _MAX32]
+            extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide)
+            size, header = min(size, _MAX32), min(header, _MAX32)
         self._central += struct.pack(
             "<4s6H3I5H2I",
-            *(b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, narrow[0], narrow[1]),
-            *(len(raw), len(extra), 0, 0, 0, 0, narrow[2]),
+            *(b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, size, size),
+            *(len(raw), len(extra), 0, 0, 0, 0, header),
         )
         self._central += raw + extra
         self._count += 1
