@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelctl.nn import summary
+from modelctl.nn.view.macs import formula
 
 
 class Calls(nn.Module):
@@ -115,10 +117,30 @@ def test_macs_are_those_of_torchs_counter_on_a_real_forward(name):
     model, shapes, expected = FORMULAS[name]
     with (
         torch.backends.mkldnn.flags(enabled=False),  # its LSTM is one operator
+        sdpa_kernel(SDPBackend.MATH),  # it knows the CPU's fused attention only since 2.15
         FlopCounterMode(display=False) as counter,
     ):
-        model.train()(*(torch.randn(one) for one in shapes))  # train: no fused attention
+        model.train()(*(torch.randn(one) for one in shapes))
     assert counter.get_total_flops() == 2 * expected
+
+
+FUSED = sorted(
+    name
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("aten::_scaled_dot_product_")
+    and "backward" not in name
+    and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_attention_counts_whoever_has_the_kernel(name):
+    op = getattr(torch.ops.aten, name.removeprefix("aten::").partition(".")[0]).default
+    # four heads of queries share two of keys and values, and values are wider than keys
+    query, key, value = (torch.empty(2, *one) for one in ((4, 7, 8), (2, 9, 8), (2, 9, 16)))
+    flops = formula(op)
+    assert flops is not None
+    assert flops(query, key, value, out_val=None) == 2 * (2 * 4 * 7 * 9) * (8 + 16)
 
 
 def test_grouped_products_of_experts():
@@ -315,7 +337,7 @@ def test_rows_sum_to_the_totals_whatever_is_shown(build, depth, fold, run):
 # -------------------------------------------------------------- what has no formula
 
 
-@torch.library.custom_op("modelctl_tests::twice", mutates_args=())
+@torch.library.custom_op("modelctl_tests::twice", mutates_args=(), schema="(Tensor x) -> Tensor")
 def twice(x: torch.Tensor) -> torch.Tensor:
     return 2 * x
 

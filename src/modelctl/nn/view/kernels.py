@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,6 +82,17 @@ def plain_kernels(device: torch.device) -> Iterator[None]:
     finally:
         if mha is not None:
             mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Compiled functions run as what they were compiled from."""
+    stance: Any = getattr(torch.compiler, "set_stance", None)
+    if stance is None or "torch._dynamo" not in sys.modules:  # which takes seconds to import
+        yield
+        return
+    with stance("force_eager"):
+        yield
 
 
 @contextmanager

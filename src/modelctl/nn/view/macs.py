@@ -65,7 +65,7 @@ _FREE = frozenset(
     slice_scatter smooth_l1_loss soft_margin_loss softplus softshrink sort split_copy
     split_with_sizes_copy squeeze_copy stack std std_mean sum sym_numel sym_size sym_stride
     sym_storage_offset take topk trace tril
-    triu unsafe_chunk unsafe_split unsafe_split_with_sizes
+    threshold triu unsafe_chunk unsafe_split unsafe_split_with_sizes
     unbind_copy unfold unfold_copy uniform unique_consecutive unique_dim unsqueeze_copy
     upsample_bicubic2d upsample_bilinear2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
     upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d
@@ -109,6 +109,11 @@ def _grouped_mm(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Queries by keys, and what comes of that by values; heads may share keys and values."""
+    return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
 def _conv_tbc(_: Tensor, weight: Tensor, *__: Any, out_val: Tensor, **___: Any) -> int:
     return 2 * out_val.numel() * weight.shape[0] * weight.shape[1]
 
@@ -142,6 +147,17 @@ _OWN: dict[str, Callable[..., int]] = {
         ("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::_addmm_activation"), _addmm
     ),
     "aten::_grouped_mm": _grouped_mm,
+    **dict.fromkeys(
+        (
+            "aten::_scaled_dot_product_attention_math_for_mps",
+            "aten::_scaled_dot_product_cudnn_attention",
+            "aten::_scaled_dot_product_efficient_attention",
+            "aten::_scaled_dot_product_flash_attention",
+            "aten::_scaled_dot_product_flash_attention_for_cpu",
+            "aten::_scaled_dot_product_fused_attention_overrideable",
+        ),
+        _attention,
+    ),
     "aten::_trilinear": _trilinear,
     "aten::conv_tbc": _conv_tbc,
     "torchvision::deform_conv2d": _deform_conv2d,

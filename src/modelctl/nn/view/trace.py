@@ -16,7 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...errors import ModelctlError
 from ..model_names import kind_of
 from ..training.rng import random_numbers_kept
-from .kernels import each, for_real, plain_kernels, raise_if_mixed, tensors_in
+from .kernels import (
+    each,
+    for_real,
+    nothing_compiled,
+    plain_kernels,
+    raise_if_mixed,
+    tensors_in,
+)
 from .macs import formula, is_free
 from .meta_shapes import result
 from .model_copy import Copy
@@ -109,6 +116,7 @@ def trace(
         stack.enter_context(random_numbers_kept())
         stack.enter_context(plain_kernels(device))
         stack.enter_context(torch.set_grad_enabled(saving))
+        stack.enter_context(nothing_compiled())
         if saving:
             keep_nothing = torch.autograd.graph.saved_tensors_hooks(watch.save, _no_backward)
             stack.enter_context(keep_nothing)
@@ -150,6 +158,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live: dict[int, _Alive] = {}
         self.last = ""  # operator that runs
         self.alive = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Newer torch asks. With its own answer it would import its compiler inside of the first
+        operator: seconds, and frames of that import keep the operator's tensors alive."""
+        return False
 
     # -------------------------------------------------------------- modules
 
