@@ -13,7 +13,7 @@ from torch import nn
 from ...core.names import Patterns, as_list
 from ...core.nodes import mapping
 from ...core.records import FREEZE, read_record
-from ...core.text import some, table
+from ...core.text import shape, some, table
 from ...errors import NoMatchError, UsageError
 from ...files import open as open_checkpoint
 from ..model_names import Parameters, is_lazy, match_names, numel, unwrap
@@ -330,12 +330,8 @@ class Trainable:
 
     def __str__(self) -> str:
         lines = [
-            (
-                name,
-                "?" if shape is None else "x".join(map(str, shape)) or "scalar",
-                "yes" if grad else "no",
-            )
-            for name, shape, grad in self.rows
+            (name, "?" if dims is None else shape(dims), "yes" if grad else "no")
+            for name, dims, grad in self.rows
         ]
         text = table(("name", "shape", "grad"), lines)
         text += f"\ntrainable {self.trainable:,} of {self.total:,} in {len(self.rows)} parameters"
