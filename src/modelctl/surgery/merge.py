@@ -20,7 +20,8 @@ from ..core.sections import (
 from ..core.tensors import TensorRef
 from ..core.tree import Path, get, path_text, rebuild, set_at
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
-from .carry.optimizer import assign_names, is_flat, set_lr
+from .carry.optimizer import set_lr
+from .carry.optimizer_names import assign_names, is_flat
 from .split import PARTS, places
 
 
