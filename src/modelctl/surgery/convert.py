@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
+from ..core.freeze_record import FreezeRecord
 from ..core.nodes import Composite, mapping, ordered_dict, with_entries
 from ..core.records import FREEZE, records, with_records
 from ..core.roles import parameters
@@ -58,7 +59,7 @@ def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     frozen = [name for name, ref in known.items() if ref.requires_grad is False]
     ours = records(model.node)
     if frozen:
-        ours[FREEZE] = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
+        ours[FREEZE] = FreezeRecord(tuple(frozen)).node()
     node = with_records(node, ours)
     out = ckpt.replace(root=node, key=None, outside=None)
     special = [path_text(path) for path, one in walk(model.node) if isinstance(one, Composite)]

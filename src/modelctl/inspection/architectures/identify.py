@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ...core.checkpoint import Checkpoint
+from ...core.matcher import COUNTER
 from ...core.names import WRAPPERS
 from ...core.nodes import Composite
 from ...core.tensors import TensorRef
 from ...core.text import shape, some
 from .index import Architecture, Shape, index, tensors
 
-# BatchNorm's counter: old files and frozen layers are without it, and its shape says nothing.
-COUNTER = "num_batches_tracked"
 # Where less than this agrees, nothing is claimed.
 LEAST = 0.7
 # Names in the files of densenets that torchvision offers to this day; it renames them itself.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...core import optimizer_states
+from ...core.matcher import match_names
 from ...core.order import embeddings
 from ...core.text import some
 from ...errors import AmbiguousError, CollisionError, RefusedError
-from ..model_names import Parameters, match_names
+from ..model_names import Parameters
 
 WAY_OUT = (
     "resume(..., on_mismatch='skip') keeps the state of what fits, the rest starts fresh; or "

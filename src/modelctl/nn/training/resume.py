@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.checkpoint import Checkpoint
+from ...core.matcher import without
 from ...core.nodes import mapping
 from ...core.sections import StateDict
 from ...core.text import some
@@ -24,8 +25,8 @@ from ...errors import AmbiguousError, RefusedError, UsageError
 from ...files import open as open_checkpoint
 from ...surgery.carry.optimizer_names import assign_names
 from ..freezing.freeze import set_grad
-from ..loading.file_names import find_prefix, without
-from ..loading.load import Plan, plan_load, removed_names, saved_freeze
+from ..loading.file_names import find_prefix
+from ..loading.plan import Plan, plan_load, removed_names, saved_freeze
 from ..loading.values import live
 from ..model_names import Parameters, slots
 from ..optim import schedulers

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core import optimizer_states
-from ...core.names import alphabetical, unwrapped
+from ...core.matcher import Names
+from ...core.names import alphabetical
 from ...core.nodes import mapping
 from ...core.order import Shape, embeddings
 from ...core.roles import parameters
@@ -189,9 +190,7 @@ def _prove_by_shape(
 
 
 def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]:
-    known: dict[str, str] = {}
-    for name in model:
-        known.setdefault(unwrapped(name), name)
+    known = Names(model)
     out = []
     seen: set[str] = set()
     for recorded, shapes in zip(groups.names or (), groups.shapes, strict=True):
@@ -200,7 +199,7 @@ def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]
             if not name:
                 names.append(name)
                 continue
-            found = known.get(unwrapped(name))
+            found = known.meant(name)
             if found is None or found in seen:
                 what = "is not in the model" if found is None else "is recorded twice"
                 raise RefusedError(f"the optimizer's parameter '{name}' {what}", hint=_DROP)
