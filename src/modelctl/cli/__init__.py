@@ -85,7 +85,7 @@ def _usage(e: Exception) -> tuple[str, str]:
 
 
 def _failed(message: str, hint: str | None, cause: BaseException) -> int:
-    from ..core.names import printable
+    from ..core.text import printable
 
     if os.environ.get("MODELCTL_DEBUG") == "1":
         raise cause

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..core.names import printable
+from ..core.text import printable
 
 # Seconds before a bar appears.
 _PATIENCE = 0.5

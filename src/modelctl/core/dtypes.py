@@ -1,7 +1,9 @@
 """One table of dtypes: torch's name, a short name for people, safetensors' tag, the item size.
 
 Item sizes are those of torch's storages, in bytes. ``float4_e2m1fn_x2`` packs two values in an
-item; safetensors counts the values, torch the items.
+item; safetensors counts the values, torch the items, and so do shapes here. A dtype whose elements
+are counted one by one but stored together (two in a byte, 32 with their scale) has items of
+several elements.
 """
 
 from __future__ import annotations
@@ -10,18 +12,24 @@ from typing import NamedTuple
 
 
 class DType(NamedTuple):
-    """A dtype: ``name`` is torch's, ``short`` is for tables, ``tag`` is safetensors' or None."""
+    """A dtype: ``name`` is torch's, ``short`` is for tables, ``tag`` is safetensors' or None;
+    an item of ``itemsize`` bytes holds ``per_item`` elements."""
 
     name: str
     short: str
     itemsize: int
     tag: str | None
     kind: str  # "float", "int", "bool", "complex", "bits" or "quantized"
+    per_item: int = 1
 
     @property
     def is_floating(self) -> bool:
         """True for the dtypes that a parameter can have: floating and complex ones."""
         return self.kind in ("float", "complex")
+
+    def nbytes(self, numel: int) -> int:
+        """Bytes of so many elements in a row: of whole items, the last one perhaps not full."""
+        return -(-numel // self.per_item) * self.itemsize
 
     def __str__(self) -> str:
         return self.name

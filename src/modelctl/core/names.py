@@ -166,16 +166,7 @@ def natural(name: str) -> tuple[tuple[int, int | str], ...]:
 
 def alphabetical(names: Sequence[str]) -> bool:
     """Whether the names are sorted (as safetensors does, one dtype or shard after the other):
-    then the order is not the model's. In a model's own order every third name goes back."""
+    then the order is not the model's. In a model's own order every third name goes back. Two
+    names that don't may be either; nothing is claimed of their order."""
     back = sum(one > other for one, other in pairwise(names))
-    return len(names) > 2 and 10 * back < len(names)
-
-
-def printable(text: str) -> str:
-    """The text with control and other unprintable characters escaped, for a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
+    return len(names) > 1 and 10 * back < len(names)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .freeze_record import FreezeRecord
 from .nodes import Obj, attributes, is_module, mapping, ordered_dict, with_attributes
 from .roles import parameters
 from .tree import rebuild
@@ -29,15 +30,19 @@ def read_record(ckpt: Checkpoint, name: str) -> Any:
     return records(models[0].node).get(name) if models else None
 
 
+def read_freeze(ckpt: Checkpoint) -> FreezeRecord | None:
+    """The freeze record of the model's state_dict, as far as it can be understood, or None."""
+    return FreezeRecord.read(read_record(ckpt, FREEZE))
+
+
 def frozen_names(ckpt: Checkpoint) -> set[str]:
     """The names in the checkpoint's freeze record, or of a whole module's frozen parameters."""
     model = ckpt.sections.models[0] if ckpt.sections.models else None
     if model is not None and model.is_module:
         tensors = parameters(model.tensors())
         return {name for name, ref in tensors.items() if ref.requires_grad is False}
-    record = mapping(read_record(ckpt, FREEZE)) or {}
-    names = record.get("frozen", [])
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    record = read_freeze(ckpt)
+    return set() if record is None else {*record.frozen}
 
 
 def records(node: Any) -> dict[str, Any]:

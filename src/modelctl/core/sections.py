@@ -18,8 +18,9 @@ from ..errors import AmbiguousError, NoMatchError
 from .modules import module_tensors
 from .names import nearest
 from .nodes import ABSENT, Composite, Obj, attributes, children, is_module, mapping
-from .scalars import plain_number
+from .numbers import plain_number
 from .tensors import TensorRef
+from .text import some
 from .tree import Path, get, path_text, walk
 
 _MODEL_KEYS = (
@@ -122,7 +123,7 @@ class Sections:
                 hint="'modelctl ls --section all' lists every tensor, 'modelctl show' all else",
             )
         if not self.certain:
-            found = ", ".join(path_text(model.path) for model in self.models[:6])
+            found = some([path_text(model.path) for model in self.models], 6)
             raise AmbiguousError(
                 f"which state_dict is meant? found {found}", hint="pick one with --key"
             )

@@ -51,7 +51,7 @@ class TensorSpec(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Logical bytes: what the tensor takes when it is contiguous."""
-        return self.numel * self.dtype.itemsize
+        return self.dtype.nbytes(self.numel)
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ class TensorRef:
     @property
     def nbytes(self) -> int:
         """Logical bytes: what the tensor takes when it is contiguous."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.dtype.nbytes(self.numel)
 
     @property
     def start(self) -> int:

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, no_match, select
 from ..core.nodes import Global, Obj
+from ..core.numbers import bits_differ, gap, numbers
 from ..core.records import PREFIX
 from ..core.tensors import StorageRef, TensorRef
+from ..core.text import shape
 from ..core.tree import path_text, walk
 
 
@@ -139,7 +141,7 @@ def _text(node: Any) -> str:
 
 def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) -> Change | None:
     if a.shape != b.shape:
-        return Change(name, "shape", _shape(a), _shape(b))
+        return Change(name, "shape", shape(a.shape), shape(b.shape))
     if a.dtype != b.dtype:
         return Change(name, "dtype", a.dtype.name, b.dtype.name)
     if a is b or (a.identity == b.identity):
@@ -155,11 +157,7 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
             largest = most if largest is None or most > largest or math.isnan(most) else largest
     if differ == 0 or ((rtol or atol) and close):
         return None
-    return Change(name, "values", _shape(a), _shape(b), differ, a.numel, largest)
-
-
-def _shape(ref: TensorRef) -> str:
-    return "x".join(map(str, ref.shape)) or "scalar"
+    return Change(name, "values", shape(a.shape), shape(b.shape), differ, a.numel, largest)
 
 
 def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -185,53 +183,18 @@ def _measure(
     """(elements that differ, largest difference, all within tolerance) of two pieces."""
     import numpy as np
 
-    item = ref.dtype.itemsize
-    if len(x) % item or len(x) != len(y):
-        raise ValueError("pieces that are not cut at elements")
-    raw_x, raw_y = (np.frombuffer(raw, dtype=f"V{item}") for raw in (x, y))
-    bits_differ = int((raw_x != raw_y).sum())
-    pair = [numbers(raw, ref.dtype.name) for raw in (x, y)]
-    if pair[0] is None or pair[1] is None:
-        return bits_differ, None, False
-    u, v = pair[0], pair[1]
+    differing = bits_differ(x, y, ref.dtype)
+    u, v = (numbers(raw, ref.dtype) for raw in (x, y))
+    if u is None or v is None:
+        return differing, None, False
     with np.errstate(invalid="ignore", over="ignore"):
         both_nan = np.isnan(u) & np.isnan(v)
         equal = (u == v) | both_nan
-        gap = np.where(equal, 0, _gap(u, v))
+        apart = np.where(equal, 0, gap(u, v))
         size = np.abs(v.astype("f8") if v.dtype.kind in "iu" else v)
-        close = equal | (np.isfinite(gap) & (gap <= atol + rtol * size))
-    differ = int((~equal).sum()) if (rtol or atol) else bits_differ
-    most = float(gap.max()) if gap.size else 0.0
-    if np.isnan(gap).any():
+        close = equal | (np.isfinite(apart) & (apart <= atol + rtol * size))
+    differ = int((~equal).sum()) if (rtol or atol) else differing
+    most = float(apart.max()) if apart.size else 0.0
+    if np.isnan(apart).any():
         most = math.nan
     return differ, most, bool(close.all())
-
-
-def _gap(u: Any, v: Any) -> Any:
-    """\\|u - v\\|, of integers without rounding or overflow before the end."""
-    import numpy as np
-
-    if u.dtype.kind not in "iu":
-        return np.abs(u - v)
-    wide = u.astype("u8") - v.astype("u8")  # modulo 2**64
-    return np.where(u >= v, wide, -wide).astype("f8")
-
-
-def numbers(raw: bytes, dtype: str) -> Any:
-    """The values as float64 or complex128, integers as they are; None for other dtypes."""
-    import numpy as np
-
-    if dtype == "bfloat16":
-        wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
-        return wide.view("<f4").astype("f8")
-    if dtype == "bool":
-        return np.frombuffer(raw, "u1").astype("f8")
-    kinds = {"float": "f", "int": "i", "uint": "u", "complex": "c"}
-    word = dtype.rstrip("0123456789")
-    digits = dtype[len(word) :]
-    if word not in kinds or not digits or dtype in ("complex32",):
-        return None
-    values = np.frombuffer(raw, f"<{kinds[word]}{int(digits) // 8}")
-    if word in ("int", "uint"):
-        return values
-    return values.astype("c16" if word == "complex" else "f8")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
 from ..core.names import Patterns, select
-from ..core.nodes import Composite, mapping
-from ..core.records import FREEZE, read_record
+from ..core.nodes import Composite
+from ..core.records import read_freeze
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
 from ..core.tree import Path, path_text, walk
@@ -134,8 +134,8 @@ def trainability(ckpt: Checkpoint) -> Mapping[str, bool | None]:
     """
     if not ckpt.sections.models:
         return {}
-    record = mapping(read_record(ckpt, FREEZE))
-    frozen = set((record or {}).get("frozen", []))
+    record = read_freeze(ckpt)
+    frozen = set() if record is None else {*record.frozen}
     out: dict[str, bool | None] = {}
     for name, ref in ckpt.sections.models[0].tensors().items():
         role, inferred = role_of(name, ref)

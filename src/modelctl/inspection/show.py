@@ -10,12 +10,12 @@ from ..core.checkpoint import Checkpoint
 from ..core.modules import hyperparameters, is_training
 from ..core.names import nearest
 from ..core.nodes import Composite, Global, Obj, attributes, children, is_module, mapping
-from ..core.scalars import plain_number
+from ..core.numbers import only_value, plain_number
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
+from ..core.text import count, shape
 from ..core.tree import Path, find_path, get, path_text
 from ..errors import NoMatchError
-from .diff import numbers
 
 _MOST_INLINE = 72
 
@@ -89,21 +89,21 @@ def _shown(node: Any) -> Iterator[tuple[Any, Any]]:
 def _describe(node: Any) -> tuple[str, bool]:
     """A node in a few words, and whether its children get lines of their own."""
     if isinstance(node, TensorRef):
-        return f"tensor {node.dtype.short} {_shape(node.shape)}", False
+        return f"tensor {node.dtype.short} {shape(node.shape)}", False
     if isinstance(node, Composite):
-        return f"{node.layout} tensor {node.dtype.short} {_shape(node.shape)}", False
+        return f"{node.layout} tensor {node.dtype.short} {shape(node.shape)}", False
     if isinstance(node, StorageRef):
         return f"storage of {node.storage.nbytes:,} bytes", False
     node = plain_number(node)
     entries = mapping(node)
     if is_state_dict(node):
         tensors = [ref for ref in (entries or {}).values() if isinstance(ref, TensorRef)]
-        count = math.fsum(ref.nbytes for ref in tensors)
-        kinds = f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
+        nbytes = sum(ref.nbytes for ref in tensors)
+        kinds = count(len(tensors), "tensor")
         others = sum(isinstance(node, Composite) for node in (entries or {}).values())
         if others:
             kinds += f" and {others} of other kinds"
-        return f"state_dict of {kinds}, {int(count):,} bytes", False
+        return f"state_dict of {kinds}, {nbytes:,} bytes", False
     if entries is not None:
         if entries and all(isinstance(key, int) for key in entries) and len(entries) > 4:
             return f"{len(entries)} entries: {', '.join(map(str, list(entries)[:3]))}, …", False
@@ -146,17 +146,8 @@ def literal(node: Any) -> str | None:
 
 def item(ref: TensorRef) -> str | None:
     """The one value of a tensor that has one (``step`` of Adam), as Python would write it."""
-    if ref.numel != 1:
-        return None
-    values = numbers(ref.tobytes(), ref.dtype.name)
-    if values is None:
-        return None
-    value = values[0].item()
-    return repr(bool(value) if ref.dtype.kind == "bool" else value)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    value = only_value(ref)
+    return None if value is None else repr(value)
 
 
 def as_json(node: Any) -> Any:
@@ -172,8 +163,8 @@ def as_json(node: Any) -> Any:
     if isinstance(node, TensorRef):
         return {"tensor": {"dtype": node.dtype.name, "shape": list(node.shape)}}
     if isinstance(node, Composite):
-        shape = list(node.shape)
-        return {"tensor": {"dtype": node.dtype.name, "shape": shape, "layout": node.layout}}
+        dims = list(node.shape)
+        return {"tensor": {"dtype": node.dtype.name, "shape": dims, "layout": node.layout}}
     if isinstance(node, StorageRef):
         return {"storage": {"bytes": node.storage.nbytes}}
     if isinstance(node, Global):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ..core.numbers import numbers
 from ..core.tensors import TensorRef
-from .diff import numbers
 
 
 class Stats(NamedTuple):
@@ -38,7 +38,7 @@ def tensor_stats(ref: TensorRef) -> Stats | None:
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     nan = finite_count = zeros = count = 0
     for piece in ref.chunks():
-        values = numbers(piece, ref.dtype.name)
+        values = numbers(piece, ref.dtype)
         if values is None:
             return None
         values = values.astype("f8", copy=False)

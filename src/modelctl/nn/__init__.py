@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from .freezing.freeze import freeze_record as freeze_record
     from .freezing.freeze import trainable as trainable
     from .freezing.unfreeze import unfreeze as unfreeze
-    from .loading.load import LoadReport as LoadReport
     from .loading.load import load as load
     from .loading.load import load_into as load_into
+    from .loading.report import LoadReport as LoadReport
     from .model_names import unwrap as unwrap
     from .modes import evaluating as evaluating
     from .optim.groups import describe_groups as describe_groups
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "ForwardError": "view.trace",
     "Frozen": "freezing.freeze",
-    "LoadReport": "loading.load",
+    "LoadReport": "loading.report",
     "ModelSummary": "view.summary",
     "Resumed": "training.report",
     "Trainable": "freezing.freeze",

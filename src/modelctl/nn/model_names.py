@@ -9,7 +9,7 @@ first.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.names import RESERVED, WRAPPERS, Patterns, as_list, select, unwrapped
-from ..errors import CollisionError, NoMatchError, UsageError
+from ..errors import NoMatchError, UsageError
 
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\.original\d*$")
 _WRAPPED_REGEX = re.compile(rf"^(\^?)(?:(?:{'|'.join(WRAPPERS)})\\?\.)+")
@@ -185,37 +185,6 @@ def plain_pattern(pattern: str, names: Iterable[str], regex: bool = False) -> st
     if any(name.split(".", 1)[0] in WRAPPERS for name in names):
         return pattern
     return _WRAPPED_REGEX.sub(r"\1", pattern) if regex else unwrapped(pattern)
-
-
-def match_names(foreign: Iterable[str], live: Collection[str]) -> dict[str, str]:
-    """For names from elsewhere the live name that each means; what means none is left out.
-
-    Raises:
-        CollisionError: two of them mean the same.
-    """
-    by_text: dict[str, str] = {}
-    for name in live:
-        by_text.setdefault(unwrapped(name), name)
-    found: dict[str, str] = {}
-    taken: dict[str, str] = {}
-    for name in foreign:
-        meant = _peeled(name, live) or by_text.get(unwrapped(name))
-        if meant is None:
-            continue
-        if taken.setdefault(meant, name) != name:
-            raise CollisionError(f"'{taken[meant]}' and '{name}' both mean the model's '{meant}'")
-        found[name] = meant
-    return found
-
-
-def _peeled(name: str, live: Collection[str]) -> str | None:
-    """The first of ``name``, ``name`` without one wrapper, without two … that is there."""
-    while name not in live:
-        head, dot, rest = name.partition(".")
-        if not dot or head not in WRAPPERS:
-            return None
-        name = rest
-    return name
 
 
 def is_lazy(tensor: Tensor) -> bool:

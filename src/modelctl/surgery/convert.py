@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
+from ..core.freeze_record import FreezeRecord
 from ..core.nodes import Composite, mapping, ordered_dict, with_entries
 from ..core.records import FREEZE, records, with_records
 from ..core.roles import parameters
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
+from ..core.text import some
 from ..core.tree import path_text, walk
 from ..errors import NoMatchError
 
@@ -42,7 +44,7 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     if model.path == ("state_dict",) and "ema_state_dict" in top and "meta" in top:
         out = out.noting("mmengine swaps them: 'state_dict' holds the averaged (EMA) weights")
     if others:
-        out = out.noting(f"left out, no tensors: {', '.join(others[:6])}")
+        out = out.noting(f"left out, no tensors: {some(others, 6)}")
     return out
 
 
@@ -57,10 +59,10 @@ def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     frozen = [name for name, ref in known.items() if ref.requires_grad is False]
     ours = records(model.node)
     if frozen:
-        ours[FREEZE] = {"version": 1, "frozen": frozen, "bn_eval": False, "patterns": []}
+        ours[FREEZE] = FreezeRecord(tuple(frozen)).node()
     node = with_records(node, ours)
     out = ckpt.replace(root=node, key=None, outside=None)
     special = [path_text(path) for path, one in walk(model.node) if isinstance(one, Composite)]
     if special:
-        return out.noting(f"warning: left out, no plain tensors: {', '.join(special[:6])}")
+        return out.noting(f"warning: left out, no plain tensors: {some(special, 6)}")
     return out

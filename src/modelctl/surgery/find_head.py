@@ -14,11 +14,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import Patterns, common_prefix, natural, select, unwrapped
+from ..core.names import Patterns, alphabetical, common_prefix, natural, select, unwrapped
 from ..core.nodes import mapping
 from ..core.records import REMOVED, read_record
 from ..core.roles import parameters
 from ..core.tensors import TensorRef
+from ..core.text import some
 from ..errors import AmbiguousError, NoMatchError, RefusedError
 
 # What frameworks call a head, as one segment of a path: fc, head_dist, lm_head, aux1. What is
@@ -96,7 +97,7 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
         return Head(above, tuple(chosen), "named by --head", "certain")
     _refuse_removed(ckpt, tensors)
     trained = parameters(tensors)
-    modules, ordered = _modules(trained), not _alphabetical(list(trained))
+    modules, ordered = _modules(trained), not alphabetical(list(trained))
     layers = [
         layer
         for place, (module, refs) in enumerate(modules.items())
@@ -289,13 +290,6 @@ def _layer(module: str, refs: dict[str, TensorRef], place: int | None) -> _Layer
     return _Layer(module, weight.shape[1], weight.shape[0], len(weight.shape), place)
 
 
-def _alphabetical(names: Sequence[str]) -> bool:
-    """Whether the names are sorted (as safetensors does, one dtype or shard after the other):
-    then the order is not the model's. In a model's own order every third name goes back."""
-    back = sum(one > other for one, other in pairwise(names))
-    return len(names) > 2 and 10 * back < len(names)
-
-
 def _tensors_of(found: Iterable[_Layer], tensors: dict[str, TensorRef]) -> list[str]:
     """All tensors of the layers, and a bias of theirs that stands above (``lm_head.bias``)."""
     inside = tuple(f"{layer.module}." for layer in found)
@@ -308,8 +302,7 @@ def _tensors_of(found: Iterable[_Layer], tensors: dict[str, TensorRef]) -> list[
 
 
 def _few(layers: Sequence[_Layer]) -> str:
-    more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
-    return ", ".join(str(layer) for layer in layers[:6]) + more
+    return some([str(layer) for layer in layers], 6)
 
 
 def _embedding(modules: _Modules, shape: tuple[int, ...]) -> str:
@@ -325,7 +318,7 @@ def _refuse_removed(ckpt: Checkpoint, tensors: Iterable[str]) -> None:
     removed = [str((mapping(one) or {}).get("name")) for one in record or ()]
     if removed and not {unwrapped(name) for name in tensors}.intersection(map(unwrapped, removed)):
         raise NoMatchError(
-            f"the head was removed already: {', '.join(removed[:4])}",
+            f"the head was removed already: {some(removed, 4)}",
             hint="name what else is to go: --head PATTERN",
         )
 

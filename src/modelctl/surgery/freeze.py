@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from ..core.checkpoint import Checkpoint
+from ..core.freeze_record import FreezeRecord
 from ..core.names import Patterns, as_list, select
-from ..core.nodes import mapping
-from ..core.records import FREEZE, frozen_names, read_record, write_records
+from ..core.records import FREEZE, frozen_names, read_freeze, write_records
 from ..core.roles import parameters
 from ..core.tree import rebuild
 from ..errors import NoMatchError
@@ -15,8 +15,6 @@ from .carry.optimizer import drop_parameters
 from .carry.sections import check_choice
 from .carry.whole_module import frozen_batchnorm_in_eval, set_requires_grad
 from .prefix import wrapper_prefix
-
-VERSION = 1
 
 
 def freeze(
@@ -60,14 +58,9 @@ def freeze(
     if model.is_module:
         out = _set_flags(ckpt, dict.fromkeys(frozen, False), bn_eval)
     else:
-        old = mapping(read_record(ckpt, FREEZE)) or {}
-        record = {
-            "version": VERSION,
-            "frozen": frozen,
-            "bn_eval": bool(old.get("bn_eval")) or bn_eval,
-            "patterns": [*old.get("patterns", []), *_as_given(pattern, exclude)],
-        }
-        out = write_records(ckpt, {FREEZE: record})
+        old = read_freeze(ckpt) or FreezeRecord()
+        record = old.now(frozen, _as_given(pattern, exclude), bn_eval)
+        out = write_records(ckpt, {FREEZE: record.node()})
     out = out.noting(
         f"frozen: {len(tied)} of {len({ref.identity for ref in known.values()})} parameters"
     )
@@ -120,11 +113,10 @@ def unfreeze(
     if model.is_module:
         out = _set_flags(ckpt, {n: True for n, ref in known.items() if ref.identity in thawed})
     else:
-        old = mapping(read_record(ckpt, FREEZE)) or {}
+        old = read_freeze(ckpt) or FreezeRecord()
         given = ["!" + one for one in as_list(pattern)]
-        record: dict[str, Any] = {**old, "frozen": frozen}
-        record["patterns"] = [*old.get("patterns", []), *given, *as_list(exclude)]
-        out = write_records(ckpt, {FREEZE: record if frozen else None})
+        record = old.now(frozen, [*given, *as_list(exclude)])
+        out = write_records(ckpt, {FREEZE: record.node() if frozen else None})
     still = {known[name].identity for name in frozen}
     of = {ref.identity for ref in known.values()}
     return out.noting(f"frozen: {len(still)} of {len(of)} parameters")
@@ -141,11 +133,11 @@ def by_hand(ckpt: Checkpoint, path: str, safe: bool) -> list[str]:
         record = f"json.loads(safe_open({path!r}, 'pt').metadata()[{FREEZE!r}])"
     else:
         record = f"torch.load({path!r}, weights_only=True){where}._metadata[''][{FREEZE!r}]"
-    bn_eval = (mapping(read_record(ckpt, FREEZE)) or {}).get("bn_eval")
+    kept = read_freeze(ckpt)
     statistics = "(and keep its frozen BatchNorms in eval mode: modelctl.nn does that, too)"
     return [
         f"frozen = {record}['frozen']",
         "for name, parameter in model.named_parameters():",
         "    parameter.requires_grad = name not in frozen",
-        *([statistics] if bn_eval else []),
+        *([statistics] if kept is not None and kept.bn_eval else []),
     ]

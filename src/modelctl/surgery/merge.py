@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import unwrapped
+from ..core.matcher import Names
 from ..core.nodes import Obj, children, mapping, with_entries
 from ..core.records import frozen_names
 from ..core.sections import (
@@ -20,7 +20,8 @@ from ..core.sections import (
 from ..core.tensors import TensorRef
 from ..core.tree import Path, get, path_text, rebuild, set_at
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
-from .carry.optimizer import assign_names, is_flat, set_lr
+from .carry.optimizer import set_lr
+from .carry.optimizer_names import assign_names, is_flat
 from .split import PARTS, places
 
 
@@ -313,15 +314,15 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
 def _check_ema(copy: StateDict, model: Mapping[str, TensorRef]) -> None:
     """An EMA copy has the model's names, as far as wrappers go, and its shapes."""
     hint = "merge the copy that was made of this model"
-    known = {unwrapped(name): ref.shape for name, ref in model.items()}
+    known = Names(model)
     common = 0
     for name, ref in copy.tensors().items():
-        shape = known.get(unwrapped(name))
-        common += shape is not None
-        if shape not in (None, ref.shape):
+        own = known.meant(name)
+        common += own is not None
+        if own is not None and model[own].shape != ref.shape:
             raise RefusedError(
                 f"{path_text(copy.path)}: '{name}' has the shape {list(ref.shape)}, the model's "
-                f"{list(shape or ())}",
+                f"{list(model[own].shape)}",
                 hint=hint,
             )
     if not common:

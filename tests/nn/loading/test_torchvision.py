@@ -16,7 +16,7 @@ from torch import nn
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import RefusedError, UnsupportedError
-from modelctl.nn.loading.load import plan_load
+from modelctl.nn.loading.plan import plan_load
 from tests.nn.nets import same
 
 torchvision = pytest.importorskip("torchvision")

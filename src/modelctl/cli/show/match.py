@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.names import printable
+from ...core.text import printable
 from ...errors import ModelctlError, UsageError
 from ...inspection.architectures.index import Shape
 from ...inspection.matching.match import Fit, Match, fold

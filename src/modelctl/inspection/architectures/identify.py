@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ...core.checkpoint import Checkpoint
+from ...core.matcher import COUNTER
 from ...core.names import WRAPPERS
 from ...core.nodes import Composite
 from ...core.tensors import TensorRef
+from ...core.text import shape, some
 from .index import Architecture, Shape, index, tensors
 
-# BatchNorm's counter: old files and frozen layers are without it, and its shape says nothing.
-COUNTER = "num_batches_tracked"
 # Where less than this agrees, nothing is claimed.
 LEAST = 0.7
 # Names in the files of densenets that torchvision offers to this day; it renames them itself.
@@ -348,10 +348,10 @@ def _candidate(
         words.append(f"with {len(counters[0] - counters[1]):,} {COUNTER}")
     for names, what in ((missing, "missing"), (unexpected, "unexpected")):
         if names:
-            words.append(f"{len(names):,} {what}: {_some(names)}")
+            words.append(f"{len(names):,} {what}: {some(_cut(names), _FEW)}")
     if shapes:
-        some = [f"{name} ({_text(a)}, not {_text(b)})" for name, a, b in shapes]
-        words.append(f"{len(some):,} of other shapes: {_some(some)}")
+        other = [f"{name} ({shape(a)}, not {shape(b)})" for name, a, b in shapes]
+        words.append(f"{len(other):,} of other shapes: {some(_cut(other), _FEW)}")
     return Candidate(
         names=architecture.names,
         score=matched / (module.size + len(missing)),
@@ -384,18 +384,13 @@ def _classes(heads: Iterable[tuple[Shape, list[int]]]) -> int | None:
 
 def _flat(module: _Module, prefix: str = "") -> Iterator[tuple[str, Shape]]:
     """All tensors of a module by their names without wrappers."""
-    for name, shape in module.tensors.items():
-        yield prefix + name, shape
+    for name, dims in module.tensors.items():
+        yield prefix + name, dims
     for name in module.inner:
         inner = _inside(module, name)
         if inner is not None:
             yield from _flat(inner, f"{prefix}{name}.")
 
 
-def _some(names: Sequence[str]) -> str:
-    some = [name if len(name) <= _LONG else f"{name[:_LONG]}…" for name in names[:_FEW]]
-    return ", ".join(some) + (", …" if len(names) > _FEW else "")
-
-
-def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _cut(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= _LONG else f"{name[:_LONG]}…" for name in names]

@@ -22,13 +22,14 @@ _NUMBER = re.compile(r"(\d+)", re.ASCII)
 
 
 class Maps(NamedTuple):
-    """Maps in their order, each with the names that it moves; what every name is called then; and
-    how many more would be needed, where these would be too many or would stand in each other's
-    way."""
+    """Maps in their order, each with the names that it moves; what every name is called then; how
+    many more would be needed, where these would be too many or would stand in each other's way;
+    and whether the first is that of the prefixes."""
 
     maps: list[tuple[str, list[str]]]
     now: dict[str, str]
     more: int
+    prefix_first: bool
 
 
 def make_maps(
@@ -44,10 +45,11 @@ def make_maps(
     left, added = prefixes
     goal = {left + name: added + new for name, new in pairs.items()}
     work = _Work(names, goal, right)
+    prefix_first = False
     if left or added:
         by_prefix = {name: added + name.removeprefix(left) for name in names}
         text = f"{left[:-1]}={added[:-1]}" if left and added else f"{left}*={added}*"
-        work.take(text, by_prefix)
+        prefix_first = work.take(text, by_prefix)
     by_prefix_alone = [*work.maps], dict(work.now)
     waiting = {
         tuple(_spellings(work.now[name], new)): None
@@ -62,8 +64,8 @@ def make_maps(
         todo = blocked[::-1]  # the last one moves first where all move up
     unfinished = [now for name, now in work.now.items() if goal.get(name, now) != now]
     if any(now in places for now in unfinished):  # half of a shift: tensors in others' places
-        return Maps(*by_prefix_alone, len(waiting))
-    return Maps(work.maps, work.now, len(todo) if unfinished else 0)
+        return Maps(*by_prefix_alone, len(waiting), prefix_first)
+    return Maps(work.maps, work.now, len(todo) if unfinished else 0, prefix_first)
 
 
 class _Work:

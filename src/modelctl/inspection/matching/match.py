@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
+from ...core.matcher import COUNTER, Shape, Shapes, counts, fits
 from ...core.nodes import Composite, mapping
 from ...core.tensors import TensorRef
 from ...errors import UsageError
 from ..architectures.identify import compared
 from ..architectures.index import Architecture, find_architecture, shapes
 from .make_maps import make_maps
-from .pairing import COUNTER, Shape, Shapes, Unclear, any_number, pair
+from .pairing import Unclear, any_number, pair
 
 
 class Mismatch(NamedTuple):
@@ -133,7 +134,7 @@ def _match(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> tupl
     if before.fits:
         return Match(before, [], before, [], 0, []), found
     pairing = pair(found, expected)
-    right = {n for n, shape in found.items() if n in expected and _takes(expected[n], shape)}
+    right = {n for n, shape in found.items() if n in expected and fits(shape, expected[n])}
     made = make_maps(list(found), pairing.prefixes, pairing.pairs, right, expected)
     renamed = {made.now[name]: shape for name, shape in found.items()}
     modules = {_module(name): _module(new) for name, new in made.now.items()}
@@ -145,7 +146,7 @@ def _match(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> tupl
         keys = (name.removeprefix(pairing.prefixes[0]) for name in names)
         why = dict.fromkeys(pairing.why[key] for key in keys if key in pairing.why)
         maps.append(Map(text, len(names), tuple(why)))
-    if any(pairing.prefixes) and maps:
+    if made.prefix_first:
         maps[0] = maps[0]._replace(why=("prefix",))
     return Match(before, maps, after, pairing.unclear, made.more, []), renamed
 
@@ -200,24 +201,16 @@ def _fit(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> Fit:
     mismatched = [
         Mismatch(name, found[name], shape)
         for name, shape in expected.items()
-        if name in found and not _takes(shape, found[name])
+        if name in found and not fits(found[name], shape)
     ]
     matched = len(found) - len(unexpected) - len(mismatched)
     return Fit(matched, missing, unexpected, mismatched, found.keys(), expected.keys())
 
 
-def _takes(expected: Shape | None, found: Shape | None) -> bool:
-    """Whether a tensor can be copied into another one: torch takes one element for a scalar, as
-    files before 0.4 have it. Extra state is whatever it is."""
-    return expected is None or found == expected or (found, expected) == ((1,), ())
-
-
 def _is_made(name: str, versions: Mapping[str, Any]) -> bool:
-    """Whether torch makes a tensor that a state_dict of that version can't have: BatchNorm counts
-    since its version 2."""
+    """Whether torch makes a tensor that a state_dict of that version can't have."""
     module, _, last = name.rpartition(".")
-    version = versions.get(module)
-    return last == COUNTER and not (isinstance(version, int) and version >= 2)
+    return last == COUNTER and not counts(versions.get(module))
 
 
 # ---------------------------------------------------------------------- options of architectures

@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+from ...core.matcher import COUNTER, Shape, Shapes, as_written, find_prefixes, fits
 from ...core.names import alphabetical, common_prefix, wrappers
 
-Shape = tuple[int, ...]
-# None for what is no tensor: extra state, numbers.
-Shapes = Mapping[str, "Shape | None"]
-
-# BatchNorm's counter: it goes where its module goes, and says nothing by itself.
-COUNTER = "num_batches_tracked"
-# A prefix has no more segments; more groups that are alike are not told apart by their names.
-_DEEPEST, _MOST_ALIKE = 50, 30
+# More groups that are alike are not told apart by their names.
+_MOST_ALIKE = 30
 
 _NUMBER = re.compile(r"\d+", re.ASCII)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -90,42 +84,19 @@ def _without(names: Mapping[str, Shape], prefix: str) -> dict[str, Shape]:
 
 
 def _prefixes(s: Mapping[str, Shape], t: Mapping[str, Shape]) -> tuple[str, str, Unclear | None]:
-    """The prefix on either side under which the names are the other side's, or the one that all
-    names have; several that would do are unclear."""
-    equal = sum(t.get(name) == shape for name, shape in s.items())
-    for inner, outer in ((s, t), (t, s)):
-        votes = _votes(inner, outer)
-        best = max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
-        if votes[best] > equal and 2 * votes[best] >= min(len(s), len(t)):
-            likely = [prefix for prefix, n in votes.items() if 2 * n > votes[best]]
-            if not all(_nested(prefix, best) for prefix in likely):
-                some = tuple(likely)
-                return "", "", Unclear(some, ("",)) if inner is s else Unclear(("",), some)
-            return (best, "", None) if inner is s else ("", best, None)
-    if equal:
-        return "", "", None
+    """The prefixes under which the names of either side are the other's, wrappers and all, or
+    those that all names have; several that would do are unclear."""
+    found = find_prefixes(s, t)
+    if found.rivals:
+        some = tuple(as_written(t if found.of_model else s, one) for one in found.rivals)
+        return "", "", Unclear(("",), some) if found.of_model else Unclear(some, ("",))
+    if found.tensors:
+        left, right = as_written(s, found.found), as_written(t, found.expected)
+        return (left, right, None) if left != right else ("", "", None)
     left, right = common_prefix(s), common_prefix(t)
     if not (left and right):
         left, right = wrappers(left), wrappers(right)
     return (left, right, None) if left != right else ("", "", None)
-
-
-def _votes(inner: Mapping[str, Shape], outer: Mapping[str, Shape]) -> Counter[str]:
-    """For each prefix how many names and shapes are the other side's without it."""
-    votes: Counter[str] = Counter()
-    for name, shape in inner.items():
-        at = name.find(".") + 1
-        for _ in range(_DEEPEST):
-            if not at:
-                break
-            if outer.get(name[at:]) == shape:
-                votes[name[:at]] += 1
-            at = name.find(".", at) + 1
-    return votes
-
-
-def _nested(prefix: str, other: str) -> bool:
-    return prefix.startswith(other) or other.startswith(prefix)
 
 
 # ---------------------------------------------------------------------- groups
@@ -252,7 +223,7 @@ class _Work:
             self._add(group, other, "order")
         for name, shape in self.left.shapes.items():
             is_open = name in self.left.open and name in self.right.open
-            if is_open and self.right.shapes[name] == shape:
+            if is_open and fits(shape, self.right.shapes[name]):
                 self._add_names([name], [name], "name")
 
     def _add(self, group: _Group, other: _Group, why: str) -> None:

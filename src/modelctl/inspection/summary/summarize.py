@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ...core.checkpoint import Checkpoint
 from ...core.modules import is_training, submodules
 from ...core.names import STRIPPED, common_prefix, natural
-from ...core.nodes import Obj, mapping
-from ...core.records import FREEZE, HISTORY, REMOVED, read_record
+from ...core.nodes import Obj
+from ...core.records import HISTORY, REMOVED, read_freeze, read_record
 from ...core.roles import role_of
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
@@ -215,6 +215,5 @@ def _warnings(
             )
             if kept > _WASTE_RATIO * used:
                 yield f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive", None
-    record = mapping(read_record(ckpt, FREEZE))
-    if record is not None and totals.trainable == 0:
+    if read_freeze(ckpt) is not None and totals.trainable == 0:
         yield "every parameter is frozen: the loss will not move", "modelctl unfreeze"

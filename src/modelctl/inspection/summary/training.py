@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
 from ...core.nodes import mapping
+from ...core.optimizer_states import kinds
 from ...core.sections import param_groups
 from ...core.tensors import StorageRef, TensorRef
 from ...core.tree import walk
@@ -51,33 +52,9 @@ def training_of(ckpt: Checkpoint) -> Training | None:
     )
 
 
-# Which optimizers leave these keys in their state or groups (torch.optim, 2.x).
-_BY_STATE = (
-    ("row_var", "Adafactor"),
-    ("mu_product", "NAdam"),
-    ("exp_inf", "Adamax"),
-    ("exp_avg_sq", "Adam"),
-    ("acc_delta", "Adadelta"),
-    ("square_avg", "RMSprop"),
-    ("ax", "ASGD"),
-    ("prev", "Rprop"),
-    ("sum", "Adagrad"),
-    ("momentum_buffer", "SGD"),
-    ("func_evals", "LBFGS"),
-)
-
-
 def optimizer_kind(optimizer: Any) -> str | None:
     """Which optimizer a state_dict is of, as far as the keys of its state and groups tell."""
     state = mapping((mapping(optimizer) or {}).get("state")) or {}
+    keys = [key for value in state.values() for key in (mapping(value) or {})]
     groups = param_groups(optimizer)
-    keys = {key for value in state.values() for key in (mapping(value) or {})}
-    for key, kind in _BY_STATE:
-        if key in keys:
-            if kind == "Adam" and groups:
-                decoupled = groups[0].get("decoupled_weight_decay")
-                return "Adam or AdamW" if decoupled is None else "AdamW" if decoupled else "Adam"
-            return kind
-    if groups and "nesterov" in groups[0]:
-        return "SGD"
-    return None
+    return " or ".join(kinds(keys, groups[0] if groups else {})) or None

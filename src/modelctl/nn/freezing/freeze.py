@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from ...core.freeze_record import FreezeRecord
+from ...core.matcher import match_names
 from ...core.names import Patterns, as_list
-from ...core.nodes import mapping
 from ...core.records import FREEZE, read_record
-from ...core.text import some, table
+from ...core.text import shape, some, table
 from ...errors import NoMatchError, UsageError
 from ...files import open as open_checkpoint
-from ..model_names import Parameters, is_lazy, match_names, numel, unwrap
+from ..model_names import Parameters, is_lazy, numel, unwrap
 from .batchnorm import all_frozen, bare_batchnorms, held_batchnorms, keep_all_eval, lost_batchnorms
 
 # On the bare model: the patterns that froze it, for the record. That it is there says that the
@@ -190,6 +191,11 @@ def freeze_record(model: nn.Module) -> dict[str, Any]:
     to :func:`freeze` that still mean something frozen. The record can only say of all frozen
     BatchNorms that they stay in eval, or of none: where the model has both, this warns.
     """
+    return record_of(model).node()
+
+
+def record_of(model: nn.Module) -> FreezeRecord:
+    """As :func:`freeze_record`, the record itself."""
     params = Parameters(model)
     frozen = [name for name, p in params.by_name.items() if not p.requires_grad]
     held = held_batchnorms(model)
@@ -198,17 +204,13 @@ def freeze_record(model: nn.Module) -> dict[str, Any]:
         warnings.warn(
             f"some frozen BatchNorms stay in eval, others ({some(loose, 3)}) don't: "
             "the freeze record can't tell them apart, and says that all do",
-            stacklevel=2,
+            stacklevel=3,
         )
     lost = lost_batchnorms(model)
     if lost:
-        warnings.warn(_LOST.format(some(lost, 3)), stacklevel=2)
-    return {
-        "version": 1,
-        "frozen": frozen,
-        "bn_eval": bool(held),
-        "patterns": list(unwrap(model).__dict__.get(_PATTERNS, ())),
-    }
+        warnings.warn(_LOST.format(some(lost, 3)), stacklevel=3)
+    patterns = unwrap(model).__dict__.get(_PATTERNS, ())
+    return FreezeRecord(tuple(frozen), bool(held), tuple(patterns))
 
 
 def apply_freeze(
@@ -233,20 +235,18 @@ def apply_freeze(
                 f"{os.fspath(path_or_record)}: no freeze record in it",
                 hint="'modelctl freeze' writes one, and save_checkpoint of a frozen model does",
             )
-    return apply_record(model, record)
+    return apply_record(model, FreezeRecord.parse(record))
 
 
-def apply_record(model: nn.Module, record: Any, *, strict: bool = True) -> Frozen:
+def apply_record(model: nn.Module, record: FreezeRecord, *, strict: bool = True) -> Frozen:
     """Apply a freeze record.
 
     Raises:
         NoMatchError: with ``strict``, when the model has none of the names (else a warning).
-        UsageError: not a freeze record of version 1.
     """
-    recorded, bn_eval, patterns = parse_record(record)
     params = Parameters(model)
-    found = match_names(recorded, params.called)
-    lacking = [name for name in recorded if name not in found]
+    found = match_names(record.frozen, params.called)
+    lacking = [name for name in record.frozen if name not in found]
     if lacking:
         if strict and not found:
             raise NoMatchError(
@@ -264,41 +264,16 @@ def apply_record(model: nn.Module, record: Any, *, strict: bool = True) -> Froze
     before = count_trainable(params)
     changed = set_grad(params, names, False)
     batchnorms: list[str] = []
-    if bn_eval:
+    if record.bn_eval:
         bare = []
-        for pattern in patterns:
+        for pattern in record.patterns:
             try:
                 bare += select_with(params, bare_batchnorms(model), pattern, (), False)[1]
             except NoMatchError:
                 continue
         batchnorms = keep_all_eval(model, [*bare, *all_frozen(model, params, names)])
-    remember(model, patterns)
+    remember(model, record.patterns)
     return _finish(params, names, changed, before, batchnorms)
-
-
-def parse_record(record: Any) -> tuple[list[str], bool, list[str]]:
-    """Names, ``bn_eval`` and patterns of a freeze record.
-
-    Raises:
-        UsageError: not a freeze record of version 1.
-    """
-    entries = mapping(record) if not isinstance(record, Mapping) else dict(record)
-    frozen, bn_eval, patterns = (
-        (entries or {}).get(key, default)
-        for key, default in (("frozen", None), ("bn_eval", False), ("patterns", []))
-    )
-    if entries is None or frozen is None or not _texts(frozen) or not isinstance(bn_eval, bool):
-        raise UsageError(f"not a freeze record: {record!r:.80}")
-    if entries.get("version") != 1:
-        raise UsageError(
-            f"a freeze record of version {entries.get('version')!r:.20}; only 1 is known",
-            hint="a newer modelctl wrote it: upgrade",
-        )
-    return list(frozen), bn_eval, list(patterns or ()) if _texts(patterns) else []
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 # ------------------------------------------------------------------ the table
@@ -330,12 +305,8 @@ class Trainable:
 
     def __str__(self) -> str:
         lines = [
-            (
-                name,
-                "?" if shape is None else "x".join(map(str, shape)) or "scalar",
-                "yes" if grad else "no",
-            )
-            for name, shape, grad in self.rows
+            (name, "?" if dims is None else shape(dims), "yes" if grad else "no")
+            for name, dims, grad in self.rows
         ]
         text = table(("name", "shape", "grad"), lines)
         text += f"\ntrainable {self.trainable:,} of {self.total:,} in {len(self.rows)} parameters"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Set
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ...core import matcher
+from ...core.matcher import match_names, without
 from ...core.names import AVERAGED, unwrapped
 from ...core.nodes import mapping
 from ...core.sections import StateDict
 from ...core.tensors import TensorRef
 from ...core.text import some
-from ...errors import AmbiguousError, NoMatchError, UnsupportedError
-from ..model_names import Slot, is_lazy, match_names, places
+from ...errors import AmbiguousError, UnsupportedError
+from ..model_names import Slot, is_lazy, places
 from .module_hooks import Value, ask_modules
 
 # A module's name with a dot in it, as torch allowed before 0.4: "norm.1" is "norm1" now.
@@ -98,15 +99,6 @@ def _names(section: StateDict) -> list[str]:
     return [name for name in section.entries if isinstance(name, str)]
 
 
-def without(name: str, prefix: str, alone: bool = False) -> str | None:
-    """A name of the file without wrappers and prefix; one that does not begin with the prefix as
-    it is, or, with ``alone``, None."""
-    bare = unwrapped(name) if prefix else ""
-    if not prefix or not bare.startswith(prefix):
-        return None if prefix and alone else name
-    return bare[len(prefix) :]
-
-
 def _plain(section: StateDict, prefix: str, alone: bool) -> dict[str, str]:
     """For the file's names that count those without the prefix; where two would be the same,
     the one that had it counts."""
@@ -135,11 +127,12 @@ def only_plain(section: StateDict, names: Collection[str]) -> None:
 
 
 def fits(value: TensorRef | Tensor, tensor: Tensor) -> bool:
-    """Whether the shapes are the same; before torch 0.4 there were no scalars."""
-    if is_lazy(tensor):
-        return True
-    shape = tuple(value.shape)
-    return tuple(tensor.shape) == shape or (tensor.ndim == 0 and shape == (1,))
+    """Whether a value can be copied into a tensor of the model."""
+    return matcher.fits(tuple(value.shape), _shape(tensor))
+
+
+def _shape(tensor: Tensor) -> matcher.Shape | None:
+    return None if is_lazy(tensor) else tuple(tensor.shape)
 
 
 # ------------------------------------------------------------------ the prefix
@@ -151,48 +144,35 @@ def given_prefix(section: StateDict, prefix: str) -> str:
     Raises:
         NoMatchError: none of the file's names begins with it.
     """
-    wanted = unwrapped(prefix.rstrip(".") + ".x")[:-1] if prefix else ""
-    names = _names(section)
-    if not any(without(name, wanted, alone=True) for name in names):
-        firsts = [*dict.fromkeys(unwrapped(name).partition(".")[0] + "." for name in names)]
-        raise NoMatchError(
-            f"no name in the file begins with '{wanted}'", hint=f"they begin with {some(firsts)}"
-        )
-    return wanted
+    return matcher.given_prefix(_names(section), prefix)
 
 
 def find_prefix(section: StateDict, slots: list[Slot]) -> str:
     """What has to be taken off the file's names so that they are the model's: mostly nothing.
 
-    The names as they are count where half of the model's tensors fit by them.
-
     Raises:
-        AmbiguousError: without either of two prefixes the same number fits.
+        AmbiguousError: the model fits without either of several.
     """
-    own = {unwrapped(slot.name): slot.tensor for slot in slots}
-    bare_refs = {unwrapped(name): ref for name, ref in section.tensors().items()}
-    count: Counter[str] = Counter()
-    count[""] = sum(name in own and fits(ref, own[name]) for name, ref in bare_refs.items())
-    if 2 * count[""] >= len(own):
-        return ""
-    for bare, ref in bare_refs.items():
-        start = bare.find(".") + 1
-        while start:
-            tensor = own.get(bare[start:])
-            if tensor is not None and fits(ref, tensor):
-                count[bare[:start]] += 1
-            start = bare.find(".", start) + 1
-    most = max(count.values(), default=0)
-    best = [prefix for prefix, n in count.items() if n == most]
-    if count[""] >= most:
-        return ""
-    if len(best) > 1:
-        shown = some([f"'{prefix}'" for prefix in best], 4)
+    found = _prefixes(section, slots)
+    if found.rivals and not found.of_model:
+        shown = some([f"'{prefix}'" for prefix in found.rivals], 4)
         raise AmbiguousError(
-            f"{most} tensors fit the model without the prefix {shown}: which one is meant?",
-            hint=f"load_into(model, path, prefix='{best[0]}')",
+            f"{found.tensors} tensors fit the model without the prefix {shown}: which one is "
+            "meant?",
+            hint=f"load_into(model, path, prefix='{found.rivals[0]}')",
         )
-    return best[0]
+    return found.found
+
+
+def lacking_prefixes(section: StateDict, slots: list[Slot]) -> tuple[str, ...]:
+    """What the model's names begin with and the file's lack: they are those of a part of it."""
+    found = _prefixes(section, slots)
+    return found.rivals if found.of_model else (found.expected,) if found.expected else ()
+
+
+def _prefixes(section: StateDict, slots: list[Slot]) -> matcher.Prefixes:
+    shapes = {name: ref.shape for name, ref in section.tensors().items()}
+    return matcher.find_prefixes(shapes, {s.name: _shape(s.tensor) for s in slots if s.persistent})
 
 
 # ------------------------------------------------------------------ versions
@@ -212,9 +192,9 @@ def _recorded(section: StateDict, prefix: str, alone: bool) -> dict[str, Any]:
 def _old_norms(model: nn.Module, recorded: dict[str, Any]) -> set[str]:
     """``num_batches_tracked`` of the norms that the file has in a version from before it."""
     return {
-        f"{place.name}.num_batches_tracked" if place.name else "num_batches_tracked"
+        f"{place.name}.{matcher.COUNTER}" if place.name else matcher.COUNTER
         for place in places(model)
         if isinstance(place.module, _NormBase)
         and place.module.track_running_stats
-        and ((mapping(recorded.get(place.name)) or {}).get("version") or 1) < 2
+        and not matcher.counts((mapping(recorded.get(place.name)) or {}).get("version"))
     }

@@ -28,7 +28,7 @@ _PER_GROUP: dict[str, Callable[[Any, float], Any]] = {
     "max_momentums": lambda first, ratio: first,
 }
 # The same for what they keep in the groups themselves (OneCycleLR, CyclicLR, SWALR).
-_IN_GROUP: dict[str, Callable[[Any, float], Any]] = {
+IN_GROUP: dict[str, Callable[[Any, float], Any]] = {
     "initial_lr": lambda first, ratio: first * ratio,
     "max_lr": lambda first, ratio: first * ratio,
     "min_lr": lambda first, ratio: first * ratio,
@@ -143,9 +143,7 @@ def group_values(optimizer: Optimizer, lr: float, scheduled: bool) -> dict[str, 
         if own > 0:
             ratio = lr / own
             values.update(
-                (key, follow(first[key], ratio))
-                for key, follow in _IN_GROUP.items()
-                if key in first
+                (key, follow(first[key], ratio)) for key, follow in IN_GROUP.items() if key in first
             )
             values["max_lr" if "max_lr" in first else "initial_lr"] = lr  # exactly
             if scheduled:

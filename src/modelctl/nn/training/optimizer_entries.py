@@ -11,15 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...core import optimizer_states
+from ...core.matcher import match_names
+from ...core.order import embeddings
 from ...core.text import some
 from ...errors import AmbiguousError, CollisionError, RefusedError
-from ..model_names import Parameters, match_names
+from ..model_names import Parameters
 
-# State of the parameter's own shape, by torch's optimizers.
-_SHAPED = (
-    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg"),
-    *("grad_avg", "acc_delta", "sum", "ax", "prev", "step_size"),
-)
 WAY_OUT = (
     "resume(..., on_mismatch='skip') keeps the state of what fits, the rest starts fresh; or "
     "resume without optimizer="
@@ -78,21 +76,8 @@ def find_targets(
 
 def misfit(state: Mapping[str, Any] | None, parameter: Tensor) -> tuple[str, Tensor] | None:
     """A tensor of a saved state that can't be this parameter's, with its key; None if all can."""
-    for key, value in (state or {}).items():
-        if isinstance(value, Tensor) and not _fits(key, value, parameter):
-            return key, value
-    return None
-
-
-def _fits(key: str, value: Tensor, parameter: Tensor) -> bool:
-    shape = tuple(parameter.shape)
-    if key in _SHAPED:
-        return tuple(value.shape) == shape or (value.ndim == 0 and key == "step_size")
-    if key == "row_var":  # Adafactor
-        return tuple(value.shape) == (*shape[:-1], 1)
-    if key == "col_var":
-        return tuple(value.shape) == (*shape[:-2], 1, *shape[-1:])
-    return True
+    key = optimizer_states.misfit(state or {}, tuple(parameter.shape))
+    return None if key is None or state is None else (key, state[key])
 
 
 # ------------------------------------------------------------------ names
@@ -201,8 +186,8 @@ def _outsiders(
 def _by_order(
     ids: list[Any], live: list[nn.Parameter], state: Mapping[Any, Any], sizes: Sequence[int]
 ) -> Targets:
-    table = [[misfit(state.get(pid), parameter) is None for parameter in live] for pid in ids]
-    order, ways = _embedding(table, len(live))
+    shown = [optimizer_states.shape_shown(state.get(pid) or {}) for pid in ids]
+    found, ways = embeddings([shown], [tuple(p.shape) for p in live])
     what = f"the checkpoint's optimizer has {len(ids)} parameters"
     if ways == 0:
         raise RefusedError(
@@ -216,24 +201,4 @@ def _by_order(
             "one way",
             hint=_SAME,
         )
-    return {pid: live[at] for pid, at in zip(ids, order, strict=True)}
-
-
-def _embedding(table: list[list[bool]], width: int) -> tuple[list[int], int]:
-    """An order-preserving way to give each row a column of its own that it allows, and how many
-    such ways there are (2 stands for all more than one)."""
-    # ways[r][c]: ways for the rows from r on in the columns from c on
-    ways = [[0] * (width + 1) for _ in range(len(table) + 1)]
-    ways[len(table)] = [1] * (width + 1)
-    for r in reversed(range(len(table))):
-        for c in reversed(range(width)):
-            taken = ways[r + 1][c + 1] if table[r][c] else 0
-            ways[r][c] = min(2, ways[r][c + 1] + taken)
-    order, c = [], 0
-    if ways[0][0] == 1:
-        for r in range(len(table)):
-            while not (table[r][c] and ways[r + 1][c + 1]):
-                c += 1
-            order.append(c)
-            c += 1
-    return order, ways[0][0]
+    return {pid: live[at] for pid, at in zip(ids, found[0], strict=True)}

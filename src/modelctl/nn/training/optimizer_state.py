@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...core.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
 from ...core.text import some
 from ...errors import RefusedError
 from ..freezing.unfreeze import add_group
@@ -20,10 +21,6 @@ from ..model_names import Parameters
 from ..optim import schedulers
 from .optimizer_entries import WAY_OUT, Group, find_targets, misfit
 
-# How an optimizer runs, not what it computes: the live one's settings stay.
-_HOW = ("foreach", "fused", "capturable", "differentiable")
-# Settings that some versions of torch don't have.
-_RECENT = ("maximize", "decoupled_weight_decay")
 _NOT_SETTINGS = ("params", "param_names")
 
 
@@ -41,6 +38,7 @@ class OptimizerPlan:
         dropped: parameters of the saved one that are left aside.
         changed: for each live group its settings that differ: (own, saved) by key.
         by_place: how many parameters that no model has were matched by their place alone.
+        unknown: keys of the saved groups that mean nothing to the live optimizer.
     """
 
     saved: dict[str, Any]
@@ -51,12 +49,13 @@ class OptimizerPlan:
     dropped: list[str]
     changed: dict[int, dict[str, tuple[Any, Any]]]
     by_place: int = 0
+    unknown: Sequence[str] = ()
 
     def run(self, optimizer: Optimizer, scheduler: schedulers.Schedulers) -> None:
         """Add the missing groups to the optimizer and its schedulers, then load the state."""
         groups: list[Group] = self.saved["param_groups"]
         for origin, named in self.added:
-            settings = _settings(groups[origin], (*_NOT_SETTINGS, *_HOW))
+            settings = _settings(groups[origin], (*_NOT_SETTINGS, *HOW))
             add_group(optimizer, named, settings, scheduler)
         state: dict[int, Any] = {}
         count = 0
@@ -65,7 +64,7 @@ class OptimizerPlan:
         for group, i in zip(optimizer.param_groups, self.source, strict=True):
             merged = _settings(group, ("params",))
             if i is not None:
-                merged.update(_settings(groups[i], (*_NOT_SETTINGS, *_HOW)))
+                merged.update(_settings(groups[i], (*_NOT_SETTINGS, *HOW)))
             elif "initial_lr" in merged:
                 merged["lr"] = merged["initial_lr"] * pace
             merged["params"] = list(range(count, count + len(group["params"])))
@@ -135,7 +134,7 @@ def plan_optimizer(
                 f"{list(parameter.shape)}",
                 hint=WAY_OUT,
             )
-    if any("old_dirs" in entry for entry in saved["state"].values()) and (
+    if any(map(is_flat, saved["state"].values())) and (
         [id(p) for p in targets.values()] != [id(p) for p in live]
     ):
         raise RefusedError(
@@ -171,6 +170,7 @@ def plan_optimizer(
             for group in groups
             for pid, name in zip(group["params"], group.get("param_names", ()), strict=False)
         ),
+        unknown=_unknown(optimizer, groups),
     )
 
 
@@ -196,7 +196,7 @@ def _differences(
         moved = (*moved, "lr")
     found = {}
     for key in settings:
-        if key in (*_HOW, *moved) or key not in live or key not in saved:
+        if key in (*HOW, *moved) or key not in live or key not in saved:
             continue
         own, theirs = (group[key] for group in (live, saved))
         if key == "lr":
@@ -231,29 +231,40 @@ def _checked(saved: Any) -> list[Group]:
     return groups
 
 
-# Settings that tell torch's optimizers apart.
-_KIND = frozenset(
-    (
-        *("alpha", "amsgrad", "betas", "centered", "dampening", "etas", "lambd", "lr_decay"),
-        *("momentum", "momentum_decay", "nesterov", "ns_steps", "rho", "step_sizes", "t0"),
-    )
-)
-
-
 def _same_kind(optimizer: Optimizer, groups: list[Group]) -> None:
     """Raises RefusedError where the saved settings are those of another kind of optimizer."""
-    own = {key for key in optimizer.defaults if key not in (*_HOW, *_RECENT)}
-    decoupled = optimizer.defaults.get("decoupled_weight_decay")
+    own = {*optimizer.defaults}.union(*optimizer.param_groups)
+    recent = _recent(optimizer)
+    needed = {key for key in optimizer.defaults if key not in (*HOW, *recent)}
+    if type(optimizer).__module__.startswith("torch.optim"):  # another torch may lack the others
+        needed &= {"lr", *TELLING}
     for group in groups:
-        differ = sorted((own - {*group}) | (_KIND & {*group}) - own)
-        if group.get("decoupled_weight_decay", decoupled) not in (decoupled, None):
-            differ.append("decoupled_weight_decay")  # Adam and AdamW
+        differ = sorted((needed - {*group}) | ((TELLING & {*group}) - own))
+        for key, here in recent.items():
+            # of maximize any value is fine where it is a setting
+            if here is not None and (key == DECOUPLED or key not in own):
+                differ += [key] if group.get(key, here) != here else []
         if differ:
             raise RefusedError(
                 f"the checkpoint's optimizer is no {type(optimizer).__name__}: they differ in "
                 f"{some(differ)}",
                 hint="build the optimizer that was saved, or resume without optimizer=",
             )
+
+
+def _recent(optimizer: Optimizer) -> dict[str, Any]:
+    """The settings that not every torch has, as they are here: those of the constructor, else
+    what the class does anyway; None where that is not known."""
+    anyway = implied(cls.__name__ for cls in type(optimizer).__mro__)
+    return {key: optimizer.defaults.get(key, anyway.get(key)) for key in (MAXIMIZE, DECOUPLED)}
+
+
+def _unknown(optimizer: Optimizer, groups: list[Group]) -> list[str]:
+    """Keys of the saved groups that mean nothing to the live optimizer and its schedulers."""
+    known = {*optimizer.defaults, *HOW, *_NOT_SETTINGS, *schedulers.IN_GROUP}
+    known.update(*optimizer.param_groups)
+    known.update(key for key, here in _recent(optimizer).items() if here is not None)
+    return sorted({key for group in groups for key in group if key not in known})
 
 
 def _one_source(found: set[int], groups: list[Group], live: int) -> int | None:

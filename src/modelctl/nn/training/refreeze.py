@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...core.freeze_record import FreezeRecord
+from ...core.matcher import match_names
 from ...core.text import some
 from ...errors import RefusedError
 from ..freezing.batchnorm import held_batchnorms, release_batchnorms
-from ..freezing.freeze import Frozen, apply_record, count_trainable, parse_record, set_grad
-from ..loading.load import LoadReport
-from ..model_names import Parameters, match_names
+from ..freezing.freeze import Frozen, apply_record, count_trainable, set_grad
+from ..loading.report import LoadReport
+from ..model_names import Parameters
 
 
 class Refreezing:
@@ -27,11 +28,11 @@ class Refreezing:
         change: the parameters whose ``requires_grad`` changes.
     """
 
-    def __init__(self, model: nn.Module, record: Any, loaded: LoadReport) -> None:
+    def __init__(self, model: nn.Module, record: FreezeRecord, loaded: LoadReport) -> None:
         self.model, self.record, self.params = model, record, Parameters(model)
-        names, self.bn_eval, _ = parse_record(record)
         called = self.params.called
-        frozen = {n for name in match_names(names, called).values() for n in called[name]}
+        found = match_names(record.frozen, called).values()
+        frozen = {n for name in found for n in called[name]}
         known = [*loaded.loaded, *(name for name, _, _ in loaded.mismatched)]
         self.modules = {name.rpartition(".")[0] for name in known}
         grads = {name: p.requires_grad for name, p in self.params.by_name.items()}
@@ -42,7 +43,8 @@ class Refreezing:
         """Thaw what trained, and then freeze what did not."""
         before = count_trainable(self.params)
         thawed = set_grad(self.params, [n for n in self.change if n in self.thaw], True)
-        held = [] if self.bn_eval else [n for n in held_batchnorms(self.model) if n in self.modules]
+        held = [n for n in held_batchnorms(self.model) if n in self.modules]
+        held = [] if self.record.bn_eval else held
         released = release_batchnorms(self.model, held)
         frozen = apply_record(self.model, self.record, strict=False)
         return replace(

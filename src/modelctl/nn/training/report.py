@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.text import some
 from ..freezing.freeze import Frozen
-from ..loading.load import LoadReport
+from ..loading.report import LoadReport
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.checkpoint import Checkpoint
+from ...core.matcher import without
 from ...core.nodes import mapping
 from ...core.sections import StateDict
+from ...core.text import some
 from ...core.tree import Path as Place
 from ...errors import AmbiguousError, RefusedError, UsageError
 from ...files import open as open_checkpoint
-from ...surgery.carry.optimizer import assign_names
+from ...surgery.carry.optimizer_names import assign_names
 from ..freezing.freeze import set_grad
-from ..loading.file_names import find_prefix, without
-from ..loading.load import Plan, plan_load, removed_names, saved_freeze
+from ..loading.file_names import find_prefix
+from ..loading.plan import Plan, plan_load, removed_names, saved_freeze
 from ..loading.values import live
 from ..model_names import Parameters, slots
 from ..optim import schedulers
@@ -183,6 +185,12 @@ class _Plan:
                 self.notes.append(
                     f"{called('optimizer', label)}: parameters that are not the model's and have "
                     f"no names ({plan.by_place}) got the state of those in their places"
+                )
+            if plan.unknown:
+                self.notes.append(
+                    f"{called('optimizer', label)}: {some(plan.unknown)} in the checkpoint's "
+                    f"groups is no setting of {type(optimizers[label]).__name__} here: it stays "
+                    "there, without effect; build the groups with it where it has one"
                 )
         check_apart(optimizers, self.optimizing)
         if self.freezing is None:

@@ -18,7 +18,7 @@ from ...core.names import CHECKPOINTED, unwrapped
 from ...core.records import FREEZE
 from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
-from ..freezing.freeze import freeze_record
+from ..freezing.freeze import record_of
 from ..model_names import Parameters, places, slots
 from ..optim.several import Label, Several, labelled, packed
 from .optimizer_entries import recordable
@@ -181,9 +181,9 @@ def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
 def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
     """The bare model's state_dict with the freeze record: an empty one says that all trains."""
     state = bare_state_dict(model)
-    record = freeze_record(model)
-    if record["bn_eval"] or next(model.parameters(), None) is not None:
-        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = record
+    record = record_of(model)
+    if record.bn_eval or next(model.parameters(), None) is not None:
+        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = record.node()
     return state
 
 

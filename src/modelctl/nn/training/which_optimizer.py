@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ...core.matcher import match_names
 from ...errors import AmbiguousError, CollisionError, RefusedError
-from ..model_names import Parameters, match_names
+from ..model_names import Parameters
 from ..optim.several import Label, called
 from .optimizer_state import OptimizerPlan
 

@@ -18,7 +18,8 @@ from ...errors import NoMatchError, RefusedError, UsageError
 from ...inspection.architectures.identify import certain_of
 from ..freezing.freeze import apply_record
 from ..loading.file_names import find_prefix
-from ..loading.load import LoadReport, plan_load, removed_names, saved_freeze
+from ..loading.plan import plan_load, removed_names, saved_freeze
+from ..loading.report import LoadReport
 from ..model_names import slots
 from .build import build, load_whole, parse_arguments
 from .summary import ModelSummary, summary

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...core.text import table
+from ...core.text import shape, short, some, table
 from ...errors import UsageError
 from ..devices import choose_device
 from ..model_names import kind_of, unwrap
@@ -260,9 +260,9 @@ def cells_of(found: ModelSummary) -> tuple[list[str], list[list[str]], list[int]
 def _type(row: Layer) -> str:
     words = [row.type]
     if row.kernel is not None:
-        words.append(_x(row.kernel))
+        words.append(shape(row.kernel))
         if row.stride is not None and set(row.stride) != {1} and row.stride != row.kernel:
-            words[-1] += f"/{_x(row.stride if len(set(row.stride)) > 1 else row.stride[:1])}"
+            words[-1] += f"/{shape(row.stride if len(set(row.stride)) > 1 else row.stride[:1])}"
     if row.calls is not None and row.calls > 1:
         words.append(f"called {row.calls}x")
     text = " ".join(words)
@@ -276,10 +276,6 @@ def _output(row: Layer) -> str:
     return "weights only" if row.touched else "not called"
 
 
-def _x(dims: tuple[int, ...]) -> str:
-    return "x".join(map(str, dims))
-
-
 def _macs(row: Layer) -> str:
     if row.macs is None:
         return "?"
@@ -291,7 +287,7 @@ def shown(shapes: Shapes | None) -> str:
     if shapes is None:
         return "-"
     if isinstance(shapes, tuple):
-        return "x".join(map(str, shapes)) or "scalar"
+        return shape(shapes)
     leaves = list(_leaves(shapes))
     more = f" +{len(leaves) - 2}" if len(leaves) > 2 else ""
     named = [f"{name} {shown(one)}" if not name.isdecimal() else shown(one) for name, one in leaves]
@@ -303,7 +299,7 @@ def _leaves(shapes: Mapping[str, Any]) -> Any:
         if isinstance(one, tuple):
             yield name, one
         else:
-            yield from ((inner, shape) for inner, shape in _leaves(one))
+            yield from ((inner, found) for inner, found in _leaves(one))
 
 
 def foot(found: ModelSummary) -> list[str]:
@@ -320,39 +316,21 @@ def foot(found: ModelSummary) -> list[str]:
             f"MACs {least}{t.macs:,} ({short(t.macs)}) · FLOPs {least}{short(2 * t.macs)} "
             f"· output {shown(found.output)}"
         )
-    memory = f"memory: weights {_bytes(t.param_bytes + t.buffer_bytes)}"
+    memory = f"memory: weights {short(t.param_bytes + t.buffer_bytes, 'B')}"
     lines.append(
-        memory if t.activations is None else f"{memory} · forward + {_bytes(t.activations)}"
+        memory if t.activations is None else f"{memory} · forward + {short(t.activations, 'B')}"
     )
     if t.training is not None and t.saved is not None:
         lines.append(
-            f"training {_bytes(t.training)}: weights + gradients {_bytes(t.gradients)} "
-            f"+ Adam {_bytes(t.optimizer)} + activations {_bytes(t.saved)}"
+            f"training {short(t.training, 'B')}: weights + gradients {short(t.gradients, 'B')} "
+            f"+ Adam {short(t.optimizer, 'B')} + activations {short(t.saved, 'B')}"
         )
     by_op: dict[str, list[str]] = {}
     for op, module, _ in found.uncounted:
         by_op.setdefault(op, []).append(module or "(root)")
     for op, modules in by_op.items():
-        more = f" and {len(modules) - _FEW} more" if len(modules) > _FEW else ""
-        lines.append(f"uncounted: {op} in {', '.join(modules[:_FEW])}{more}")
+        lines.append(f"uncounted: {op} in {some(modules, _FEW)}")
     return lines
-
-
-def short(n: int) -> str:
-    """A count for people: three digits and the unit."""
-    if n < 1000:
-        return str(n)
-    value = float(n)
-    for unit in ("k", "M", "G", "T", "P"):
-        value /= 1000
-        if value < 999.5 or unit == "P":
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits}f} {unit}"
-    raise AssertionError
-
-
-def _bytes(n: int) -> str:
-    return f"{short(n)}B" if n >= 1000 else f"{n} B"
 
 
 def _number(n: int) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...core.text import shape
 from ...errors import ModelctlError
 from ..model_names import kind_of
 from ..training.rng import random_numbers_kept
@@ -379,8 +380,8 @@ def describe(value: Any) -> str:
 
 def _words(tensors: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
     shown = [
-        f"{'x'.join(map(str, shape)) or 'a scalar'} {str(dtype).removeprefix('torch.')}"
-        for shape, dtype in tensors
+        f"{shape(dims) if dims else 'a scalar'} {str(dtype).removeprefix('torch.')}"
+        for dims, dtype in tensors
     ]
     return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
 

@@ -15,7 +15,8 @@ from ...core.sections import Sections, StateDict
 from ...core.tensors import TensorRef
 from ...core.tree import path_text, rebuild, set_at, walk
 from ...errors import RefusedError, UsageError
-from .optimizer import drop_parameters, permute_parameters, rename_parameters, surviving
+from .optimizer import drop_parameters, permute_parameters, rename_parameters
+from .optimizer_names import surviving
 from .state_dict import Plan, Renaming, rename_state_dict
 from .whole_module import rename_module
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ...core.names import unwrapped, wrappers
+from ...core.freeze_record import FreezeRecord
+from ...core.matcher import Names
+from ...core.names import wrappers
 from ...core.nodes import Obj, attributes, mapping, with_attributes, with_entries
 from ...core.records import FREEZE, REMOVED, records, with_records, without_records
 from ...core.sections import StateDict
@@ -22,14 +24,12 @@ def following(names: Collection[str], renaming: Renaming) -> Plan:
 
     An EMA copy or an optimizer may call them with or without a wrapper's prefix, which stays.
     """
-    known: dict[str, str] = {}
-    for name in names:
-        known.setdefault(unwrapped(name), name)
+    known = Names(names)
 
     def plan(others: Sequence[str]) -> Renaming:
         out: dict[str, str | None] = {}
         for other in others:
-            name = other if other in names else known.get(unwrapped(other))
+            name = known.meant(other)
             if name is None or name not in renaming:
                 continue
             new = renaming[name]
@@ -86,10 +86,9 @@ def follow_records(node: Any, before: StateDict, renaming: Renaming, *, record: 
     ]
     if removed and record:
         changes[REMOVED] = [*ours.get(REMOVED, []), *removed]
-    freeze = mapping(ours.get(FREEZE))
+    freeze = FreezeRecord.read(ours.get(FREEZE))
     if freeze is not None:
-        names = [renaming.get(name, name) for name in freeze.get("frozen", [])]
-        changes[FREEZE] = {**freeze, "frozen": [name for name in names if name is not None]}
+        changes[FREEZE] = freeze.renamed(renaming).node()
     return with_records(node, changes) if changes else node
 
 

@@ -1,0 +1,89 @@
+"""Bytes as numbers: the elements of tensors, and numpy's scalars in a tree.
+
+numpy is imported where it is needed: most of what modelctl does reads no element.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from .dtypes import DType
+from .nodes import Global, Obj
+from .tensors import TensorRef
+
+# numpy's codes of plain numbers, as struct writes them
+_SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"} | {
+    "u8": "Q",
+    "u4": "I",
+    "u2": "H",
+    "u1": "B",
+    "b1": "?",
+}
+# How numpy reads the elements of a dtype that it has, little-endian.
+_AS_NUMPY = {f"float{8 * n}": f"<f{n}" for n in (2, 4, 8)} | {
+    "complex64": "<c8",
+    "complex128": "<c16",
+    "bool": "u1",
+}
+_AS_NUMPY |= {f"{u}int{8 * n}": f"<{u or 'i'}{n}" for n in (1, 2, 4, 8) for u in ("", "u")}
+
+
+def numbers(raw: bytes, dtype: DType) -> Any:
+    """The elements as an array: floating ones and bool as float64, complex ones as complex128,
+    integers as they are; None for a dtype without arithmetic here (fp8, packed, quantized)."""
+    import numpy as np
+
+    if dtype.name == "bfloat16":
+        wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
+        return wide.view("<f4").astype("f8")
+    code = _AS_NUMPY.get(dtype.name)
+    if code is None:
+        return None
+    values = np.frombuffer(raw, code)
+    if dtype.kind == "int":
+        return values
+    return values.astype("c16" if dtype.kind == "complex" else "f8")
+
+
+def only_value(ref: TensorRef) -> Any:
+    """The one value of a tensor that has one (``step`` of Adam), as Python's; else None."""
+    values = numbers(ref.tobytes(), ref.dtype) if ref.numel == 1 else None
+    if values is None:
+        return None
+    value = values[0].item()
+    return bool(value) if ref.dtype.kind == "bool" else value
+
+
+def bits_differ(x: bytes, y: bytes, dtype: DType) -> int:
+    """How many elements of two pieces of equal length are not the same, bit for bit."""
+    import numpy as np
+
+    if len(x) % dtype.itemsize or len(x) != len(y):
+        raise ValueError("pieces that are not cut at elements")
+    raw_x, raw_y = (np.frombuffer(raw, dtype=f"V{dtype.itemsize}") for raw in (x, y))
+    return int((raw_x != raw_y).sum())
+
+
+def gap(u: Any, v: Any) -> Any:
+    """\\|u - v\\| of two arrays, of integers without rounding or overflow before the end."""
+    import numpy as np
+
+    if u.dtype.kind not in "iu":
+        return np.abs(u - v)
+    wide = u.astype("u8") - v.astype("u8")  # modulo 2**64
+    return np.where(u >= v, wide, -wide).astype("f8")
+
+
+def plain_number(node: Any) -> Any:
+    """A numpy scalar (``numpy.float64`` of an lr or a metric) as the Python number that it is; any
+    other node as it is."""
+    if not (isinstance(node, Obj) and isinstance(node.func, Global) and node.func.name == "scalar"):
+        return node
+    dtype, *rest = node.args or (None,)
+    code = dtype.args[0] if isinstance(dtype, Obj) and dtype.args else None
+    if code not in _SCALARS or len(rest) != 1 or not isinstance(rest[0], bytes):
+        return node
+    order = ">" if isinstance(dtype.state, tuple) and dtype.state[1:2] == (">",) else "<"
+    form = struct.Struct(order + _SCALARS[code])
+    return form.unpack(rest[0])[0] if form.size == len(rest[0]) else node

@@ -1,0 +1,217 @@
+"""A load that is matched up and checked before anything changes, and then done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from ...core.checkpoint import Checkpoint
+from ...core.freeze_record import FreezeRecord
+from ...core.matcher import without
+from ...core.names import unwrapped
+from ...core.nodes import mapping
+from ...core.records import FREEZE, REMOVED, read_record
+from ...core.sections import StateDict
+from ...core.tensors import TensorRef
+from ...core.text import some
+from ...errors import RefusedError, UnsupportedError
+from ..model_names import Slot, is_lazy, places, slots
+from .file_names import fits, lacking_prefixes, match
+from .module_hooks import Computed
+from .reader import Reader
+from .report import LoadReport
+from .values import live
+
+
+def removed_names(ckpt: Checkpoint) -> list[str]:
+    """What the file says was removed from its model, by name."""
+    entries = read_record(ckpt, REMOVED)
+    found = [mapping(entry) or {} for entry in entries] if isinstance(entries, list) else []
+    return [entry["name"] for entry in found if isinstance(entry.get("name"), str)]
+
+
+def saved_freeze(ckpt: Checkpoint, prefix: str, alone: bool = False) -> FreezeRecord | None:
+    """The file's freeze record in the model's names, or None.
+
+    Raises:
+        UsageError: one that a newer modelctl wrote, or that is none.
+    """
+    record = read_record(ckpt, FREEZE)
+    return None if record is None else FreezeRecord.parse(record).without(prefix, alone)
+
+
+@dataclass
+class Plan:
+    """A load that was matched up but not done: which slots get which tensor.
+
+    ``fill`` are tensors that are made, not read: what a module's own code gave, and counters on
+    ``meta`` that a file of an old version does not have. ``lacking`` is what the model's names
+    begin with and the file's don't, where the file has a part of it.
+    """
+
+    model: nn.Module
+    pairs: list[tuple[list[Slot], TensorRef]]
+    report: LoadReport
+    fill: list[tuple[list[Slot], Tensor]] = field(default_factory=list)
+    extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    lacking: tuple[str, ...] = ()
+
+    def check(self, path: str, *, strict: bool) -> None:
+        """Raises RefusedError where the plan must not be run; nothing was changed."""
+        report = self.report
+        problems = report.problems()
+        if not self.pairs or (strict and problems):
+            if self.lacking:
+                part = some([f"model.get_submodule('{one[:-1]}')" for one in self.lacking], 2)
+                hint = (
+                    f"the file's names are those within {part}: load that, or rename the file's; "
+                    "'modelctl match' finds the map"
+                )
+            elif self.pairs:
+                hint = "load_into(model, path, on_mismatch='skip') loads what fits"
+                if report.prefix:
+                    hint += f", prefix='{report.prefix}' looks at these names alone"
+            else:
+                hint = "'modelctl match' finds the rename that mends it"
+            raise RefusedError(
+                f"{path} does not fit the model: {'; '.join(problems) or 'no tensors'}", hint=hint
+            )
+        filled = {id(slot.tensor) for found, _ in (*self.pairs, *self.fill) for slot in found}
+        left = [
+            s.name for s in slots(self.model) if s.tensor.is_meta and id(s.tensor) not in filled
+        ]
+        if left:
+            raise RefusedError(
+                f"{len(left)} tensors would stay on meta, without values: {some(left)}",
+                hint="build these parts on a real device before loading (module.to_empty, then "
+                "its own initialisation)",
+            )
+
+    @torch.no_grad()
+    def run(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Copy the values, and bring the whole model to ``device`` and ``dtype``."""
+        with Reader() as reader:
+            for found, ref in self.pairs:
+                reader.read(ref, _destination(found, ref, device, dtype))
+        for found, value in self.fill:
+            _destination(found, value, device, dtype).copy_(value)
+        for module, state in self.extras:
+            module.set_extra_state(state)
+        if device is not None or dtype is not None:
+            self.model.to(device=device, dtype=dtype)
+        found_not = _IncompatibleKeys([*self.report.missing], [*self.report.unexpected])
+        for place in reversed(list(places(self.model))):  # children first, as load_state_dict
+            for hook in place.module._load_state_dict_post_hooks.values():
+                hook(place.module, found_not)
+
+
+def _destination(
+    found: list[Slot],
+    value: TensorRef | Tensor,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """The tensor to read into, in the model under each of its names."""
+    old = found[0].tensor
+    if not is_lazy(old):  # a backward over the old values must fail, as after load_state_dict
+        torch.autograd.graph.increment_version(old)
+    where = device or (torch.device("cpu") if old.is_meta else old.device)
+    floating = old.dtype.is_floating_point or old.dtype.is_complex
+    kind = dtype if dtype is not None and floating else old.dtype
+    if is_lazy(old):
+        cast(Any, old).materialize(value.shape, device=where, dtype=kind)
+        return old.detach()
+    if old.is_meta:
+        new = torch.empty_like(old, device=where, dtype=kind, requires_grad=False)
+        if isinstance(old, nn.Parameter):
+            made = nn.Parameter(new, requires_grad=old.requires_grad)
+            made.__dict__.update(old.__dict__)
+            new = made
+        for slot in found:
+            setattr(slot.owner, slot.attr, new)
+        return new.detach()
+    if old.device != where or old.dtype != kind:
+        old.data = torch.empty_like(old, device=where, dtype=kind)
+    return old.detach()
+
+
+def plan_load(
+    model: nn.Module,
+    section: StateDict,
+    *,
+    removed: list[str] | tuple[str, ...] = (),
+    prefix: str = "",
+    alone: bool = False,
+) -> Plan:
+    """Match a file's state_dict with a model, by names without wrappers and ``prefix`` (with
+    ``alone`` those that begin with it only); nothing is changed.
+
+    Raises:
+        CollisionError: two of the file's names mean the same tensor.
+        RefusedError: a module's own code refuses the file.
+        UnsupportedError: one that the model has is sparse, quantized or wrapped in the file, or
+            computed by a module's own code.
+    """
+    states = _extra_states(model)
+    names = {slot.name for slot in slots(model) if slot.persistent}
+    matched = match(model, section, names, states.keys(), prefix, alone=alone)
+    tied: dict[int, list[Slot]] = {}
+    for slot in slots(model):  # again: a module's own code may have changed it
+        if slot.persistent:
+            tied.setdefault(id(slot.tensor), []).append(slot)
+    plan = Plan(model, [], LoadReport(()))
+    loaded, missing, mismatched = [], [], []
+    for group in tied.values():
+        own = [slot.name for slot in group]
+        # as load_state_dict, which copies every one of tied names: the last counts
+        value = next((matched.values[n] for n in reversed(own) if n in matched.values), None)
+        tensor = group[0].tensor
+        if isinstance(value, Computed):
+            raise UnsupportedError(
+                f"'{own[0]}' is computed from the file's tensors by {value.by}'s own code",
+                hint="model.load_state_dict(load(path)) runs that",
+            )
+        if value is None and own[0] not in matched.old_norms:
+            missing += own
+        elif value is None:
+            if tensor.is_meta:
+                plan.fill.append((group, torch.zeros(tensor.shape, dtype=tensor.dtype)))
+        elif not fits(value, tensor):
+            mismatched.append((own[0], tuple(value.shape), tuple(tensor.shape)))
+        else:
+            loaded += own
+            if isinstance(value, TensorRef):
+                plan.pairs.append((group, value))
+            else:
+                plan.fill.append((group, value))
+    for name, module in states.items():
+        if name in matched.extras:
+            loaded.append(name)
+            plan.extras.append((module, live(matched.extras[name], name)))
+        else:
+            missing.append(name)
+    if missing and not prefix:
+        plan.lacking = lacking_prefixes(section, slots(model))
+    gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
+    plan.report = LoadReport(
+        tuple(loaded),
+        tuple(missing),
+        tuple(matched.unexpected),
+        tuple(mismatched),
+        tuple(name for name in missing if unwrapped(name) in gone),
+        prefix=prefix,
+    )
+    return plan
+
+
+def _extra_states(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules with a state of their own beside tensors, by its name in a state_dict."""
+    return {
+        (f"{place.name}." if place.name else "") + "_extra_state": place.module
+        for place in places(model)
+        if type(place.module).get_extra_state is not nn.Module.get_extra_state
+    }
