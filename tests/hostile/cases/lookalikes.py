@@ -112,5 +112,5 @@ def _cut_off() -> Iterator[Case]:
         "a legacy file cut off in the object", old[:200], Refused("cut off", "object", -1)
     )
     for where, end in {"in a storage": len(old) - 9, "by a byte": len(old) - 1}.items():
-        expect = Refused("cut off", None, len(old) - len(BIAS))
+        expect = Refused("cut off", None, len(old) - len(BIAS) - 8)
         yield one_file(f"a legacy file cut off {where}", old[:end], expect)

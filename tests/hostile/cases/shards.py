@@ -101,9 +101,7 @@ def _files() -> Iterator[Case]:
     yield sharded(
         "a shard that is a named pipe", Refused(nothing, error="ModelctlError"), two=Fifo()
     )
-    yield sharded(
-        "a shard that is a folder", Refused("a directory", error="ModelctlError"), two=Folder()
-    )
+    yield sharded("a shard that is a folder", Refused("no checkpoint"), two=Folder())
     yield sharded(
         "a shard that is a link",
         Refused("symbolic link", error="ModelctlError"),

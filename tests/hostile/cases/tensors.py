@@ -187,7 +187,7 @@ def _legacy() -> Iterator[Case]:
         "legacy: big-endian", legacy(system=big), Refused("big-endian", error="UnsupportedError")
     )
     huge = ordered({"weight": legacy_tensor("0", 4, 4), "bias": legacy_tensor("1", 2**40)})
-    yield lies("a storage past the end", "elements here", data=program(huge))
+    yield lies("a storage past the end", "cut off", data=program(huge))
     yield lies(
         "storages that end early",
         "cut off",
