@@ -32,7 +32,7 @@ class Sharded(Format):
         weight_map: dict[str, str] = index["weight_map"]
         shards: dict[str, Place] = {}
         for shard in weight_map.values():
-            if shard not in shards:
+            if not isinstance(shard, str) or shard not in shards:
                 shards[shard] = _shard(place, shard)
         parts = {shard: read_single(one, SHARDS) for shard, one in shards.items()}
         entries, warnings = _entries(place, weight_map, parts)
