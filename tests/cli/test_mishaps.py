@@ -77,7 +77,7 @@ def test_tied_weights_freeze_together(tmp_path: Path) -> None:
         frozen = mc.freeze(ckpt, "lm_head")
         record = read_record(frozen, FREEZE)
         assert record["frozen"] == ["emb.weight", "lm_head.weight"]
-        assert frozen.notes[-1] == "frozen: 1 of 2 parameters"
+        assert frozen.notes[-1].text == "frozen: 1 of 2 parameters"
         totals = mc.summarize(frozen).totals
         assert (totals.trainable, totals.frozen) == (9, 12)
         assert read_record(mc.unfreeze(frozen, "emb"), FREEZE) is None

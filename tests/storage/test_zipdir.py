@@ -191,11 +191,11 @@ def test_two_end_records_that_disagree(tmp_path: Path) -> None:
 
 
 def test_what_is_odd_is_a_warning(tmp_path: Path) -> None:
-    assert "after the end" in read(build(tail=b"x" * 9), tmp_path).warnings[0]
-    assert "no entry" in read(build(gap=bytes(25)), tmp_path).warnings[0]
+    assert "after the end" in read(build(tail=b"x" * 9), tmp_path).warnings[0].text
+    assert "no entry" in read(build(gap=bytes(25)), tmp_path).warnings[0].text
     assert read(build(gap=bytes(24)), tmp_path).warnings == []
     link = {"attributes": 0o120777 << 16}
-    assert "link" in read(build(in_central=link), tmp_path).warnings[0]
+    assert "link" in read(build(in_central=link), tmp_path).warnings[0].text
 
 
 def test_another_compression(tmp_path: Path) -> None:

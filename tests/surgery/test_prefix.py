@@ -46,7 +46,7 @@ def test_wrappers_give_the_bare_state_dict(tmp_path: Path, wrap) -> None:
         Net().load_state_dict(loaded)
         again = mc.strip_prefix(stripped)
         assert again.root is stripped.root
-        assert again.notes[-1] == "no name has a wrapper prefix: nothing to strip"
+        assert again.notes[-1].text == "no name has a wrapper prefix: nothing to strip"
 
 
 def test_a_compiled_submodule(tmp_path: Path) -> None:
@@ -76,15 +76,15 @@ def test_a_child_that_is_really_called_module(tmp_path: Path) -> None:
         assert names(stripped) == list(net.state_dict())
         again = mc.strip_prefix(stripped)  # is 'module' of some names a wrapper's?
         assert again.root is stripped.root
-        assert "2 of 4 names start with 'module.'" in again.notes[-1]
-        assert "--prefix" in again.notes[-1]
+        assert "2 of 4 names start with 'module.'" in again.notes[-1].text
+        assert "--prefix" in str(again.notes[-1].way_out)
 
 
 def test_only_some_names_have_the_prefix() -> None:
     ckpt = in_memory({"module.a": (1,), "b": (1,)})
     same = mc.strip_prefix(ckpt)
     assert same.root is ckpt.root
-    assert same.notes[-1].startswith("warning: 1 of 2 names")
+    assert str(same.notes[-1]).startswith("warning: 1 of 2 names")
     assert names(mc.strip_prefix(ckpt, prefix="module.")) == ["a", "b"]
 
 

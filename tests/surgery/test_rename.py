@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import modelctl as mc
+from modelctl.core.notes import info
 from modelctl.core.records import REMOVED, read_record
 from modelctl.errors import CollisionError, NoMatchError, RefusedError, UsageError
 
@@ -248,7 +249,7 @@ def test_keep_and_drop_halve_it(tmp_path: Path) -> None:
         assert sorted(names(inside) + names(outside)) == sorted(names(ckpt))
         everything = mc.keep(ckpt, "*")
         assert everything.root is ckpt.root
-        assert everything.notes[-1] == "every tensor is kept"
+        assert everything.notes == (info("every tensor is kept"),)
         with pytest.raises(RefusedError, match="no tensor would be left"):
             mc.drop(ckpt, "*")
         with pytest.raises(NoMatchError):

@@ -149,7 +149,7 @@ def test_a_tie_between_parts_is_told(tmp_path: Path) -> None:
     net = Net()
     with opened(tmp_path / "in.pt", {"model": net.state_dict(), "ema": net.state_dict()}) as ckpt:
         notes = mc.split(ckpt)["rest"].notes
-    assert any("of ema shares memory with model" in note for note in notes)
+    assert any("of ema shares memory with model" in note.text for note in notes)
 
 
 def test_nothing_to_split(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import files
 from ..core.checkpoint import Checkpoint
+from ..core.notes import Note, info, warning
 from ..errors import ModelctlError, UsageError
 from ..formats.destination import destination
 from ..inspection.changes import Plan, fold_trains, plan
@@ -177,10 +178,12 @@ class Job:
             shown = str(saved.path)
         found = plan(before, after)
         report = _data(before, shown, found, saved, self.dry_run)
+        notes = found.notes
         if saved is not None:
-            report["notes"] += _about_output(after, saved, self.in_place)
+            notes += _about_output(after, saved, self.in_place)
+        report["notes"] = [str(note) for note in notes]
         if not out.is_json:
-            _print(out, before, report)
+            _print(out, before, report, notes)
             _print_trains(out, found)
         recorded = self.command == "freeze" and not after.sections.model().is_module
         if recorded and saved is not None and out.is_table:
@@ -255,17 +258,17 @@ def _data(
         "dropped": found.dropped,
         "added": found.added,
         "trains": [{"name": r.name, "before": r.before, "after": r.after} for r in found.trains],
-        "notes": found.notes,
+        "notes": [],
         "files_written": saved.files if saved else nothing,
         "bytes_written": saved.bytes_written if saved else nothing,
     }
 
 
-def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
+def _print(out: Output, before: Checkpoint, report: dict[str, Any], notes: list[Note]) -> None:
     source, written = report["source"], report["bytes_written"]
-    for note in report["notes"]:
-        if note.startswith("warning:"):
-            out.note(note)
+    for note in notes:
+        if note.level == "warning":
+            out.note(str(note), note.way_out)
     dangerous = [finding for finding in before.findings if finding.level == "dangerous"]
     if dangerous:
         names = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
@@ -278,8 +281,8 @@ def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
     renamed, removed = report["renamed"], report["removed"]
     counts = f"{report['kept']} kept, {len(renamed)} renamed, {len(removed)} removed"
     out.line(f"{source} -> {report['output'] or '(no output named)'}   {counts}; {end}", "bold")
-    for note in report["notes"]:
-        if not note.startswith("warning:"):
+    for note in notes:
+        if note.level != "warning":
             out.line(f"  {note}")
     for i, (old, new) in enumerate(renamed[:_EXAMPLES]):
         out.line(f"  {'renamed:' if i == 0 else '        '} {old} -> {new}")
@@ -294,7 +297,7 @@ def _print(out: Output, before: Checkpoint, report: dict[str, Any]) -> None:
             out.line(f"  {what}: {names}")
 
 
-def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> list[str]:
+def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> list[Note]:
     """What other readers make of the output, where that may surprise."""
     notes = []
     if saved.format == "safetensors" and after.sections.models:
@@ -302,16 +305,18 @@ def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> list
         tied = len(refs) - len({ref.identity for ref in refs.values()})
         if tied:
             notes.append(
-                f"tied names: {tied}, kept as __metadata__ (safetensors' load_model and modelctl "
-                "know them, load_file does not)"
+                info(
+                    f"tied names: {tied}, kept as __metadata__ (safetensors' load_model and "
+                    "modelctl know them, load_file does not)"
+                )
             )
     rival = saved.path.parent / "model.safetensors"
     if saved.path.name.startswith("pytorch_model.bin") and (
         rival.exists() or Path(f"{rival}.index.json").exists()
     ):
-        notes.append(f"warning: {rival.name} beside it is what most readers take first")
+        notes.append(warning(f"{rival.name} beside it is what most readers take first"))
     if in_place and saved.files > 1:
-        notes.append(f"{saved.files - 1} new shards; the old ones are gone")
+        notes.append(info(f"{saved.files - 1} new shards; the old ones are gone"))
     return notes
 
 

@@ -61,7 +61,7 @@ def split_file(job: Job, source: str) -> None:
                     overwrite=job.overwrite,
                     progress=progress,
                 )
-        notes = list(parts["rest"].notes)
+        notes = parts["rest"].notes
         tensors = {name: len(part.tensors()) for name, part in parts.items()}
     outputs = {name: str(one.path) for name, one in saved.items()}
     sizes = {name: one.bytes_written for name, one in saved.items()}
@@ -75,11 +75,13 @@ def split_file(job: Job, source: str) -> None:
             }
             for name, count in tensors.items()
         ]
-        document = {"source": source, "output": job.output, "dry_run": job.dry_run, "notes": notes}
+        document: dict[str, Any] = {"source": source, "output": job.output}
+        document["dry_run"] = job.dry_run
+        document["notes"] = [str(note) for note in notes]
         out.json(job.command, {**document, "parts": rows})
         return
     for note in notes:
-        out.note(note)
+        out.note(str(note), note.way_out)
     out.table(
         [Column("part"), Column("tensors", right=True), Column("size", right=True), Column("file")],
         [

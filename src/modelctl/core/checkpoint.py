@@ -8,6 +8,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
+from .notes import Note
 from .sections import Sections, find_sections
 from .tensors import TensorRef
 from .tree import Path, path_text, walk
@@ -104,9 +105,9 @@ class Checkpoint:
     root: Any
     origin: Origin | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Note, ...] = ()
     findings: tuple[Finding, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     constants: Any = None
     outside: str | None = None
     program: Program | None = None
@@ -160,6 +161,6 @@ class Checkpoint:
         """A copy with the given attributes changed."""
         return replace(self, **changes)
 
-    def noting(self, *notes: str) -> Checkpoint:
-        """A copy with notes added for the report."""
+    def noting(self, *notes: Note) -> Checkpoint:
+        """A copy with more to say in the report: see :mod:`modelctl.core.notes`."""
         return replace(self, notes=(*self.notes, *notes))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-Level = Literal["info", "warning"]
+# From what only belongs beside a report to what nobody should miss.
+Level = Literal["info", "hint", "advice", "warning"]
 
 
 class Note(NamedTuple):
@@ -16,7 +17,20 @@ class Note(NamedTuple):
     way_out: str | None = None
 
     def __str__(self) -> str:
-        return f"warning: {self.text}" if self.level == "warning" else self.text
+        return self.text if self.level == "info" else f"{self.level}: {self.text}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+def info(text: str, way_out: str | None = None) -> Note:
+    """What is worth knowing."""
+    return Note("info", text, way_out)
+
+
+def warning(text: str, way_out: str | None = None) -> Note:
+    """What is odd, or is likely not what was meant."""
+    return Note("warning", text, way_out)
 
 
 class Loss(NamedTuple):

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from ..core.checkpoint import Checkpoint, Origin
+from ..core.notes import Note
 from ..errors import UnreadableError
 from ..storage.places import Place
 from ..storage.source import OpenFile
@@ -96,7 +97,7 @@ def _tree(
     origin: Origin,
     parts: Mapping[str, Checkpoint],
     outside: str,
-    warnings: tuple[str, ...] = (),
+    warnings: tuple[Note, ...] = (),
 ) -> Checkpoint:
     return Checkpoint(
         root,

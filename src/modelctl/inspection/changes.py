@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.nodes import mapping
+from ..core.notes import Note
 from ..core.roles import parameters
 from .ls import trainability
 
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
     dropped: list[str]
     added: list[str]
     trains: list[Trains]
-    notes: list[str]
+    notes: list[Note]
 
 
 def plan(before: Checkpoint, after: Checkpoint) -> Plan:

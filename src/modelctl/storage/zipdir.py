@@ -8,6 +8,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
+from ..core.notes import Note, warning
 from ..core.storages import Source
 from ..errors import UnreadableError, UnsupportedError
 from .deflate import inflate
@@ -51,7 +52,7 @@ class ZipDirectory:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.warnings: list[str] = []
+        self.warnings: list[Note] = []
         start, size, count = self._find()
         self.window, self.window_at = b"", 0
         self.window_size = _WINDOW if count * _SMALL > start else 0
@@ -91,7 +92,7 @@ class ZipDirectory:
         if trailing < 0:
             raise self._error("the zip's end record is cut off", end_at)
         if trailing:
-            self.warnings.append(f"{trailing:,} bytes after the end of the zip")
+            self.warnings.append(warning(f"{trailing:,} bytes after the end of the zip"))
         if disk or first_disk or here != count:
             raise self._error("a zip that spans several disks", end_at)
         directory_end = end_at
@@ -154,7 +155,9 @@ class ZipDirectory:
             if header + _LOCAL.size + n_name + packed > start:
                 raise self._error("lies outside the file", header, name)
             if (attributes >> 16) & 0o170000 == 0o120000:
-                self.warnings.append(f"{name} is a symbolic link: its text is not followed")
+                self.warnings.append(
+                    warning(f"{name} is a symbolic link: its text is not followed")
+                )
             offset = self._payload(raw, name, header, flags, method, crc, packed, size)
             if offset + packed > start:
                 raise self._error("lies outside the file", header, name)
@@ -257,9 +260,8 @@ class ZipDirectory:
                 raise self._error("overlaps the entry before it", begin, name)
             # a data descriptor takes up to 24 bytes
             if begin - reached > 24:
-                self.warnings.append(
-                    f"{begin - reached:,} bytes at {reached:,} belong to no entry of the zip"
-                )
+                lost = f"{begin - reached:,} bytes at {reached:,} belong to no entry of the zip"
+                self.warnings.append(warning(lost))
             reached = end
 
     def read(self, name: str, most: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
 from ..core.nodes import Composite, mapping, ordered_dict, with_entries
+from ..core.notes import info, warning
 from ..core.records import FREEZE, records, with_records
 from ..core.roles import parameters
 from ..core.sections import StateDict
@@ -42,9 +43,9 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     out = ckpt.replace(root=node, key=None, outside=None)
     top = mapping(ckpt.root) or {}
     if model.path == ("state_dict",) and "ema_state_dict" in top and "meta" in top:
-        out = out.noting("mmengine swaps them: 'state_dict' holds the averaged (EMA) weights")
+        out = out.noting(info("mmengine swaps them: 'state_dict' holds the averaged (EMA) weights"))
     if others:
-        out = out.noting(f"left out, no tensors: {some(others, 6)}")
+        out = out.noting(info(f"left out, no tensors: {some(others, 6)}"))
     return out
 
 
@@ -64,5 +65,5 @@ def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
     out = ckpt.replace(root=node, key=None, outside=None)
     special = [path_text(path) for path, one in walk(model.node) if isinstance(one, Composite)]
     if special:
-        return out.noting(f"warning: left out, no plain tensors: {some(special, 6)}")
+        return out.noting(warning(f"left out, no plain tensors: {some(special, 6)}"))
     return out

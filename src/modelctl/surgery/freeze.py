@@ -7,6 +7,7 @@ from typing import Literal
 from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
 from ..core.names import Patterns, as_list, select
+from ..core.notes import info, warning
 from ..core.records import FREEZE, frozen_names, read_freeze, write_records
 from ..core.roles import parameters
 from ..core.tree import rebuild
@@ -61,17 +62,18 @@ def freeze(
         old = read_freeze(ckpt) or FreezeRecord()
         record = old.now(frozen, _as_given(pattern, exclude), bn_eval)
         out = write_records(ckpt, {FREEZE: record.node()})
-    out = out.noting(
-        f"frozen: {len(tied)} of {len({ref.identity for ref in known.values()})} parameters"
-    )
+    of = len({ref.identity for ref in known.values()})
+    out = out.noting(info(f"frozen: {len(tied)} of {of} parameters"))
     prefix = wrapper_prefix(list(known))
     if prefix and not model.is_module:
         out = out.noting(
-            f"warning: the names start with '{prefix}': a bare model has other ones, "
-            "strip-prefix first"
+            warning(
+                f"the names start with '{prefix}': a bare model has other ones",
+                "strip-prefix first",
+            )
         )
     if len(frozen) == len(known):
-        return out.noting("warning: every parameter is frozen: the loss will not move")
+        return out.noting(warning("every parameter is frozen: the loss will not move"))
     return out
 
 
@@ -83,10 +85,12 @@ def _set_flags(ckpt: Checkpoint, trains: dict[str, bool], bn_eval: bool = False)
     if bn_eval:
         changed, count = frozen_batchnorm_in_eval(changed)
         notes.append(
-            f"BatchNorm in eval mode: {count}; model.train() turns them on again, "
-            "modelctl.nn.freeze(bn_eval=True) keeps them"
+            info(
+                f"BatchNorm in eval mode: {count}; model.train() turns them on again, "
+                "modelctl.nn.freeze(bn_eval=True) keeps them"
+            )
             if count
-            else "warning: no BatchNorm is frozen: --bn-eval changes nothing"
+            else warning("no BatchNorm is frozen: --bn-eval changes nothing")
         )
     return ckpt.replace(root=rebuild(ckpt.root, {id(module): changed})).noting(*notes)
 
@@ -119,7 +123,7 @@ def unfreeze(
         out = write_records(ckpt, {FREEZE: record.node() if frozen else None})
     still = {known[name].identity for name in frozen}
     of = {ref.identity for ref in known.values()}
-    return out.noting(f"frozen: {len(still)} of {len(of)} parameters")
+    return out.noting(info(f"frozen: {len(still)} of {len(of)} parameters"))
 
 
 def _as_given(pattern: Patterns, exclude: Patterns) -> list[str]:

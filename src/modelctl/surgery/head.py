@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import wrappers
+from ..core.notes import info
 from ..errors import UsageError
 from .carry.sections import OptimizerPolicy, remap
 from .carry.state_dict import following
@@ -42,4 +43,4 @@ def strip_head(
         new = wrappers(found.names[0]) + rename_head
         renaming = {name: new + name[len(old) :] for name in found.names}
     plan = following(ckpt.sections.model().entries, renaming)
-    return remap(ckpt, plan, optimizer=optimizer, record=True).noting(f"head: {found}")
+    return remap(ckpt, plan, optimizer=optimizer, record=True).noting(info(f"head: {found}"))

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.checkpoint import Checkpoint
 from ..core.matcher import Names
 from ..core.nodes import Obj, children, mapping, with_entries
+from ..core.notes import Note, info, warning
 from ..core.records import frozen_names
 from ..core.sections import (
     Sections,
@@ -92,22 +93,23 @@ def merge(
         key=layout.paths["model"],
         notes=tuple(notes),
         findings=tuple(finding for part in parts for finding in part.findings),
-        warnings=tuple(warning for part in parts for warning in part.warnings),
+        warnings=tuple(one for part in parts for one in part.warnings),
         resources=tuple({id(r): r for part in parts for r in part.resources}.values()),
     )
-    return _checked(out.noting(*_warnings(out, model.sections, epoch, lr)))
+    return _checked(out.noting(*_unreached(out, model.sections, epoch, lr)))
 
 
-def _changed(before: Sections, numbers: Mapping[str, int | None], lr: float | None) -> list[str]:
+def _changed(before: Sections, numbers: Mapping[str, int | None], lr: float | None) -> list[Note]:
     """What an update changes of the progress that the checkpoint recorded."""
     notes = []
     for name, old in (("epoch", before.epoch), ("step", before.step)):
         new = numbers[name]
         if old is not None and new is not None and old[1] != new:
-            notes.append(f"{name}: {old[1]} -> {new}")
+            notes.append(info(f"{name}: {old[1]} -> {new}"))
     old_lrs = before.lrs()
     if lr is not None and old_lrs and set(old_lrs) != {lr}:
-        notes.append(f"lr: {', '.join(f'{x:g}' for x in dict.fromkeys(old_lrs))} -> {lr:g}")
+        were = ", ".join(f"{x:g}" for x in dict.fromkeys(old_lrs))
+        notes.append(info(f"lr: {were} -> {lr:g}"))
     return notes
 
 
@@ -262,19 +264,21 @@ def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
     return layout.put(root, "lr", lr) if ours or sections.lr is not None else root
 
 
-def _warnings(ckpt: Checkpoint, before: Sections, epoch: int | None, lr: float | None) -> list[str]:
+def _unreached(
+    ckpt: Checkpoint, before: Sections, epoch: int | None, lr: float | None
+) -> list[Note]:
     """What an epoch or a lr that was set does not reach."""
     found = []
     loops = (mapping(ckpt.root) or {}).get("loops")
     if epoch is not None and mapping(loops) is not None:
-        found.append("warning: Lightning goes on from 'loops', not from 'epoch': that is as it was")
+        found.append(warning("Lightning goes on from 'loops', not from 'epoch': that is as it was"))
     if lr is None:
         return found
     groups = [g for _, node in ckpt.sections.optimizers for g in param_groups(node)]
     if any("max_lr" in group for group in groups):
-        found.append("warning: OneCycleLR and CyclicLR go by max_lr, which is as it was")
+        found.append(warning("OneCycleLR and CyclicLR go by max_lr, which is as it was"))
     if len(set(before.lrs())) > 1:
-        found.append(f"warning: {len(set(before.lrs()))} different lrs become one")
+        found.append(warning(f"{len(set(before.lrs()))} different lrs become one"))
     return found
 
 
@@ -301,8 +305,9 @@ def _checked(ckpt: Checkpoint) -> Checkpoint:
                 hint = "merge the optimizer that was trained with this model"
                 raise RefusedError(e.message, hint=hint) from None
             ckpt = ckpt.noting(
-                f"warning: {path_text(path)}: {e.message}: check that it was trained "
-                "with this model"
+                warning(
+                    f"{path_text(path)}: {e.message}", "check that it was trained with this model"
+                )
             )
     for copy in sections.ema:
         _check_ema(copy, tensors)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import AVERAGED, STRIPPED, common_prefix, no_match
+from ..core.notes import info, warning
 from ..errors import UsageError
 from .carry.sections import remap
 from .carry.state_dict import Renaming, following
@@ -47,10 +48,12 @@ def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
     partly = sum(name.startswith("module.") for name in names)
     if partly:  # a wrapper's, or a child that is really called so: not ours to guess
         return ckpt.noting(
-            f"warning: {partly} of {len(names)} names start with 'module.': not stripped; "
-            "--prefix module. strips it from those that have it"
+            warning(
+                f"{partly} of {len(names)} names start with 'module.': not stripped",
+                "--prefix module. strips it from those that have it",
+            )
         )
-    return ckpt.noting("no name has a wrapper prefix: nothing to strip")
+    return ckpt.noting(info("no name has a wrapper prefix: nothing to strip"))
 
 
 def add_prefix(ckpt: Checkpoint, prefix: str) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.checkpoint import Checkpoint
 from ..core.maps import renamer
 from ..core.names import Patterns, as_list, no_match, select
+from ..core.notes import info
 from ..errors import UsageError
 from .carry.sections import OptimizerPolicy, remap
 from .carry.state_dict import following
@@ -41,7 +42,7 @@ def rename(ckpt: Checkpoint, map: Patterns, regex: bool = False) -> Checkpoint:
                 current[name] = now
     renaming = {name: new for name, new in current.items() if name != new}
     out = remap(ckpt, following(names, renaming))
-    return out if renaming else out.noting("every name is as the maps would have it")
+    return out if renaming else out.noting(info("every name is as the maps would have it"))
 
 
 def keep(
@@ -82,4 +83,4 @@ def drop(
 def _without(ckpt: Checkpoint, gone: list[str], optimizer: OptimizerPolicy) -> Checkpoint:
     names = ckpt.sections.model().entries
     out = remap(ckpt, following(names, dict.fromkeys(gone)), optimizer=optimizer)
-    return out if gone else out.noting("every tensor is kept")
+    return out if gone else out.noting(info("every tensor is kept"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.notes import Note, info, warning
 from ..core.tensors import TensorRef
 from ..core.tree import Path, path_text, set_at, walk
 from ..errors import NoMatchError
@@ -44,7 +45,7 @@ def split(ckpt: Checkpoint) -> dict[str, Checkpoint]:
             rest = rest.replace(root=set_at(rest.root, path, _PLACE + part), key=None)
         elif found[part]:
             where = ", ".join(path_text(path) for path, _ in found[part])
-            rest = rest.noting(f"several of them stay in the rest: {where}")
+            rest = rest.noting(info(f"several of them stay in the rest: {where}"))
     parts["rest"] = rest.noting(*_torn(parts))
     return parts
 
@@ -58,7 +59,7 @@ def places(rest: Checkpoint) -> dict[str, Path]:
     }
 
 
-def _torn(parts: dict[str, Checkpoint]) -> list[str]:
+def _torn(parts: dict[str, Checkpoint]) -> list[Note]:
     """A note a pair of parts that share tensors, which two files can't."""
     owner: dict[int, str] = {}
     torn: dict[tuple[str, str], str] = {}
@@ -69,6 +70,6 @@ def _torn(parts: dict[str, Checkpoint]) -> list[str]:
                 if first != part:
                     torn.setdefault((first, part), path_text(path))
     return [
-        f"warning: '{name}' of {part} shares memory with {first}: in two files it does not"
+        warning(f"'{name}' of {part} shares memory with {first}: in two files it does not")
         for (first, part), name in torn.items()
     ]

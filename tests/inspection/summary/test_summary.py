@@ -12,6 +12,7 @@ from torch import nn
 
 import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
+from modelctl.core.notes import warning
 from modelctl.errors import AmbiguousError, NoMatchError, UsageError
 from modelctl.inspection import show as values
 from modelctl.inspection.ls import trainability
@@ -144,7 +145,7 @@ def test_ties_and_what_is_stored(tmp_path: Path) -> None:
         found = mc.summarize(ckpt)
     assert found.totals.nbytes == 4000 + 12
     assert found.totals.bytes_stored == 4_000_000 + 12
-    assert [text for text, _ in found.warnings] == [
+    assert [note.text for note in found.warnings] == [
         "'a.weight' uses 4,000 of the 4,000,000 bytes that it keeps alive"
     ]
 
@@ -155,21 +156,24 @@ def test_warnings(tmp_path: Path) -> None:
         assert mc.summarize(ckpt).warnings == []
         frozen = mc.summarize(mc.freeze(ckpt, "*"))
         assert frozen.warnings == [
-            ("every parameter is frozen: the loss will not move", "modelctl unfreeze")
+            warning(
+                "every parameter is frozen: the loss will not move",
+                f"modelctl unfreeze {tmp_path / 'in.pt'} -o NEW.pt",
+            )
         ]
         assert (frozen.totals.trainable, frozen.totals.frozen) == (0, 6)
     for prefix, by in (("module.", "DataParallel"), ("_orig_mod.", "torch.compile")):
         with opened(tmp_path, {prefix + key: value for key, value in state.items()}) as ckpt:
-            ((text, hint),) = mc.summarize(ckpt).warnings
+            ((_, text, hint),) = mc.summarize(ckpt).warnings
         assert by in text
-        assert hint == "modelctl strip-prefix"
+        assert hint == f"modelctl strip-prefix {tmp_path / 'in.pt'} -o NEW.pt"
 
     class Evil:
         def __reduce__(self) -> Any:
             return print, ("called",)
 
     with opened(tmp_path, {"model": state, "x": Evil()}) as ckpt:
-        ((text, _),) = mc.summarize(ckpt).warnings
+        ((_, text, _),) = mc.summarize(ckpt).warnings
     assert "would run code: builtins.print" in text
 
 

@@ -310,14 +310,14 @@ def patched(kind):
 def test_a_forward_that_was_replaced(kind, way):
     found = unchanged(prepared(patched(kind)), (3, 8, 8), **{"batch_size": 2, **way})
     assert found.totals.macs == summary(Net(), (3, 8, 8), **{"batch_size": 2, **way}).totals.macs
-    assert not [text for text, _ in found.advice if "never touches" in text]
+    assert not [note for note in found.advice if "never touches" in note.text]
 
 
 def test_a_helper_object_that_holds_a_module(way):
     model = prepared(Helped())
     model.norm.train()
     found = unchanged(model, (3, 8, 8), **{"batch_size": 2, **way})
-    assert [text.partition(":")[2] for text, _ in found.advice] == [" unused"]
+    assert [note.text.partition(":")[2] for note in found.advice] == [" unused"]
 
 
 def test_modules_in_plain_lists_and_deques(way):

@@ -366,7 +366,7 @@ def test_memory_adds_up():
 
 
 def advice(model, size=None, **options):
-    return [text for text, _ in summary(model, size, **options).advice]
+    return [note.text for note in summary(model, size, **options).advice]
 
 
 def test_nothing_is_odd_about_a_good_model():

@@ -70,7 +70,7 @@ def test_mmengine_swaps_the_values(tmp_path: Path) -> None:
         "ema_state_dict": {"steps": torch.tensor(7), **trained},
     }
     with opened(tmp_path / "in.pt", saved) as ckpt:
-        assert any("averaged" in note for note in mc.convert(ckpt, weights_only=True).notes)
+        assert any("averaged" in note.text for note in mc.convert(ckpt, weights_only=True).notes)
     out = stripped(tmp_path, saved)
     assert list(out["ema_state_dict"]) == ["steps", *(f"module.{n}" for n in out["state_dict"])]
     assert torch.equal(

@@ -165,7 +165,7 @@ def test_an_lstm_keeps_its_flat_weights(tmp_path: Path) -> None:
 def test_freezing_everything_warns(tmp_path: Path) -> None:
     torch.save(Net(), tmp_path / "in.pt")
     with mc.open(tmp_path / "in.pt") as ckpt:
-        assert "the loss will not move" in mc.freeze(ckpt, "*").notes[-1]
+        assert "the loss will not move" in mc.freeze(ckpt, "*").notes[-1].text
 
 
 def test_a_frozen_module_tells_its_state_dict(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def _print(out: Output, ckpt: Checkpoint, found: View, seconds: float) -> None:
         if data.depth is not None and data.depth < data.deepest:
             next_one = f"--depth {data.depth + 1} · " if data.depth + 1 < data.deepest else ""
             out.line(f" more: {next_one}--depth all")
-    for text, hint in data.advice:
-        out.note(f"advice: {text}", hint)
+    for note in data.advice:
+        out.note(str(note), note.way_out)
 
 
 def _fitted(
@@ -273,7 +273,7 @@ def _json(document: Mapping[str, Any], found: View) -> dict[str, Any]:
         "uncounted": [
             {"op": op, "module": module, "calls": calls} for op, module, calls in data.uncounted
         ],
-        "advice": [text for text, _ in data.advice],
+        "advice": [note.text for note in data.advice],
     }
 
 

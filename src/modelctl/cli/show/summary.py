@@ -41,10 +41,8 @@ def print_summary(out: Output, ckpt: Checkpoint, found: s.Summary, seconds: floa
 
 def print_warnings(out: Output, ckpt: Checkpoint, found: s.Summary) -> None:
     """What is odd about a file, and the next step."""
-    for text, hint in found.warnings:
-        if _is_command(hint):
-            hint = f"{hint} {ckpt.origin.path if ckpt.origin else 'FILE'} -o NEW.pt"
-        out.note(f"warning: {text}", hint)
+    for note in found.warnings:
+        out.note(str(note), note.way_out)
 
 
 def file_line(ckpt: Checkpoint, end: str) -> str:
@@ -56,10 +54,6 @@ def file_line(ckpt: Checkpoint, end: str) -> str:
     label = origin.label if origin else "in memory"
     on_disk = size(origin.bytes_on_disk) if origin else ""
     return f"{name}   {' · '.join((label, sections.kind, count(tensors, 'tensor'), on_disk, end))}"
-
-
-def _is_command(hint: str | None) -> bool:
-    return hint is not None and hint.startswith("modelctl ")
 
 
 def _summary_table(out: Output, found: s.Summary) -> None:
@@ -273,7 +267,7 @@ def summary_json(ckpt: Checkpoint, found: s.Summary) -> dict[str, Any]:
             "optimizer": training.optimizer,
         },
         "metadata": dict(ckpt.metadata),
-        "warnings": [text for text, _ in found.warnings],
+        "warnings": [note.text for note in found.warnings],
     }
 
 

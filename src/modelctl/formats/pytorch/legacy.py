@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.nodes import mapping
+from ...core.notes import warning
 from ...core.storages import RunStorage, Source, Storage
 from ...core.tensors import StorageRef
 from ...errors import UnreadableError, UnsupportedError
@@ -65,7 +66,7 @@ class TorchLegacy(Format):
         return Checkpoint(
             root,
             Origin(source.name, self.name, self.label, source.size),
-            warnings=(f"{trailing:,} bytes after the last storage",) if trailing else (),
+            warnings=(warning(f"{trailing:,} bytes after the last storage"),) if trailing else (),
             findings=tuple(findings),
         )
 

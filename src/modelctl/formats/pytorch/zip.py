@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.notes import Loss
+from ...core.notes import Loss, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.interpreter import MAX_SIZE, unpickle
@@ -100,7 +100,7 @@ class SavedZip:
             raise e.located(self.source.name, name) from None
         self.findings += findings
         if end != len(data):
-            self.warnings.append(f"{len(data) - end:,} bytes after the pickle in {name}")
+            self.warnings.append(warning(f"{len(data) - end:,} bytes after the pickle in {name}"))
         return value
 
     def storage(self, folder: str, found: StorageId) -> Storage:
@@ -119,7 +119,9 @@ class SavedZip:
             sizes = f"{found.nbytes:,} bytes are declared, it inflates to {member.size:,}"
             raise broken(sizes, member.offset)
         if member.size > found.nbytes:
-            self.warnings.append(f"{name} is {member.size - found.nbytes:,} bytes too long")
+            self.warnings.append(
+                warning(f"{name} is {member.size - found.nbytes:,} bytes too long")
+            )
         # a checksum is that of the whole member
         crc = member.crc32 if member.size == found.nbytes else None
         made: Storage

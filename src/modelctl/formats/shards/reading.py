@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint, Origin
 from ...core.nodes import ABSENT, Obj, mapping, ordered_dict
+from ...core.notes import Note, warning
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ...storage.places import Place
@@ -40,7 +41,8 @@ class Sharded(Format):
         total = (index.get("metadata") or {}).get("total_size")
         unique = sum({ref.identity: ref.nbytes for ref in refs}.values())
         if type(total) is int and total != unique:
-            warnings.append(f"the index says {total:,} bytes in all, its tensors have {unique:,}")
+            says = f"the index says {total:,} bytes in all, its tensors have {unique:,}"
+            warnings.append(warning(says))
         metadata: dict[str, str] = {}
         labels: dict[str, None] = {}
         for part in parts.values():
@@ -72,7 +74,7 @@ def _shard(place: Place, name: Any) -> Place:
 
 def _entries(
     place: Place, weight_map: dict[str, str], parts: dict[str, Checkpoint]
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Note]]:
     """The tensors in the order of the index, then those that are tied to them; what is odd."""
     by_shard: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
@@ -80,7 +82,7 @@ def _entries(
     found: dict[str, Any] = {}
     tied: dict[str, TensorRef] = {}
     known: set[Any] = set()
-    warnings: list[str] = []
+    warnings: list[Note] = []
     for shard, names in by_shard.items():
         entries = mapping(parts[shard].root) or {}
         for name in names:
@@ -101,10 +103,9 @@ def _entries(
                 tied[name] = value
         unlisted = [name for name in unlisted if name not in tied]
         if unlisted:
-            warnings.append(
-                f"{shard} holds {len(unlisted)} tensors that the index does not put there: "
-                f"{', '.join(map(str, unlisted[:3]))}"
-            )
+            first = ", ".join(map(str, unlisted[:3]))
+            says = f"{len(unlisted)} tensors that the index does not put there: {first}"
+            warnings.append(warning(f"{shard} holds {says}"))
         warnings += parts[shard].warnings
     return {name: found[name] for name in weight_map} | tied, warnings
 

@@ -10,6 +10,7 @@ from ...core.checkpoint import Checkpoint
 from ...core.modules import is_training, submodules
 from ...core.names import STRIPPED, common_prefix, natural
 from ...core.nodes import Obj
+from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record
 from ...core.roles import role_of
 from ...core.tensors import TensorRef
@@ -52,7 +53,7 @@ class Summary:
     module: str | None = None
     depth: int | None = None
     stats: dict[str, Stats] = field(default_factory=dict)
-    warnings: list[tuple[str, str | None]] = field(default_factory=list)
+    warnings: list[Note] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
 
@@ -121,7 +122,7 @@ def summarize(
         None if module is None else f"{module.func}, {_mode(module)}",
         depth,
         {name: one for name, one in values.items() if one is not None},
-        [*([(unread, None)] if unread else []), *_warnings(ckpt, tensors, totals)],
+        [*([warning(unread)] if unread else []), *_warnings(ckpt, tensors, totals)],
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
     )
@@ -179,31 +180,31 @@ def _totals(tensors: dict[str, TensorRef], once: set[str], grads: Any) -> Totals
 # ---------------------------------------------------------------------- warnings
 
 
-def _warnings(
-    ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals
-) -> Iterable[tuple[str, str | None]]:
-    """(what, the next step) of all that is worth a word."""
+def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -> Iterable[Note]:
+    """All that is worth a word, with the next step."""
+    path = ckpt.origin.path if ckpt.origin else "FILE"
     dangerous = [finding for finding in ckpt.findings if finding.level == "dangerous"]
     if dangerous:
         named = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
-        yield (
+        yield warning(
             f"unpickling this file would run code: {named}. modelctl did not.",
             "don't load it with torch.load(weights_only=False)",
         )
-    for warning in ckpt.warnings:
-        yield warning, None
+    yield from ckpt.warnings
     composites = ckpt.sections.models[0].composites() if ckpt.sections.models else {}
     if composites:
         kinds = ", ".join(sorted({node.layout for node in composites.values()}))
-        yield f"{len(composites)} tensors ({kinds}) are not in the totals: no plain tensors", None
+        yield warning(
+            f"{len(composites)} tensors ({kinds}) are not in the totals: no plain tensors"
+        )
     names = list(tensors)
     prefix = common_prefix(names)
     first = prefix.partition(".")[0]
     if first in STRIPPED:
-        yield (
+        yield warning(
             f"all {len(names)} names start with '{first}.': saved under a wrapper "
             f"({'DataParallel' if first == 'module' else 'torch.compile'})",
-            "modelctl strip-prefix",
+            f"modelctl strip-prefix {path} -o NEW.pt",
         )
     for name, ref in tensors.items():
         kept = ref.storage.nbytes
@@ -214,6 +215,9 @@ def _warnings(
                 }.values()
             )
             if kept > _WASTE_RATIO * used:
-                yield f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive", None
+                yield warning(f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive")
     if read_freeze(ckpt) is not None and totals.trainable == 0:
-        yield "every parameter is frozen: the loss will not move", "modelctl unfreeze"
+        yield warning(
+            "every parameter is frozen: the loss will not move",
+            f"modelctl unfreeze {path} -o NEW.pt",
+        )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...core.notes import Note
 from ...core.text import some
 from ..freezing.batchnorm import held_batchnorms
 from ..model_names import is_lazy, slots, unwrap
@@ -15,25 +16,23 @@ from .trace import Trace
 # What a view keeps alive, against what it uses.
 _WASTE_RATIO, _WASTE_BYTES = 4, 1 << 20
 
-Advice = tuple[str, str | None]
 
-
-def advice(model: nn.Module, copied: nn.Module, trace: Trace | None, mode: str) -> list[Advice]:
-    """(what is odd and why, the way out) of a model and of what a forward of its copy did."""
+def advice(model: nn.Module, copied: nn.Module, trace: Trace | None, mode: str) -> list[Note]:
+    """What is odd about a model and what a forward of its copy did, each with the way out."""
     bare = unwrap(model)
     found = [*_frozen(bare), *_moving_statistics(bare), *_dtypes(bare), *_views(bare)]
     if trace is not None:
         found += [*_biases(bare, copied, trace), *_dead(copied, trace, mode)]
-    return found
+    return [Note("advice", text, way_out) for text, way_out in found]
 
 
-def _frozen(model: nn.Module) -> Iterator[Advice]:
+def _frozen(model: nn.Module) -> Iterator[tuple[str, str]]:
     params = [*model.parameters()]
     if params and not any(p.requires_grad for p in params):
         yield "every parameter is frozen: the loss will not move", "mnn.unfreeze(model, 'fc')"
 
 
-def _moving_statistics(model: nn.Module) -> Iterator[Advice]:
+def _moving_statistics(model: nn.Module) -> Iterator[tuple[str, str]]:
     names = [
         name
         for name, module in model.named_modules()
@@ -51,7 +50,7 @@ def _moving_statistics(model: nn.Module) -> Iterator[Advice]:
         )
 
 
-def _dtypes(model: nn.Module) -> Iterator[Advice]:
+def _dtypes(model: nn.Module) -> Iterator[tuple[str, str]]:
     elements: dict[str, int] = {}
     for p in model.parameters():
         if p.is_floating_point() and not is_lazy(p):
@@ -65,7 +64,7 @@ def _dtypes(model: nn.Module) -> Iterator[Advice]:
         )
 
 
-def _views(model: nn.Module) -> Iterator[Advice]:
+def _views(model: nn.Module) -> Iterator[tuple[str, str]]:
     used: dict[int, dict[Any, int]] = {}
     kept: dict[int, tuple[str, int]] = {}
     for slot in slots(model):
@@ -90,7 +89,7 @@ def _has_memory(tensor: Tensor) -> bool:
     return not is_lazy(tensor) and not tensor.is_meta and str(tensor.layout) == "torch.strided"
 
 
-def _biases(model: nn.Module, copied: nn.Module, trace: Trace) -> Iterator[Advice]:
+def _biases(model: nn.Module, copied: nn.Module, trace: Trace) -> Iterator[tuple[str, str]]:
     modules = dict(copied.named_modules())
     held = set(held_batchnorms(model))  # what these subtract stays as it is
     names = list(dict.fromkeys(name for name, norm in trace.normed if norm not in held))
@@ -104,7 +103,7 @@ def _biases(model: nn.Module, copied: nn.Module, trace: Trace) -> Iterator[Advic
         )
 
 
-def _dead(model: nn.Module, trace: Trace, mode: str) -> Iterator[Advice]:
+def _dead(model: nn.Module, trace: Trace, mode: str) -> Iterator[tuple[str, str]]:
     touched = trace.touched | trace.touched_in_training
     dead = {name: p for name, p in model.named_parameters() if id(p) not in touched}
     if not dead:

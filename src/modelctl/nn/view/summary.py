@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ...core.notes import Note
 from ...core.text import shape, short, some, table
 from ...errors import UsageError
 from ..devices import choose_device
 from ..model_names import kind_of, unwrap
-from .advice import Advice, advice
+from .advice import advice
 from .inputs import Dtypes, Inputs, Sizes, from_data, from_shapes
 from .model_copy import Copy, structural_copy
 from .rows import Layer, Totals, deepest, fitting, folded_if, layers, totals
@@ -40,7 +41,7 @@ class ModelSummary:
         output: the shape of what the model returns, or a mapping of shapes.
         uncounted: (operator, module, calls) of what has matrix products or convolutions inside,
             for all that is known, but no formula: totals are lower bounds then.
-        advice: (what is odd and why, the way out).
+        advice: what is odd and why, with the way out.
         mode: ``"eval"`` or ``"train"``. device: ``"meta"``, or where it was run for real.
         depth: how many levels have rows; None: all. deepest: how many there are.
     """
@@ -52,7 +53,7 @@ class ModelSummary:
     batch: int | None
     output: Shapes | None
     uncounted: list[tuple[str, str, int]]
-    advice: list[Advice]
+    advice: list[Note]
     mode: str
     device: str
     depth: int | None
@@ -61,10 +62,10 @@ class ModelSummary:
     def __str__(self) -> str:
         names, cells, right = cells_of(self)
         lines = [title(self), "", table(names, cells, right), "", *foot(self)]
-        for text, hint in self.advice:
-            lines.append(f"advice: {text}")
-            if hint:
-                lines.append(f"  hint: {hint}")
+        for note in self.advice:
+            lines.append(str(note))
+            if note.way_out:
+                lines.append(f"  hint: {note.way_out}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
 from ...core.nodes import mapping, with_entries
+from ...core.notes import info
 from ...core.records import frozen_names
 from ...core.sections import Sections, StateDict
 from ...core.tensors import TensorRef
@@ -58,13 +59,14 @@ def remap(
         changes[id(copy.node)] = _renamed(copy, of_copy, record=False)
         if of_copy:
             gone = sum(new is None for new in of_copy.values())
-            notes.append(
-                f"EMA copy '{path_text(copy.path)}': {len(of_copy) - gone} renamed, {gone} removed"
-            )
+            what = f"{len(of_copy) - gone} renamed, {gone} removed"
+            notes.append(info(f"EMA copy '{path_text(copy.path)}': {what}"))
     if removed:
         lists = _without_removed(sections, model.tensors(), removed)
         notes += [
-            f"EMA copy '{path_text(path)}': cut, too" for path in sections.nameless_ema if lists
+            info(f"EMA copy '{path_text(path)}': cut, too")
+            for path in sections.nameless_ema
+            if lists
         ]
         changes.update(lists)
     changes[id(model.node)] = _renamed(model, renaming, record=record)
