@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 HEAD = """\
 # Commands
@@ -21,31 +21,28 @@ without wildcards that is a module means all in it.
 
 def page() -> str:
     """The reference of all commands, as Markdown."""
-    from modelctl.cli.app import COMMANDS
+    from modelctl.cli.commands import COMMANDS
 
-    return "\n".join([HEAD, *(_command(command, name) for name, (command, _) in COMMANDS.items())])
+    return "\n".join([HEAD, *map(_command, COMMANDS.values())])
 
 
-def _command(function: Any, name: str) -> str:
-    hints = get_type_hints(function, include_extras=True)
+def _command(command: Any) -> str:
     arguments, rows = [], []
-    for parameter in inspect.signature(function).parameters.values():
-        kind, info = get_args(hints[parameter.name])[:2]
-        if type(info).__name__ == "ArgumentInfo":
-            arguments.append(info.metavar or parameter.name.upper())
+    for parameter in inspect.signature(command).parameters.values():
+        kind, info = get_args(parameter.annotation)[:2]
+        if not hasattr(info, "names"):
+            arguments.append(info.metavar)
             continue
-        # typer takes a first flag for the default, and sorts that out when it builds the command
-        first = [info.default] if str(info.default).startswith("--") else []
-        flags = [*first, *(info.param_decls or ())] or ["--" + parameter.name.replace("_", "-")]
         silent = (None, False, True, [], parameter.empty)
         default = "" if parameter.default in silent else f" Default: `{parameter.default}`."
         needed = " (needed)" if parameter.default is parameter.empty else ""
         value = (_choices(kind) or info.metavar or "").replace("|", " or ")
-        flag = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
-        rows.append(f"| {flag}{needed} | {info.help}{default} |")
-    text = inspect.cleandoc(function.__doc__ or "")
+        flags = ", ".join(f"`{flag}`" for flag in info.names(parameter.name))
+        flags += f" `{value}`" if value else ""
+        rows.append(f"| {flags}{needed} | {info.help}{default} |")
+    text = inspect.cleandoc(command.__doc__ or "")
     body, _, example = text.partition("Example: ")
-    parts = [f"## modelctl {name} {' '.join(arguments)}".rstrip(), "", body.strip(), ""]
+    parts = [f"## modelctl {command.name} {' '.join(arguments)}".rstrip(), "", body.strip(), ""]
     if example:
         parts += ["```sh", example.strip(), "```", ""]
     return "\n".join([*parts, "| option | |", "| --- | --- |", *rows, ""])

@@ -26,7 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "surgery": {"core"},
     "inspection": {"core"},
     "nn": {"inspection", "surgery", "files", *_BELOW_FILES},
-    "cli": {"nn", "inspection", "surgery", "files", *_BELOW_FILES},
+    "rewrite": {"inspection", "surgery", "files", *_BELOW_FILES},
+    "cli": {"nn", "rewrite", "inspection", "surgery", "files", *_BELOW_FILES},
     "testing": {"inspection", "surgery", "files", *_BELOW_FILES},
     "__main__": {"cli"},
 }

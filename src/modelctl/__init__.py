@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .inspection.ls import list_tensors as list_tensors
     from .inspection.matching.match import match as match
     from .inspection.summary.summarize import summarize as summarize
+    from .rewrite.edit import edit as edit
+    from .rewrite.parts import merge_files as merge_files
+    from .rewrite.parts import split_file as split_file
+    from .rewrite.recipe_files import read_recipe as read_recipe
     from .surgery.convert import convert as convert
     from .surgery.find_head import find_head as find_head
     from .surgery.freeze import freeze as freeze
@@ -55,6 +59,10 @@ _WHERE = {
     "split": "surgery.split",
     "save_parts": "files",
     "apply": "surgery.recipe",
+    "edit": "rewrite.edit",
+    "merge_files": "rewrite.parts",
+    "split_file": "rewrite.parts",
+    "read_recipe": "rewrite.recipe_files",
     "summarize": "inspection.summary.summarize",
     "list_tensors": "inspection.ls",
     "diff": "inspection.diff",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class ModelctlError(Exception):
@@ -16,6 +17,16 @@ class ModelctlError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def kind(self) -> str:
+        """The kind of error, for programs: ``no_match``, ``unreadable``, ``usage``."""
+        name = type(self).__name__.removesuffix("Error")
+        words = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+        return words if type(self) is not ModelctlError else "error"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "message": self.message, "hint": self.hint}
 
 
 class UnreadableError(ModelctlError):
@@ -47,6 +58,11 @@ class UnreadableError(ModelctlError):
             offset=self.offset,
             hint=self.hint,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """With the file, the member and the offset, as far as they are known."""
+        path = None if self.path is None else str(self.path)
+        return {**super().as_dict(), "path": path, "member": self.member, "offset": self.offset}
 
 
 class UnsupportedError(ModelctlError):

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 
 import modelctl as mc
-from modelctl.cli.app import COMMANDS as ALL
+from modelctl.cli.commands import COMMANDS
 from modelctl.inspection.ls import list_tensors
 
 from .files import Cli, Result
 
-COMMANDS: dict[str, Callable[..., Any]] = {name: command for name, (command, _) in ALL.items()}
 LIBRARY: dict[str, Callable[..., Any]] = {
     "summary": mc.summarize,
     "ls": list_tensors,
@@ -45,7 +44,7 @@ OUTPUT = {
     *("output", "in_place", "to", "max_shard_size", "overwrite", "dry_run", "history", "key"),
     "follow_symlinks",
 }
-DISPLAY = {"format", "color", "quiet"}
+DISPLAY = {"format", "json", "color", "quiet"}
 # --params and --buffers are the library's role; --long is how it is shown
 _LIVE = {"arch", "arch_arg", "input_size", "input_dtype", "device", "trust"}
 SPELLED = {

@@ -58,7 +58,7 @@ def read(path: str, folder: str) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     with mc.open(path) as ckpt:
         seen["findings"] = [[one.level, one.id, one.name] for one in ckpt.findings]
-        seen["warnings"] = list(ckpt.warnings)
+        seen["warnings"] = [note.text for note in ckpt.warnings]
         mc.summarize(ckpt, None)
         mc.list_tensors(ckpt, section="all")
         seen["bytes"] = sum(len(part) for ref in ckpt.tensors().values() for part in ref.chunks())

@@ -1,4 +1,4 @@
-"""The command line: thin commands that open, call, save and show."""
+"""The command line: thin commands that call the library and show what it reports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import gc
 import os
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
 
-from ..errors import ModelctlError
+from ..errors import ModelctlError, UsageError
 
 
 def main() -> NoReturn:
@@ -35,8 +37,45 @@ _received: list[int] = []
 _INTERRUPTED = 130
 
 
-def run(argv: list[str]) -> int:
-    """Run one command; the exit code. Errors are printed to stderr, in one or two lines."""
+def run(argv: Sequence[str]) -> int:
+    """Run one command; the exit code. Errors are printed to stderr, in one or two lines; where the
+    report was to be JSON they are a document on stdout."""
+    try:
+        code = _run(list(argv))
+        sys.stdout.flush()
+    except ModelctlError as e:
+        return _failed(argv, e.as_dict(), e)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
+        # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
+        _discard_stdout()
+        return 0
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        return _failed(argv, _error("os", f"{where}{e.strerror or e}"), e)
+    except Exception as e:
+        hint = "this is a bug in modelctl; MODELCTL_DEBUG=1 shows where"
+        return _failed(argv, _error("bug", f"{type(e).__name__}: {e}", hint), e)
+    if code == _INTERRUPTED:  # typer gives this code, too
+        print("interrupted", file=sys.stderr)
+        return 128 + _received[-1] if _received else _INTERRUPTED
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    """A command that is well said is run at once; typer is for help, mistakes and completion."""
+    from .commands import COMMANDS
+    from .quick import said
+
+    command = COMMANDS.get(argv[0]) if argv and "_MODELCTL_COMPLETE" not in os.environ else None
+    options = said(command, argv[1:]) if command is not None else None
+    if command is not None and options is not None:
+        return command(**options)
+    return _by_typer(argv)
+
+
+def _by_typer(argv: list[str]) -> int:
     import typer
 
     from .app import make_app
@@ -44,30 +83,21 @@ def run(argv: list[str]) -> int:
     # a completion is asked of the whole program
     only = argv[0] if argv and "_MODELCTL_COMPLETE" not in os.environ else None
     try:
-        # without standalone mode, typer gives the code of typer.Exit back
+        # without standalone mode, typer gives back the code of a command, and of typer.Exit
         code = make_app(only)(argv, prog_name="modelctl", standalone_mode=False)
-        sys.stdout.flush()
-    except ModelctlError as e:
-        return _failed(e.message, e.hint, e)
     except typer.TyperException as e:
-        return _failed(*_usage(e), e)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
-        # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
-        _discard_stdout()
-        return 0
-    except OSError as e:
-        _discard_stdout()
-        where = f"{e.filename}: " if e.filename else ""
-        return _failed(f"{where}{e.strerror or e}", None, e)
-    except Exception as e:
-        hint = "this is a bug in modelctl; MODELCTL_DEBUG=1 shows where"
-        return _failed(f"{type(e).__name__}: {e}", hint, e)
-    if code == _INTERRUPTED:  # typer gives this code, too
-        print("interrupted", file=sys.stderr)
-        return 128 + _received[-1] if _received else _INTERRUPTED
+        raise _usage(e) from e
+    except typer.Abort:
+        return _INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _usage(e: Exception) -> UsageError:
+    context = getattr(e, "ctx", None)
+    command = getattr(context, "command_path", "modelctl")
+    text = e.format_message() if hasattr(e, "format_message") else str(e)
+    text = text or "which command?"  # its help was printed
+    return UsageError(text.rstrip("."), hint=f"see '{command} --help'")
 
 
 def _discard_stdout() -> None:
@@ -76,20 +106,31 @@ def _discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _usage(e: Exception) -> tuple[str, str]:
-    context = getattr(e, "ctx", None)
-    command = getattr(context, "command_path", "modelctl")
-    text = e.format_message() if hasattr(e, "format_message") else str(e)
-    text = text or "which command?"  # its help was printed
-    return text.rstrip("."), f"see '{command} --help'"
+def _error(kind: str, message: str, hint: str | None = None) -> dict[str, Any]:
+    return {"kind": kind, "message": message, "hint": hint}
 
 
-def _failed(message: str, hint: str | None, cause: BaseException) -> int:
+def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) -> int:
     from ..core.text import printable
 
     if os.environ.get("MODELCTL_DEBUG") == "1":
         raise cause
-    print(f"error: {printable(message)}", file=sys.stderr)
-    if hint:
-        print(f"hint: {printable(hint)}", file=sys.stderr)
+    if _wants_json(argv):
+        from .output import write_json
+
+        with contextlib.suppress(OSError):  # a full disk: stderr is what is left
+            write_json("error", {"error": error})
+            sys.stdout.flush()
+            return 2
+    if isinstance(cause, OSError):  # it may be stdout that can't be written
+        _discard_stdout()
+    print(f"error: {printable(error['message'])}", file=sys.stderr)
+    if error["hint"]:
+        print(f"hint: {printable(error['hint'])}", file=sys.stderr)
     return 2
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    """Whether the report was to be JSON, also where the rest of the line is no command."""
+    words = list(argv[: argv.index("--")] if "--" in argv else argv)
+    return "--json" in words or "--format=json" in words or ("--format", "json") in pairwise(words)

@@ -1,20 +1,20 @@
-"""The commands, gathered into one program."""
+"""The commands, gathered into one program of typer's: for help, errors and completion."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
 
 import typer
 
-from .commands import compare, edit, look, parts
+from .commands import COMMANDS
+from .completion import complete_names, complete_paths
+from .signature import Argument, Command, Option
 
-COMMANDS = {
-    command.__name__.replace("_", "-"): (command, panel)
-    for panel, commands in (
-        ("Look", (*look.COMMANDS, *compare.COMMANDS)),
-        ("Edit", (*edit.COMMANDS, *parts.COMMANDS)),
-    )
-    for command in commands
+_COMPLETE: dict[str, Callable[..., list[str]]] = {
+    "names": complete_names,
+    "paths": complete_paths,
 }
 
 
@@ -31,9 +31,45 @@ def make_app(only: str | None = None) -> typer.Typer:
     )
     app.callback()(_main)
     for name in [only] if only in COMMANDS else COMMANDS:
-        command, panel = COMMANDS[str(name)]
-        app.command(name, help=_flowing(command.__doc__ or ""), rich_help_panel=panel)(command)
+        command = COMMANDS[str(name)]
+        app.command(name, help=_flowing(command.__doc__ or ""), rich_help_panel=command.panel)(
+            _for_typer(command)
+        )
     return app
+
+
+def _for_typer(command: Command) -> Callable[..., int]:
+    """A function that takes what the command takes, as typer wants to be told."""
+
+    def function(**said: Any) -> int:
+        return command(**said)
+
+    parameters = [
+        parameter.replace(annotation=_annotation(parameter))
+        for parameter in inspect.signature(command).parameters.values()
+    ]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {one.name: one.annotation for one in parameters}
+    return function
+
+
+def _annotation(parameter: inspect.Parameter) -> Any:
+    kind, info = get_args(parameter.annotation)[:2]
+    return Annotated[kind, _info(parameter.name, info)]
+
+
+def _info(name: str, info: Argument | Option) -> Any:
+    complete = _COMPLETE[info.complete] if info.complete else None
+    if isinstance(info, Argument):
+        return typer.Argument(metavar=info.metavar, help=info.help, autocompletion=complete)
+    return typer.Option(
+        *info.names(name),
+        metavar=info.metavar,
+        help=info.help,
+        rich_help_panel=info.panel,
+        autocompletion=complete,
+        min=info.least,
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -46,7 +82,10 @@ def _version(wanted: bool) -> None:
 
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -7,27 +7,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
+from ..core.notes import Note
+from ..core.pages import Column, Line, Page, Report, Table
 from ..core.text import printable
+from .show.cells import for_people, for_programs, is_number
+from .show.fitting import widths, without_spare
 
 # Seconds before a bar appears.
 _PATIENCE = 0.5
 
 
-class Column(NamedTuple):
-    """A column: its heading, whether it holds numbers, and a colour for a terminal."""
-
-    name: str
-    right: bool = False
-    style: str = ""
-
-
 class Output:
     """Reports on stdout, all else on stderr; colour and width never change what a pipe gets."""
 
-    def __init__(self, format: str = "table", color: str = "auto", quiet: bool = False) -> None:
-        self.format, self.color, self.quiet = format, color, quiet
+    def __init__(
+        self, command: str, format: str = "table", color: str = "auto", quiet: bool = False
+    ) -> None:
+        self.command, self.format, self.color, self.quiet = command, format, color, quiet
+        self._bar: Any = None
 
     @property
     def is_json(self) -> bool:
@@ -35,7 +34,7 @@ class Output:
 
     @property
     def is_table(self) -> bool:
-        """True where people read it: headings, totals and notes belong in it."""
+        """True where people read it: lines, totals and hints belong in it."""
         return self.format == "table"
 
     @property
@@ -45,123 +44,116 @@ class Output:
             return self.color == "always"
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
-    @property
-    def width(self) -> int | None:
-        """Columns of the terminal; None where width is nothing to care for."""
-        return self._console().width if self.is_table and self.fancy else None
-
-    def json(self, command: str, data: dict[str, Any]) -> None:
-        """One JSON object with its schema; exact integers, null for unknown."""
-        import json
-
-        document = {"schema": f"modelctl.{command}/1", **data}
-        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-    def line(self, text: str = "", style: str = "") -> None:
-        """A line of the report."""
-        text = printable(text)
-        if style and self.fancy and not os.environ.get("NO_COLOR"):
-            self._console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    def show(self, report: Report, page: Callable[[], Page] | None = None) -> None:
+        """A report, as it is asked for; ``page`` where people get another one than usual."""
+        self._end_bar()
+        if self.is_json:
+            write_json(self.command, report.as_dict())
+            return
+        made = report.page() if page is None else page()
+        if self.format == "csv":
+            _write_csv(made.data)
+        elif self.format == "markdown":
+            for i, table in enumerate(made.tables or (made.data,)):
+                sys.stdout.write("\n" * bool(i))
+                _write_markdown(table)
         else:
-            sys.stdout.write(text + "\n")
+            for part in made.body:
+                self._line(part) if isinstance(part, Line) else self._table(part)
+        for note in made.notes:
+            if self.is_table or note.level in ("advice", "warning"):
+                self.note(note)
 
     def lines(self, texts: Sequence[str]) -> None:
         """Many plain lines at once."""
         sys.stdout.write("".join(printable(text) + "\n" for text in texts))
 
-    def note(self, text: str, hint: str | None = None) -> None:
-        """A remark beside the report, on stderr; warnings begin with ``warning:``."""
+    def note(self, note: Note) -> None:
+        """A remark beside the report, on stderr."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr)
-            if hint:
-                print(f"hint: {printable(hint)}", file=sys.stderr)
+            print(printable(str(note)), file=sys.stderr)
+            if note.way_out:
+                print(f"hint: {printable(note.way_out)}", file=sys.stderr)
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
-        """What to call with the bytes done since the last call, and how many there are in all: a
-        bar on stderr, where that is a terminal and it takes a while."""
+    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
+        """What to call with a name, the bytes done since the last call, and how many there are in
+        all: a bar on stderr, where that is a terminal and it takes a while."""
         if self.quiet or self.color == "never" or not sys.stderr.isatty():
             yield None
             return
-        bar: Any = None
-        done = 0
+        now, done = "", 0
         started = time.monotonic()
 
-        def advance(more: int, total: int) -> None:
-            nonlocal bar, done
+        def advance(name: str, more: int, total: int) -> None:
+            nonlocal now, done
+            if name != now:
+                self._end_bar()
+                now, done = name, 0
             done += more
-            if bar is None and time.monotonic() - started > _PATIENCE:
-                bar = _bar()
-                bar.start()
-                bar.add_task(printable(what), total=total, completed=done)
-            elif bar is not None:
-                bar.update(bar.task_ids[0], completed=done, total=max(done, total))
+            if self._bar is None and time.monotonic() - started > _PATIENCE:
+                self._bar = _bar()
+                self._bar.start()
+                self._bar.add_task(printable(name), total=total, completed=done)
+            elif self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=done, total=max(done, total))
 
         try:
             yield advance
         finally:
-            if bar is not None:
-                bar.stop()
+            self._end_bar()
 
-    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-        """Rows under headings: rich in a terminal, tabulate elsewhere, csv for spreadsheets."""
-        clean = [[printable(cell) for cell in row] for row in rows]
-        if self.format == "csv":
-            import csv
+    def _end_bar(self) -> None:
+        """A bar is gone before anything else is printed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
-            writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow([column.name for column in columns])
-            writer.writerows(clean)
-        elif self.format == "table" and self.fancy:
-            self._rich_table(columns, clean)
+    # ------------------------------------------------------------------ for people
+
+    def _line(self, line: Line) -> None:
+        text = printable(line.text)
+        if line.strong and self.fancy and not os.environ.get("NO_COLOR"):
+            self._console().print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
         else:
-            from tabulate import tabulate
+            sys.stdout.write(text + "\n")
 
-            text = tabulate(
-                clean,
-                headers=[column.name for column in columns],
-                tablefmt="github" if self.format == "markdown" else "plain",
-                colalign=["right" if column.right else "left" for column in columns]
-                if clean
-                else None,
-                disable_numparse=True,
-            )
-            sys.stdout.write("".join(line.rstrip() + "\n" for line in text.splitlines()))
+    def _table(self, table: Table) -> None:
+        """Rows under headings: rich in a terminal, tabulate elsewhere."""
+        if not self.fancy:
+            _write_tabulated(table.columns, for_people(table), "plain")
+            return
+        columns = list(table.columns)
+        rows = for_people(table._replace(rows=table.rows[: table.most]))
+        if any(column.spare for column in columns):
+            columns, rows = without_spare(columns, rows, self._console().width)
+        self._rich_table(columns, rows)
+        if len(rows) < len(table.rows):
+            more = len(table.rows) - len(rows)
+            self._line(Line(f"… and {more:,} more: --format json has all"))
 
     def _rich_table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-        from rich.table import Table
+        from rich.table import Table as RichTable
         from rich.text import Text
 
-        last, width = len(columns) - 1, self._console().width
-        widths = [
-            max(len(text) for text in (column.name, *(row[i] for row in rows)))
-            for i, column in enumerate(columns)
-        ]
-
-        def give(i: int, least: int) -> None:
-            over = sum(widths) + 2 * last - width
-            widths[i] = max(min(widths[i], least), widths[i] - max(over, 0))
-
-        # names are what people look for, and numbers are never cut: the rest gives way
-        texts = [i for i, column in enumerate(columns) if i and not column.right]
-        for i in sorted(texts, key=lambda i: -widths[i]):
-            give(i, 10)
-        give(0, width * 3 // 5)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        last, most = len(columns) - 1, self._console().width
+        found = widths(columns, rows, most)
+        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for i, column in enumerate(columns):
-            whole = i == 0 or (i == last and not column.right)  # in several lines if need be
+            right = is_number(column)
+            whole = i == 0 or (i == last and not right)  # in several lines if need be
             table.add_column(
                 Text(column.name),
-                justify="right" if column.right else "left",
-                style=column.style,
+                justify="right" if right else "left",
+                style="cyan" if column.kind == "name" else "",
                 no_wrap=not whole,
                 overflow="fold" if whole else "ellipsis",
-                width=widths[i],
+                width=found[i],
             )
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         # a terminal that is too narrow wraps the lines
-        self._console(max(width, sum(widths) + 2 * last)).print(table)
+        self._console(max(most, sum(found) + 2 * last)).print(table)
 
     def _console(self, width: int | None = None) -> Any:
         from rich.console import Console
@@ -172,6 +164,42 @@ class Output:
             no_color=bool(os.environ.get("NO_COLOR")) or None,
             highlight=False,
         )
+
+
+def write_json(schema: str, data: dict[str, Any]) -> None:
+    """One JSON object with its schema; exact integers, null for unknown."""
+    import json
+
+    document = {"schema": f"modelctl.{schema}/1", **data}
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def _write_csv(table: Table) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([column.name for column in table.columns])
+    writer.writerows(for_programs(table))
+
+
+def _write_markdown(table: Table) -> None:
+    # what a cell says is not to end it
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in for_people(table)]
+    _write_tabulated(table.columns, rows, "github")
+
+
+def _write_tabulated(columns: Sequence[Column], rows: Sequence[Sequence[str]], style: str) -> None:
+    from tabulate import tabulate
+
+    align = ["right" if is_number(column) else "left" for column in columns]
+    text = tabulate(
+        rows,
+        headers=[column.name for column in columns],
+        tablefmt=style,
+        colalign=align if rows else None,
+        disable_numparse=True,
+    )
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in text.splitlines()))
 
 
 def _bar() -> Any:
@@ -185,25 +213,3 @@ def _bar() -> Any:
         TransferSpeedColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people: decimal units, three digits."""
-    if nbytes < 1000:
-        return f"{nbytes} B"
-    value = float(nbytes)
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        value /= 1000
-        if value < 999.95 or unit == "PB":
-            return f"{value:.1f} {unit}"
-    raise AssertionError
-
-
-def shape(dims: Sequence[int | str] | None) -> str:
-    """A shape for people: ``64x3x7x7``; a scalar has none."""
-    return "" if dims is None else "x".join(map(str, dims)) or "scalar"
-
-
-def count(n: int, what: str) -> str:
-    """``1 tensor``, ``97 tensors``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -23,10 +23,12 @@ class Format(ABC):
     Attributes:
         name: what ``--to`` takes and JSON shows.
         label: what people read.
+        in_shards: whether a checkpoint of it lies in several files, which an index names.
     """
 
     name: str
     label: str
+    in_shards: bool = False
 
     @abstractmethod
     def sniff(self, place: Place) -> bool:

@@ -46,6 +46,13 @@ def detect(place: Place) -> Format:
     return found
 
 
+def known(name: str) -> Format | None:
+    """The format of that name, as a checkpoint's origin has it; None where there is none."""
+    found = [one for one in BUILT_IN if one.name == name]
+    found = found or [one for one in third_party() if one.name == name]
+    return found[0] if found else None
+
+
 def _unknown(place: Place) -> ModelctlError:
     for one in (*BUILT_IN, *third_party()):
         why = one.explain(place)

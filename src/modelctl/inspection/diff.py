@@ -10,11 +10,16 @@ from typing import Any, NamedTuple
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, no_match, select
 from ..core.nodes import Global, Obj
+from ..core.notes import Note
 from ..core.numbers import bits_differ, gap, numbers
+from ..core.pages import Column, Line, Page, Table
 from ..core.records import PREFIX
 from ..core.tensors import StorageRef, TensorRef
-from ..core.text import shape
+from ..core.text import count, shape
 from ..core.tree import path_text, walk
+
+# How much a terminal shows of many differences, and of a long value.
+_MOST, _LONGEST = 200, 40
 
 
 class Change(NamedTuple):
@@ -30,6 +35,22 @@ class Change(NamedTuple):
     numel: int | None = None
     max_abs: float | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        largest = self.max_abs
+        if largest is not None and not math.isfinite(largest):
+            return {**self._asdict(), "max_abs": repr(largest)}
+        return self._asdict()
+
+    @property
+    def text(self) -> str:
+        if self.what != "values":
+            return f"{self.before} -> {self.after}"
+        text = f"{self.elements:,} of {self.numel:,}"
+        if self.max_abs is not None:
+            nan = math.isnan(self.max_abs)
+            text += f", at most {'a NaN against a number' if nan else f'{self.max_abs:.3g}'}"
+        return text
+
 
 class ValueChange(NamedTuple):
     """A value that is no tensor; ``before`` or ``after`` is None where it isn't there."""
@@ -38,10 +59,21 @@ class ValueChange(NamedTuple):
     before: str | None
     after: str | None
 
+    @property
+    def text(self) -> str:
+        return f"{_short(self.before)} -> {_short(self.after)}"
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "(none)"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
 
 @dataclass(frozen=True)
 class Diff:
-    """Names only in A (``removed``) or only in B (``added``), and what changed."""
+    """Names only in A (``removed``) or only in B (``added``), and what changed; ``a`` and ``b`` are
+    where the two were read from."""
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -49,9 +81,63 @@ class Diff:
     values: list[ValueChange] = field(default_factory=list)
     same: int = 0
 
+    a: str | None = None
+    b: str | None = None
+
     @property
     def differs(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.values)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "a": self.a,
+            "b": self.b,
+            "differs": self.differs,
+            "same": self.same,
+            "added": self.added,
+            "removed": self.removed,
+            "changed": [change.as_dict() for change in self.changed],
+            "values": [change._asdict() for change in self.values],
+        }
+
+    def page(self) -> Page:
+        """A line a difference, and the verdict."""
+        rows = [("-", name, "only in A", "") for name in self.removed]
+        rows += [("+", name, "only in B", "") for name in self.added]
+        rows += [("~", change.name, change.what, change.text) for change in self.changed]
+        rows += [("~", change.path, "value", change.text) for change in self.values]
+        data = Table([Column(""), Column("name"), Column("what"), Column("how")], rows)
+        columns = [Column("name", "name"), Column(""), Column("")]
+        flat = [(f"{sign} {name}", what, how) for sign, name, what, how in rows]
+        body: list[Line | Table] = [Table(columns, flat, _MOST), Line()] if rows else []
+        body.append(Line(self._verdict(), strong=True))
+        return Page(body, data, notes=self._hints())
+
+    def _verdict(self) -> str:
+        counts = [
+            f"{count(len(names), 'tensor')} {where}"
+            for names, where in (
+                (self.removed, "only in A"),
+                (self.added, "only in B"),
+                (self.changed, "changed"),
+            )
+            if names
+        ]
+        if self.values:
+            counts.append(count(len(self.values), "other value"))
+        return f"{', '.join(counts) or 'no difference'}; {count(self.same, 'tensor')} bit-equal"
+
+    def _hints(self) -> list[Note]:
+        """Of names that only differ by a wrapper none is in both."""
+        wrapped = [
+            bool(names) and all(name.startswith("module.") for name in names)
+            for names in (self.removed, self.added)
+        ]
+        if wrapped[0] == wrapped[1] or self.same:
+            return []
+        which = "A" if wrapped[0] else "B"
+        text = f"the names of {which} start with 'module.': compare after 'modelctl strip-prefix'"
+        return [Note("hint", text)]
 
 
 def diff(
@@ -98,7 +184,8 @@ def diff(
         before, after = left_values.get(path), right_values.get(path)
         if before != after:
             found.values.append(ValueChange(path, before, after))
-    return Diff(found.added, found.removed, found.changed, found.values, same)
+    paths = [ckpt.origin.path if ckpt.origin else None for ckpt in (a, b)]
+    return Diff(found.added, found.removed, found.changed, found.values, same, *paths)
 
 
 def _parts(ckpt: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, str]]:

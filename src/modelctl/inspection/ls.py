@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
 from ..core.names import Patterns, select
 from ..core.nodes import Composite
+from ..core.notes import info
+from ..core.pages import Column, Page, Table
 from ..core.records import read_freeze
 from ..core.roles import role_of
 from ..core.tensors import TensorRef
@@ -33,6 +35,47 @@ class TensorRow(NamedTuple):
     requires_grad: bool | None
     layout: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "bytes": self.nbytes,
+            "section": self.section,
+            "role": self.role,
+            "requires_grad": self.requires_grad,
+            "layout": self.layout,
+        }
+
+
+class TensorList(list[TensorRow]):
+    """The report of ``ls``: a row a tensor."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"tensors": [row.as_dict() for row in self]}
+
+    def page(self, long: bool = False) -> Page:
+        """A table of names, dtypes and shapes; with ``long`` bytes, roles and what trains, too."""
+        columns = [Column("name", "name"), Column("dtype"), Column("shape", "shape")]
+        if long:
+            columns += [Column("bytes", "count"), Column("role"), Column("grad", "answer")]
+        table = Table(columns, [_cells(row, long) for row in self])
+        notes = []
+        if long and any(row.inferred for row in self):
+            notes = [info("~ inferred from name and dtype; ? the file does not say")]
+        return Page([table], table, notes=notes)
+
+
+def _cells(row: TensorRow, long: bool) -> list[Any]:
+    dtype = f"{row.short_dtype} {row.layout}" if row.layout else row.short_dtype
+    cells: list[Any] = [row.name, dtype, row.shape]
+    if long:
+        role = {"parameter": "param", None: ""}.get(row.role, row.role)
+        can_train = row.role == "parameter" or row.requires_grad is not None
+        grad = row.requires_grad if can_train else "-"
+        cells += [row.nbytes, f"{role}{'~' * row.inferred}", grad]
+    return cells
+
 
 def list_tensors(
     ckpt: Checkpoint,
@@ -41,7 +84,7 @@ def list_tensors(
     regex: bool = False,
     section: str = "model",
     role: str | None = None,
-) -> list[TensorRow]:
+) -> TensorList:
     """The tensors of a section that ``pattern`` matches (all without one), in the file's order.
 
     A file without a model (an optimizer by itself, a bare tensor) lists all of them.
@@ -57,7 +100,7 @@ def list_tensors(
     names = select(list(found), pattern, regex=regex) if pattern else list(found)
     grads = trainability(ckpt)
     prefix = _model_prefix(ckpt) if section == "all" else ""
-    rows = []
+    rows = TensorList()
     for name in names:
         ref, of = found[name]
         if isinstance(ref, Composite):

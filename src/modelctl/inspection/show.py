@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
@@ -11,6 +12,7 @@ from ..core.modules import hyperparameters, is_training
 from ..core.names import nearest
 from ..core.nodes import Composite, Global, Obj, attributes, children, is_module, mapping
 from ..core.numbers import only_value, plain_number
+from ..core.pages import Column, Line, Page, Table
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
 from ..core.text import count, shape
@@ -18,14 +20,88 @@ from ..core.tree import Path, find_path, get, path_text
 from ..errors import NoMatchError
 
 _MOST_INLINE = 72
+_WIDEST = 40  # of the labels, for people
 
 
-class Line(NamedTuple):
+class Branch(NamedTuple):
     """A node of the tree: how deep, its label, and what it is or holds, in a few words."""
 
     depth: int
     label: str
     text: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The report of ``show``: what is at ``path`` of a checkpoint, or (None) all that is in it."""
+
+    node: Any
+    path: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        value = as_json(self.node)
+        if self.path is None:
+            return {"metadata": dict(self.metadata), "value": value}
+        return {"path": self.path, "value": value}
+
+    def page(self) -> Page:
+        """The tree, indented; a value by itself bare, for scripts."""
+        bare = None if self.path is None else _bare(self.node)
+        if bare is not None:
+            return Page([Line(bare)], _values([(self.path, bare)]))
+        about = [(f"metadata {name}", text) for name, text in self.metadata.items()]
+        values = _values([*_flat(self.node, self.path), *about])
+        return Page(_indented(self.node, about), values)
+
+
+def show(ckpt: Checkpoint, path: str | None = None) -> Shown:
+    """What is in a checkpoint, with every value that is no tensor; with ``path`` what is there.
+
+    Raises:
+        NoMatchError: nothing is at ``path``.
+    """
+    if path is None:
+        return Shown(ckpt.root, None, ckpt.metadata)
+    try:
+        return Shown(find(ckpt, path), path)
+    except NoMatchError:
+        if path not in ckpt.metadata:
+            raise
+        return Shown(ckpt.metadata[path], path)
+
+
+def _bare(node: Any) -> str | None:
+    """A value by itself: a text as it is, the one number of a tensor, what Python would write."""
+    if isinstance(node, str):
+        return node
+    return item(node) if isinstance(node, TensorRef) else literal(node)
+
+
+def _indented(node: Any, about: Iterable[tuple[str, str]]) -> Iterator[Line]:
+    """The tree under a node; its root only where it is all there is."""
+    branches = list(outline(node))
+    if len(branches) > 1:
+        branches = [one._replace(depth=one.depth - 1) for one in branches[1:]]
+    width = min(max(2 * one.depth + len(one.label) for one in branches), _WIDEST)
+    for one in branches:
+        label = f"{'  ' * one.depth}{one.label}".ljust(width)
+        yield Line(f"{label}  {one.text}".rstrip() if one.label else one.text)
+    for name, text in about:
+        yield Line(f"{name.ljust(width)}  {text}")
+
+
+def _flat(node: Any, path: str | None) -> Iterator[tuple[str, str]]:
+    """The values under a node, each with its path."""
+    above: list[str] = []
+    for one in outline(node):
+        above[max(one.depth - 1, 0) :] = [one.label] if one.depth else []
+        if one.text:
+            yield ".".join([*([path] if path else []), *above]) or "<root>", one.text
+
+
+def _values(rows: Iterable[tuple[str | None, str]]) -> Table:
+    return Table([Column("path", "name"), Column("value")], list(rows))
 
 
 def find(ckpt: Checkpoint, path: str) -> Any:
@@ -58,7 +134,7 @@ def _some(root: Any) -> Iterator[tuple[Path, Any]]:
         ]
 
 
-def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Line]:
+def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Branch]:
     """The tree under ``node``, a line a value; state_dicts and optimizer state in one line each."""
     stack: list[tuple[int, str, Any, tuple[int, ...]]] = [(depth, label, node, ())]
     while stack:
@@ -66,7 +142,7 @@ def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Line]:
         text, open_ = _describe(node)
         if id(node) in above:
             text, open_ = "(refers to itself)", False
-        yield Line(depth, label, text)
+        yield Branch(depth, label, text)
         if open_:
             inner = [
                 (depth + 1, str(name), child, (*above, id(node))) for name, child in _shown(node)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import modelctl as mc
-from modelctl.cli.show.identify import _score
 from modelctl.inspection.architectures import index as architectures
 from modelctl.inspection.architectures.identify import identify_shapes
 from tests.cli.files import Cli, net, tensor, write
@@ -61,7 +60,7 @@ def test_a_score_below_one_is_never_shown_as_one() -> None:
     known = architectures.find_architecture("torchvision:efficientnet_v2_l")
     found = identify_shapes({**architectures.shapes(known), "one.more": (1,)})
     assert 0.999 < found[0].score < 1
-    assert _score(found[0]) == "0.999"
+    assert found.page().data.rows[0][1] == "0.999"
 
 
 def test_match_as_json(cli: Cli, squeezenet: Path) -> None:

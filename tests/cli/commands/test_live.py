@@ -257,23 +257,6 @@ def test_match_with_a_model_of_ones_own(cli: Cli, mine: Path) -> None:
     assert "nearest: Net" in cli("match", mine, "--arch", "mynet:Nett").err
 
 
-@pytest.mark.parametrize("width", [36, 48, 64, 80, 100, 140])
-def test_a_narrow_terminal_cuts_names_never_numbers(width: int) -> None:
-    from modelctl.cli.show.live import _fitted
-
-    names = ["name", "type", "output", "params", "%", "buffers", "MACs", "%"]
-    rest = ["1x197x768", "28,348,416", "32.7", "1,234", "5.58 G", "31.8"]
-    kind = "12 x NonDynamicallyQuantizableLinear"
-    rows = [[f"encoder.layers.block_{i}.attention.out", kind, *rest] for i in range(3)]
-    heads, cells = _fitted(names, rows, width)
-    assert sum(max(map(len, column)) + 2 for column in zip(heads, *cells, strict=True)) - 2 <= width
-    assert all("28,348,416" in row and "5.58 G" in row for row in cells)
-    assert heads[0] == "name"
-    if width == 140:
-        assert heads == names
-    assert rows[0][0] == "encoder.layers.block_0.attention.out"
-
-
 # ---------------------------------------------------------------------- what files hold
 
 

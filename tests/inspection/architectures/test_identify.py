@@ -19,7 +19,6 @@ from modelctl.inspection.architectures.identify import (
     COUNTER,
     LEAST,
     Candidate,
-    certain,
     compared,
     identify_shapes,
     shapes_of,
@@ -77,7 +76,7 @@ def test_every_model_of_torchvision(name: str, same_version: None) -> None:
     assert list(architectures.shapes(known).items()) == list(plain.items())
     found = identify_shapes(plain)
     assert (found[0].names, found[0].score, found[0].differences) == (known.names, 1, ())
-    assert certain(found) == found[0]
+    assert found.certain == found[0]
     bare = {key: shape for key, shape in plain.items() if not key.endswith(COUNTER)}
     for prefix, shapes in (("module.", plain), ("model._orig_mod.backbone.", bare)):
         one = best({prefix + key: shape for key, shape in sorted(shapes.items())})
@@ -150,14 +149,14 @@ def test_a_backbone_inside_is_found_and_not_certain() -> None:
     found = identify_shapes(shapes)
     assert found[0].names[0] == "torchvision:resnet18"
     assert (found[0].prefix, found[0].beside, found[0].score) == ("encoder.", 1, 1)
-    assert certain(found) is None
+    assert found.certain is None
 
 
 def test_two_encoders_are_two_candidates() -> None:
     shapes = {f"{p}.{name}": shape for p in ("q", "k") for name, shape in resnet18().items()}
-    found = [one for one in identify_shapes(shapes) if one.score == 1]
-    assert [one.prefix for one in found] == ["q.", "k."]
-    assert certain(found) is None
+    found = identify_shapes(shapes)
+    assert [one.prefix for one in found if one.score == 1] == ["q.", "k."]
+    assert found.certain is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +179,7 @@ def test_a_difference_is_named_and_not_certain(change: dict[str, Any], differenc
     assert found[0].names[0] == "torchvision:resnet18"
     assert found[0].score < 1
     assert difference in "; ".join(found[0].differences)
-    assert certain(found) is None
+    assert found.certain is None
 
 
 def test_names_that_torchvision_has_given_up() -> None:
@@ -193,7 +192,7 @@ def test_names_that_torchvision_has_given_up() -> None:
     found = identify_shapes(old)
     assert (found[0].names[0], found[0].score) == ("torchvision:densenet121", 1)
     assert "given up" in found[0].differences[0]
-    assert certain(found) is None  # plain load_state_dict does not take it
+    assert found.certain is None  # plain load_state_dict does not take it
 
 
 def test_compared_with_one_architecture() -> None:
@@ -296,7 +295,7 @@ def test_a_hundred_thousand_tensors() -> None:
     assert len(many) > 100_000
     found = identify_shapes(many)
     assert 0 < len(found) <= 200
-    assert certain(found) is None
+    assert found.certain is None
 
 
 def test_importing_modelctl_reads_no_index() -> None:

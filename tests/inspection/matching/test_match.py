@@ -20,7 +20,8 @@ from modelctl.core.storages import MemoryStorage
 from modelctl.core.tensors import TensorRef
 from modelctl.errors import UsageError
 from modelctl.inspection.architectures import index as architectures
-from modelctl.inspection.matching.match import Match, fold, match_shapes
+from modelctl.inspection.matching.match import match_shapes
+from modelctl.inspection.matching.report import Match, fold
 
 Shapes = dict[str, "tuple[int, ...] | None"]
 

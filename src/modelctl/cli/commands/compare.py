@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from ...core.notes import Note, info
+from ...core.text import count
 from ...errors import UsageError
 from .. import options as o
 from ..output import Output
+from ..signature import Option, looks
+
+if TYPE_CHECKING:
+    from ...inspection.matching.report import Match
 
 
+@looks
 def identify(
-    src: o.Src,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
+    out: Output, src: o.Src, key: o.Key = None, follow_symlinks: o.FollowSymlinks = False
 ) -> None:
     """Which known architecture the tensors are: all of torchvision's, by names and shapes.
 
@@ -29,46 +29,35 @@ def identify(
     """
     from ... import files
     from ...inspection.architectures.identify import identify as find
-    from ..show.identify import print_candidates
 
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
-        print_candidates(Output(format, color, quiet), ckpt, find(ckpt))
+        out.show(find(ckpt))
 
 
+@looks
 def match(
+    out: Output,
     src: o.Src,
-    like: Annotated[
-        Path | None, typer.Option(metavar="OTHER", help="A checkpoint of the model to load into.")
-    ] = None,
+    like: Annotated[Path | None, Option("A checkpoint of the model to load into.", "OTHER")] = None,
     arch: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Or an architecture: torchvision:resnet50 (known, nothing is run); timm:NAME, "
+        Option(
+            "Or an architecture: torchvision:resnet50 (known, nothing is run); timm:NAME, "
             "package.module:factory or file.py:factory (built, with torch).",
+            "NAME",
         ),
     ] = None,
     arch_arg: Annotated[
         list[str] | None,
-        typer.Option(
-            "--arch-arg",
-            metavar="NAME=VALUE",
-            help="How it is built: num_classes=10, aux_loss=true. Repeatable.",
-        ),
+        Option("How it is built: num_classes=10, aux_loss=true. Repeatable.", "NAME=VALUE"),
     ] = None,
-    write_map: Annotated[
-        Path | None,
-        typer.Option(metavar="F", help="Write the maps for rename --map-file."),
-    ] = None,
+    write_map: Annotated[Path | None, Option("Write the maps for rename --map-file.", "F")] = None,
     key: o.Key = None,
     like_key: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The state_dict that is meant in OTHER.")
+        str | None, Option("The state_dict that is meant in OTHER.", "PATH")
     ] = None,
     follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> int:
     """What load_state_dict would say, before it says it, and the maps for rename that mend it.
 
     Missing, unexpected and mismatched tensors by module. The maps are found by prefixes, shapes
@@ -82,9 +71,8 @@ def match(
 
     from ... import files
     from ...inspection.matching.match import match as compare
-    from ..show.match import print_match, write_maps
 
-    out = Output(format, color, quiet)
+    args = arch_arg or ()
     with ExitStack() as stack:
         ckpt = stack.enter_context(files.open(src, key=key, follow_symlinks=follow_symlinks))
         other = None
@@ -96,15 +84,24 @@ def match(
 
             if other is not None:
                 raise UsageError("--like and --arch: one of them")
-            found = compare(ckpt, names_and_shapes(arch, arch_arg or ()))
+            found = compare(ckpt, names_and_shapes(arch, args))
         else:
-            found = compare(ckpt, other, arch, arch_arg or ())
-    target = str(like) if like is not None else str(arch)
+            found = compare(ckpt, other, arch, args)
+    found = found._replace(source=str(src), target=str(like) if like is not None else arch)
     if write_map is not None:
-        write_maps(out, write_map, f"{src} -> {target}", found)
-    print_match(out, str(src), target, found, write_map)
-    if not found.before.fits:
-        raise typer.Exit(1)
+        out.note(_write(write_map, found))
+    out.show(found, lambda: found.page(written=write_map is not None))
+    return int(not found.before.fits)
+
+
+def _write(path: Path, found: Match) -> Note:
+    from ...rewrite.recipe_files import write_maps
+
+    if not found.maps:
+        why = "all fits" if found.before.fits else "no map helps"
+        return info(f"{path} is not written: {why}")
+    write_maps(path, found)
+    return info(f"{path}: {count(len(found.maps), 'map')} written")
 
 
 COMMANDS = (identify, match)

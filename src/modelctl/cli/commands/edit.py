@@ -1,66 +1,54 @@
-"""The commands that edit: each opens, calls one function of the library, saves and reports."""
+"""The commands that edit: each says what its options mean to the operation of its name."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import Annotated, Any, Literal
 
 from .. import options as o
+from ..output import Output
+from ..signature import Argument, Command, Option
 
-if TYPE_CHECKING:
-    from ..editing import Job
-
-Options = dict[str, Any]
-
-
-def _shared(
-    output: o.Destination = None,
-    in_place: o.InPlace = False,
-    to: o.To = None,
-    max_shard_size: o.MaxShardSize = None,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
-    history: o.History = True,
-    key: o.Key = None,
-    follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
-    """What every editing command takes after its own options."""
+Edits = list[dict[str, Any]]
 
 
-def edits(function: Callable[..., Options]) -> Callable[..., None]:
-    """A command that runs the edit of its name: ``function`` gives the edit's options, the shared
-    ones are added."""
-    shared = inspect.signature(_shared, eval_str=True).parameters
-    own = inspect.signature(function, eval_str=True).parameters
+def edits(function: Callable[..., dict[str, Any] | Edits]) -> Command:
+    """A command that edits files. ``function`` gives the options of the operation of its name, or
+    the edits of a recipe."""
+    name = function.__name__.replace("_", "-")
 
-    @wraps(function)
-    def command(src: list[Path], **options: Any) -> None:
-        job = {name: options.pop(name) for name in shared}
-        make_job(function.__name__.replace("_", "-"), job).run(src, function(src=src, **options))
+    def run(out: Output, src: list[Path], **said: Any) -> None:
+        from ...rewrite.edit import edit
 
-    # typer reads what a command takes from these two
-    parameters = {**own, **shared}
-    command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-    command.__annotations__ = {name: one.annotation for name, one in parameters.items()}
-    return command
+        where = {option: said.pop(option) for option in _SAVING if option in said}
+        meant = function(src=src, **said)
+        each = meant if isinstance(meant, list) else [_edit(name, meant)]
+        with out.progress() as progress:
+            show = out.show if out.is_table else None  # as soon as a file stands
+            done = edit(src, each, **where, progress=progress, report=show)
+        if show is None:
+            out.show(done)
+
+    return Command(run, "Edit", function, o.saving)
+
+
+_SAVING = tuple(o.saving.__annotations__)
+
+
+def _edit(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """An edit as in a recipe."""
+    given = {key.replace("_", "-"): value for key, value in options.items() if value is not None}
+    return {"do": name, **given}
 
 
 @edits
 def strip_prefix(
     src: o.Srcs,
     prefix: Annotated[
-        str | None,
-        typer.Option(metavar="P", help="Exactly this one, once, instead of the wrappers'."),
+        str | None, Option("Exactly this one, once, instead of the wrappers'.", "P")
     ] = None,
-) -> Options:
+) -> dict[str, Any]:
     """Strip what DataParallel and torch.compile put before names.
 
     By default module. and _orig_mod., at segment borders, until none is left; in the model, its
@@ -73,9 +61,8 @@ def strip_prefix(
 
 @edits
 def add_prefix(
-    src: o.Srcs,
-    prefix: Annotated[str, typer.Option(metavar="P", help="What goes before every name.")],
-) -> Options:
+    src: o.Srcs, prefix: Annotated[str, Option("What goes before every name.", "P")]
+) -> dict[str, Any]:
     """Put a prefix before every name, as a module around the model would.
 
     The inverse of strip-prefix --prefix.
@@ -90,21 +77,17 @@ def rename(
     src: o.Srcs,
     map: Annotated[
         list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="OLD=NEW",
-            autocompletion=o.complete_names,
-            help="The n-th * of NEW is what the n-th * of OLD stands for. Repeatable, in order.",
+        Option(
+            "The n-th * of NEW is what the n-th * of OLD stands for. Repeatable, in order.",
+            "OLD=NEW",
+            complete="names",
         ),
     ] = None,
     map_file: Annotated[
-        Path | None,
-        typer.Option(metavar="F", help="A file with a map a line (# begins a comment)."),
+        Path | None, Option("A file with a map a line (# begins a comment).", "F")
     ] = None,
-    regex: Annotated[
-        bool, typer.Option("--regex", help="OLD is searched for and replaced; NEW may hold \\1.")
-    ] = False,
-) -> Options:
+    regex: Annotated[bool, Option("OLD is searched for and replaced; NEW may hold \\1.")] = False,
+) -> dict[str, Any]:
     """Rename tensors, in the model, its EMA copies, the optimizer and the records.
 
     OLD is a glob over dotted names (* crosses dots and takes as little as it can), or a module,
@@ -113,7 +96,7 @@ def rename(
 
     Example: modelctl rename vit.pt --map 'blocks.*.attn.*=layers.*.attention.*' -o renamed.pt
     """
-    from ..editing import read_maps
+    from ...rewrite.recipe_files import read_maps
 
     return {"map": [*(map or []), *(read_maps(map_file) if map_file else [])], "regex": regex}
 
@@ -122,10 +105,10 @@ def rename(
 def keep(
     src: o.Srcs,
     pattern: o.Pattern,
-    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    exclude: o.Exclude = [],  # noqa: B006 - nobody changes it
     regex: o.Regex = False,
     optimizer: o.Optimizer = "keep",
-) -> Options:
+) -> dict[str, Any]:
     """Keep the tensors that match, and their optimizer state; drop the model's others.
 
     Example: modelctl keep clip.pt --pattern 'visual.*' -o visual.safetensors
@@ -137,10 +120,10 @@ def keep(
 def drop(
     src: o.Srcs,
     pattern: o.Pattern,
-    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    exclude: o.Exclude = [],  # noqa: B006 - nobody changes it
     regex: o.Regex = False,
     optimizer: o.Optimizer = "keep",
-) -> Options:
+) -> dict[str, Any]:
     """Drop the tensors that match, and their optimizer state.
 
     In a whole module a dropped layer becomes an Identity.
@@ -154,14 +137,13 @@ def drop(
 def strip_head(
     src: o.Srcs,
     head: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="The head, where it isn't the found one.")
+        str | None, Option("The head, where it isn't the found one.", "PATTERN")
     ] = None,
     rename_head: Annotated[
-        str | None,
-        typer.Option(metavar="NEW", help="Keep the head, under this module name, instead."),
+        str | None, Option("Keep the head, under this module name, instead.", "NEW")
     ] = None,
     optimizer: o.Optimizer = "keep",
-) -> Options:
+) -> dict[str, Any]:
     """Find the head (the layer that makes classes of features) and remove it, for transfer.
 
     Says what it takes for the head and why; refuses where that isn't sure. The optimizer loses
@@ -176,16 +158,13 @@ def strip_head(
 def freeze(
     src: o.Srcs,
     pattern: o.Pattern,
-    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    exclude: o.Exclude = [],  # noqa: B006 - nobody changes it
     regex: o.Regex = False,
-    bn_eval: Annotated[
-        bool, typer.Option("--bn-eval", help="Frozen BatchNorm stays in eval: its statistics too.")
-    ] = False,
+    bn_eval: Annotated[bool, Option("Frozen BatchNorm stays in eval: its statistics too.")] = False,
     optimizer: Annotated[
-        Literal["keep", "drop"],
-        typer.Option("--optimizer", help="drop: take the frozen parameters' state out."),
+        Literal["keep", "drop"], Option("drop: take the frozen parameters' state out.")
     ] = "keep",
-) -> Options:
+) -> dict[str, Any]:
     """Write into the file which parameters don't train.
 
     The freeze record travels in the state_dict; modelctl.nn applies it, plain torch ignores it.
@@ -205,9 +184,9 @@ def freeze(
 def unfreeze(
     src: o.Srcs,
     pattern: o.Pattern,
-    exclude: o.Exclude = [],  # noqa: B006 - typer copies it
+    exclude: o.Exclude = [],  # noqa: B006 - nobody changes it
     regex: o.Regex = False,
-) -> Options:
+) -> dict[str, Any]:
     """Take parameters out of the file's freeze record.
 
     Example: modelctl unfreeze backbone.pt --pattern layer3 --in-place
@@ -219,10 +198,9 @@ def unfreeze(
 def convert(
     src: o.Srcs,
     weights_only: Annotated[
-        bool,
-        typer.Option("--weights-only", help="Only the model's tensors; leave the rest behind."),
+        bool, Option("Only the model's tensors; leave the rest behind.")
     ] = False,
-) -> Options:
+) -> dict[str, Any]:
     """Write a checkpoint in another format.
 
     Shards become one file, and one file shards where the output is a folder. A whole module
@@ -236,9 +214,8 @@ def convert(
 
 @edits
 def apply(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The edits, in order.")],
-    src: o.Srcs,
-) -> Options:
+    recipe: Annotated[Path, Argument("RECIPE.toml", "The edits, in order.")], src: o.Srcs
+) -> Edits:
     """Several edits in one pass and one write, from a recipe.
 
     A recipe is TOML: a table [[edit]] for each, do = "strip-prefix", then its options by their
@@ -246,20 +223,9 @@ def apply(
 
     Example: modelctl apply transfer.toml ddp.pt -o backbone.pt
     """
-    from ..editing import read_recipe
+    from ...rewrite.recipe_files import read_recipe
 
-    return {"edits": read_recipe(recipe)}
-
-
-def make_job(command: str, options: Options) -> Job:
-    from ..editing import Job  # the library behind it is not needed to parse a command line
-
-    return Job(command, **{name: text(value) for name, value in options.items()})
-
-
-def text(value: Any) -> Any:
-    """Paths as text: they are paths for the sake of the shell's completion."""
-    return str(value) if isinstance(value, Path) else value
+    return read_recipe(recipe)
 
 
 COMMANDS = (

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
-
-import typer
 
 from ...errors import UsageError
 from .. import options as o
 from ..output import Output
+from ..signature import Argument, Option, looks
 
 
+@looks
 def summary(
+    out: Output,
     src: o.Src,
     depth: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|all",
-            help="Levels of modules that get a row: 1, or in the live view as many as fit.",
-        ),
+        Option("Levels of modules that get a row: 1, or in the live view as many as fit.", "N|all"),
     ] = None,
     fold: Annotated[
         bool | None,
-        typer.Option(
-            "--fold/--no-fold", help="Repeated blocks in one row; by default when there are many."
+        Option(
+            "Repeated blocks in one row; by default when there are many.",
+            flags=("--fold/--no-fold",),
         ),
     ] = None,
     sort: Annotated[
-        Literal["file", "name", "params", "size"], typer.Option(help="The order of the rows.")
+        Literal["file", "name", "params", "size"], Option("The order of the rows.")
     ] = "file",
     stats: Annotated[
-        bool,
-        typer.Option(
-            "--stats", help="Read the values, too: range, mean, NaN and Inf (exit code 1)."
-        ),
+        bool, Option("Read the values, too: range, mean, NaN and Inf (exit code 1).")
     ] = False,
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
@@ -45,10 +42,7 @@ def summary(
     trust: o.Trust = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> int:
     """What is in a checkpoint, at a glance.
 
     One row a module, exact totals, ties, the training state, and warnings with the next step.
@@ -61,125 +55,125 @@ def summary(
 
     Example: modelctl summary model.pt --arch torchvision:resnet50 --input-size 1,3,224,224
     """
+    from ... import files
+
+    start = time.perf_counter()
     if depth is not None and depth != "all" and not (depth.isdecimal() and 0 < int(depth) < 100):
         raise UsageError(f"--depth takes a number from 1, or 'all', not '{depth}'")
+    levels = int(depth) if depth and depth != "all" else depth
+    if out.is_json:  # full rows, whatever is displayed
+        levels, fold = "all", False
     if arch is not None or input_size:
-        from ..show import live
+        from ...nn.view.from_file import view
+        from ..live_options import inputs
 
         if stats:
             raise UsageError("--stats reads values, the live view none: leave one out")
-        ask = live.parse(arch, arch_arg, input_size, input_dtype, device, trust, depth, fold)
-        live.show(ask, src, key, follow_symlinks, sort, Output(format, color, quiet))
-        return
+        sizes, dtypes = inputs(input_size or (), input_dtype or ())
+        with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
+            live = view(
+                ckpt,
+                sizes,
+                arch=arch,
+                arch_args=tuple(arch_arg or ()),
+                dtypes=dtypes,
+                trust=trust,
+                device=device,
+                depth=levels or "auto",
+                fold=fold,
+                sort=sort,
+            )
+            out.show(replace(live, seconds=time.perf_counter() - start))
+        return 0
     if arch_arg or input_dtype or trust or device != "meta":
         raise UsageError(
             "--arch-arg, --input-dtype, --device and --trust are for the live view",
             hint="--input-size 1,3,224,224 asks for it",
         )
-    depth = depth or "1"
-    from ... import files
     from ...inspection.summary.summarize import summarize
-    from ..show.summary import print_summary
 
-    start = time.perf_counter()
-    levels = None if depth == "all" or format == "json" else int(depth)
+    rows = None if levels == "all" else int(levels or 1)
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
-        found = summarize(ckpt, levels, False if format == "json" else fold, sort, stats)
-        seconds = time.perf_counter() - start
-        print_summary(Output(format, color, quiet), ckpt, found, seconds)
-    if any(one.nan or one.inf for one in found.stats.values()):
-        raise typer.Exit(1)
+        found = summarize(ckpt, rows, fold, sort, stats)
+        out.show(replace(found, seconds=time.perf_counter() - start))
+    return int(found.finding)
 
 
+@looks
 def ls(
+    out: Output,
     src: o.Src,
     pattern: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[PATTERN…]",
-            autocompletion=o.complete_names,
-            help="Only what these globs match.",
-        ),
+        Argument("[PATTERN…]", "Only what these globs match.", complete="names"),
     ] = None,
     long: Annotated[
-        bool, typer.Option("--long", "-l", help="Bytes, role and grad (yes, no, ?) too.")
+        bool, Option("Bytes, role and grad (yes, no, ?) too.", flags=("--long", "-l"))
     ] = False,
-    params: Annotated[bool, typer.Option("--params", help="Parameters only.")] = False,
-    buffers: Annotated[bool, typer.Option("--buffers", help="Buffers only.")] = False,
+    params: Annotated[bool, Option("Parameters only.")] = False,
+    buffers: Annotated[bool, Option("Buffers only.")] = False,
     section: Annotated[
-        Literal["model", "optimizer", "ema", "constants", "all"],
-        typer.Option(help="Whose tensors."),
+        Literal["model", "optimizer", "ema", "constants", "all"], Option("Whose tensors.")
     ] = "model",
     regex: o.Regex = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
 ) -> None:
     """A line a tensor: name, dtype, shape; plain names when piped.
 
     Example: modelctl ls model.pt 'layer4.*' --long
     """
-    if params and buffers:
-        raise UsageError("--params and --buffers take each other away: leave both out")
     from ... import files
     from ...inspection.ls import list_names, list_tensors
-    from ..show.reports import print_tensors
 
+    if params and buffers:
+        raise UsageError("--params and --buffers take each other away: leave both out")
     role = "parameter" if params else "buffer" if buffers else None
-    out = Output(format, color, quiet)
+    bare = out.is_table and not (out.fancy or long)  # a pipe gets names
+    patterns = pattern or ()
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
-        if out.is_table and not (out.fancy or long or role):
-            out.lines(list_names(ckpt, pattern or (), regex=regex, section=section))
+        if bare and role is None:
+            out.lines(list_names(ckpt, patterns, regex=regex, section=section))
             return
-        rows = list_tensors(ckpt, pattern or (), regex=regex, section=section, role=role)
-        print_tensors(out, ckpt, rows, long)
+        rows = list_tensors(ckpt, patterns, regex=regex, section=section, role=role)
+    if bare:
+        out.lines([row.name for row in rows])
+    else:
+        out.show(rows, lambda: rows.page(long))
 
 
+@looks
 def show(
+    out: Output,
     src: o.Src,
-    path: Annotated[
-        str | None, typer.Argument(metavar="[PATH]", help="Just this value, bare: epoch.")
-    ] = None,
+    path: Annotated[str | None, Argument("[PATH]", "Just this value, bare: epoch.")] = None,
     follow_symlinks: o.FollowSymlinks = False,
-    format: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="How to print it.")
-    ] = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
 ) -> None:
     """Every value that is no tensor: epoch, lr, hyperparameters, metadata.
 
     With PATH just that value, for scripts: epoch=$(modelctl show last.pt epoch)
     """
     from ... import files
-    from ..show.reports import print_tree, print_value
+    from ...inspection.show import show as look_up
 
-    out = Output(format, color, quiet)
     with files.open(src, follow_symlinks=follow_symlinks) as ckpt:
-        if path is None:
-            print_tree(out, ckpt)
-        else:
-            print_value(out, ckpt, path)
+        out.show(look_up(ckpt, path))
 
 
+@looks
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of any format.")],
+    out: Output,
+    a: Annotated[Path, Argument("A", "A checkpoint.")],
+    b: Annotated[Path, Argument("B", "Another, of any format.")],
     pattern: Annotated[
-        list[str] | None,
-        typer.Option("--pattern", metavar="PATTERN", help="Only these tensors. Repeatable."),
+        list[str] | None, Option("Only these tensors. Repeatable.", "PATTERN")
     ] = None,
     regex: o.Regex = False,
-    rtol: Annotated[float, typer.Option(min=0, help="Relative tolerance of values.")] = 0.0,
-    atol: Annotated[float, typer.Option(min=0, help="Absolute tolerance of values.")] = 0.0,
+    rtol: Annotated[float, Option("Relative tolerance of values.", least=0)] = 0.0,
+    atol: Annotated[float, Option("Absolute tolerance of values.", least=0)] = 0.0,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
-) -> None:
+) -> int:
     """What differs: names, shapes, dtypes, values bit for bit, and everything else.
 
     Exit code 0: the same. 1: they differ.
@@ -188,16 +182,14 @@ def diff(
     """
     from ... import files
     from ...inspection.diff import diff as compare
-    from ..show.reports import print_diff
 
     with (
         files.open(a, key=key, follow_symlinks=follow_symlinks) as left,
         files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
     ):
         found = compare(left, right, pattern or (), regex=regex, rtol=rtol, atol=atol)
-        print_diff(Output(format, color, quiet), str(a), str(b), found)
-    if found.differs:
-        raise typer.Exit(1)
+    out.show(replace(found, a=str(a), b=str(b)))
+    return int(found.differs)
 
 
 COMMANDS = (summary, ls, show, diff)

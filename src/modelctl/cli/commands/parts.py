@@ -5,49 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ...errors import UsageError
 from .. import options as o
-from .edit import make_job, text
+from ..output import Output
+from ..signature import Command, Option
 
 
 def merge(
-    model: Annotated[
-        Path | None, typer.Option(metavar="F", help="A state_dict, or a checkpoint to update.")
-    ] = None,
-    optimizer: Annotated[
-        Path | None, typer.Option(metavar="F", help="The file that holds the optimizer.")
-    ] = None,
-    scheduler: Annotated[
-        Path | None, typer.Option(metavar="F", help="The file that holds the scheduler.")
-    ] = None,
-    ema: Annotated[
-        Path | None, typer.Option(metavar="F", help="The file that holds the EMA copy.")
-    ] = None,
-    epoch: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished epochs.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, metavar="N", help="Finished steps.")] = None,
-    lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Goes to every place that holds it.")
-    ] = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other value. Repeatable."),
-    ] = None,
-    like: Annotated[
-        Path | None, typer.Option(metavar="REF", help="Use this checkpoint's keys.")
-    ] = None,
+    out: Output,
+    model: Annotated[Path | None, Option("A state_dict, or a checkpoint to update.", "F")] = None,
+    optimizer: Annotated[Path | None, Option("The file that holds the optimizer.", "F")] = None,
+    scheduler: Annotated[Path | None, Option("The file that holds the scheduler.", "F")] = None,
+    ema: Annotated[Path | None, Option("The file that holds the EMA copy.", "F")] = None,
+    epoch: Annotated[int | None, Option("Finished epochs.", "N", least=0)] = None,
+    step: Annotated[int | None, Option("Finished steps.", "N", least=0)] = None,
+    lr: Annotated[float | None, Option("Goes to every place that holds it.", "X")] = None,
+    set: Annotated[list[str] | None, Option("Any other value. Repeatable.", "KEY=VALUE")] = None,
+    like: Annotated[Path | None, Option("Use this checkpoint's keys.", "REF")] = None,
     rest: Annotated[
-        Path | None,
-        typer.Option(metavar="F", help="What split left: the other values, and what goes where."),
+        Path | None, Option("What split left: the other values, and what goes where.", "F")
     ] = None,
     output: o.Destination = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     history: o.History = True,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
 ) -> None:
     """Put separately saved parts together into one checkpoint that resumes.
 
@@ -56,22 +37,28 @@ def merge(
 
     Example: modelctl merge --model m.pt --optimizer o.pt --epoch 12 --lr 1e-3 -o resume.pt
     """
-    from ..joining import merge_files
+    from ...rewrite.parts import merge_files
 
     values = dict(_pair(one) for one in set or [])
-    parts = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "ema": ema,
-        "like": like,
-        "rest": rest,
-    }
-    numbers = {"epoch": epoch, "step": step, "lr": lr}
-    names = ("output", "overwrite", "dry_run", "history", "format", "color", "quiet")
-    given = locals()
-    job = make_job("merge", {name: given[name] for name in names})
-    merge_files(job, {name: text(part) for name, part in parts.items()}, numbers, values)
+    with out.progress() as progress:
+        done = merge_files(
+            model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            ema=ema,
+            epoch=epoch,
+            step=step,
+            lr=lr,
+            set=values,
+            like=like,
+            rest=rest,
+            output=output,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            history=history,
+            progress=progress,
+        )
+    out.show(done)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -89,6 +76,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def split(
+    out: Output,
     src: o.Src,
     output: o.Folder = None,
     to: o.To = None,
@@ -97,9 +85,6 @@ def split(
     history: o.History = True,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
-    format: o.Format = "table",
-    color: o.Color = "auto",
-    quiet: o.Quiet = False,
 ) -> None:
     """Take a training checkpoint apart: model, optimizer, scheduler, EMA copy, and the rest.
 
@@ -107,13 +92,21 @@ def split(
 
     Example: modelctl split last.ckpt -o parts/
     """
-    names = ("output", "to", "overwrite", "dry_run", "history", "key", "follow_symlinks")
-    given = locals()
-    display = {"format": format, "color": color, "quiet": quiet}
-    job = make_job("split", {name: given[name] for name in names} | display)
-    from ..joining import split_file
+    from ...rewrite.parts import split_file
 
-    split_file(job, str(src))
+    with out.progress() as progress:
+        done = split_file(
+            src,
+            output=output,
+            to=to,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            history=history,
+            key=key,
+            follow_symlinks=follow_symlinks,
+            progress=progress,
+        )
+    out.show(done)
 
 
-COMMANDS = (merge, split)
+COMMANDS = (Command(merge, "Edit", merge), Command(split, "Edit", split))

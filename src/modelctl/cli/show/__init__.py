@@ -1,1 +1,1 @@
-"""Reports on a screen."""
+"""How pages look: what only matters on a screen."""

@@ -23,6 +23,7 @@ class Sharded(Format):
 
     name = "sharded"
     label = "sharded"
+    in_shards = True
 
     def sniff(self, place: Place) -> bool:
         head = place.head

@@ -17,6 +17,7 @@ from ...core.names import WRAPPERS
 from ...core.nodes import Composite
 from ...core.tensors import TensorRef
 from ...core.text import shape, some
+from .candidates import Candidate, Candidates, OtherShape
 from .index import Architecture, Shape, index, tensors
 
 # Where less than this agrees, nothing is claimed.
@@ -34,56 +35,21 @@ _MOST_KNOWN = 2_000
 _MOST = 200
 
 
-class OtherShape(NamedTuple):
-    """A tensor that both have, with other shapes."""
-
-    name: str
-    found: Shape
-    expected: Shape
-
-
-class Candidate(NamedTuple):
-    """An architecture that the tensors under ``prefix`` may be.
-
-    ``names`` are those of all models with these very tensors. ``score`` is ``matched`` (tensors
-    that agree in name and shape) by all that are under the prefix or are missing there. What may
-    well be otherwise is not missing: the head (``head`` is False where all of it is), auxiliary
-    heads (``aux``), and ``num_batches_tracked``, which doesn't count at all. ``classes`` is the
-    number of classes that the head is for. All three are None where the architecture has no such
-    thing. ``args`` are the options with which torchvision builds it so (``num_classes=10``). Names
-    are without the prefix; ``beside`` counts the tensors that are not under it. ``old``: the file
-    has names that torchvision has given up, and plain ``load_state_dict`` knows them no more.
-    """
-
-    names: tuple[str, ...]
-    score: float
-    prefix: str
-    classes: int | None
-    head: bool | None
-    aux: bool | None
-    matched: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    shapes: tuple[OtherShape, ...]
-    beside: int
-    old: bool
-    args: tuple[str, ...]
-    differences: tuple[str, ...]
-
-
-def identify(ckpt: Checkpoint) -> list[Candidate]:
+def identify(ckpt: Checkpoint) -> Candidates:
     """The architectures that the tensors may belong to, best first; none where too little agrees.
 
     The model's tensors are looked at, or all in the file where no model is clear. The same tensors
     under several prefixes (two encoders) are several candidates.
     """
-    return identify_shapes(shapes_of(ckpt))
+    found = identify_shapes(shapes_of(ckpt))
+    found.source = ckpt.origin.path if ckpt.origin else None
+    return found
 
 
 def certain_of(ckpt: Checkpoint) -> Candidate | None:
     """The architecture that the tensors certainly are; files that are too large for any known
     one are not looked at."""
-    return certain(identify(ckpt)) if len(ckpt.tensors()) <= _MOST_KNOWN else None
+    return identify(ckpt).certain if len(ckpt.tensors()) <= _MOST_KNOWN else None
 
 
 def shapes_of(ckpt: Checkpoint) -> dict[str, Shape]:
@@ -95,7 +61,7 @@ def shapes_of(ckpt: Checkpoint) -> dict[str, Shape]:
     return {name: ref.shape for name, ref in ckpt.tensors().items()}
 
 
-def identify_shapes(shapes: Mapping[str, Shape]) -> list[Candidate]:
+def identify_shapes(shapes: Mapping[str, Shape]) -> Candidates:
     """As :func:`identify`, for names and shapes."""
     now = {_OLD_NAME.sub(r"\1\2", name): shape for name, shape in shapes.items()}
     old = now.keys() != shapes.keys()
@@ -126,19 +92,7 @@ def identify_shapes(shapes: Mapping[str, Shape]) -> list[Candidate]:
             around |= above
             beside = root.size - module.size
             candidates.append(_candidate(module, architecture, place, beside, old))
-    return sorted(candidates, key=lambda one: (-one.score, -one.matched))
-
-
-def certain(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate that the file is without doubt, or None.
-
-    All its tensors agree and none is missing, up to a prefix, the number of classes, a head or
-    auxiliary heads that are not there, and BatchNorm's counters; nothing is beside it, and no other
-    architecture agrees as well. Of models with the same tensors ``names[0]`` is the plainest, with
-    floating weights; ``args`` are its options.
-    """
-    sure = [one for one in candidates if one.score == 1]
-    return sure[0] if len(sure) == 1 and not (sure[0].beside or sure[0].old) else None
+    return Candidates(sorted(candidates, key=lambda one: (-one.score, -one.matched)))
 
 
 def compared(shapes: Mapping[str, Shape], architecture: Architecture) -> Candidate:

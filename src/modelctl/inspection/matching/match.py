@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.matcher import COUNTER, Shape, Shapes, counts, fits
@@ -13,58 +13,8 @@ from ...errors import UsageError
 from ..architectures.identify import compared
 from ..architectures.index import Architecture, find_architecture, shapes
 from .make_maps import make_maps
-from .pairing import Unclear, any_number, pair
-
-
-class Mismatch(NamedTuple):
-    """A tensor that both have, with other shapes (None: it is no tensor)."""
-
-    name: str
-    found: Shape | None
-    expected: Shape | None
-
-
-class Fit(NamedTuple):
-    """What ``load_state_dict(strict=True)`` would say: how many tensors fit, and what doesn't;
-    ``found`` and ``expected`` are all names."""
-
-    matched: int
-    missing: dict[str, Shape | None]
-    unexpected: dict[str, Shape | None]
-    mismatched: list[Mismatch]
-    found: Collection[str]
-    expected: Collection[str]
-
-    @property
-    def fits(self) -> bool:
-        return not self.problems
-
-    @property
-    def problems(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
-
-
-class Map(NamedTuple):
-    """A map for ``rename``, how many tensors it moves, and the evidence: ``prefix``, ``shape``,
-    ``order``."""
-
-    map: str
-    tensors: int
-    why: tuple[str, ...]
-
-
-class Match(NamedTuple):
-    """What fits as it is, the maps that mend what they can (in order), what fits ``after`` them,
-    modules alike of which no evidence tells which is which (``unclear``), how many ``more`` maps
-    it would take, which are too many or in each other's way, and options of the architecture with
-    which more would fit."""
-
-    before: Fit
-    maps: list[Map]
-    after: Fit
-    unclear: list[Unclear]
-    more: int
-    options: list[str]
+from .pairing import pair
+from .report import Fit, Map, Match, Mismatch
 
 
 def match(
@@ -84,6 +34,15 @@ def match(
         UsageError: not exactly one of ``like`` and ``arch``, or no such architecture or option.
         NoMatchError, AmbiguousError: no state_dict, or several.
     """
+    found = _found(ckpt, like, arch, arch_arg)
+    origins = [one.origin if one is not None else None for one in (ckpt, like)]
+    source, target = (origin.path if origin else None for origin in origins)
+    return found._replace(source=source, target=arch if like is None else target)
+
+
+def _found(
+    ckpt: Checkpoint, like: Checkpoint | None, arch: str | None, arch_arg: Sequence[str]
+) -> Match:
     if (like is None) == (arch is None):
         raise UsageError(
             "what is it to be loaded into?" if like is None else "like and arch: one of them",
@@ -149,35 +108,6 @@ def _match(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> tupl
     if made.prefix_first:
         maps[0] = maps[0]._replace(why=("prefix",))
     return Match(before, maps, after, pairing.unclear, made.more, []), renamed
-
-
-def fold(names: Collection[str], among: Iterable[str]) -> list[tuple[str, int]]:
-    """Names by module, as far up as all that is in a module is among them, and with ``*`` for
-    numbers where several modules differ in nothing else; with how many names that are; in order.
-    ``among`` are the names of all tensors that are there."""
-    broken = {""}
-    for name in among:
-        if name not in names and name.rpartition(".")[2] != COUNTER:
-            broken.update(_modules_of(name))
-    folded: dict[str, int] = {}
-    for name in names:
-        top = next((module for module in _modules_of(name) if module not in broken), name)
-        folded[top] = folded.get(top, 0) + 1
-    alike: dict[str, list[str]] = {}
-    for top in folded:
-        alike.setdefault(any_number(top), []).append(top)
-    return [
-        (path if len(tops) > 1 else tops[0], sum(folded[top] for top in tops))
-        for path, tops in alike.items()
-    ]
-
-
-def _modules_of(name: str) -> Iterator[str]:
-    """The modules that a tensor is in, the outermost first."""
-    at = name.find(".")
-    while at >= 0:
-        yield name[:at]
-        at = name.find(".", at + 1)
 
 
 def _names(entries: Mapping[str, Any]) -> dict[str, Shape | None]:

@@ -32,6 +32,23 @@ class Row(NamedTuple):
     dtypes: tuple[str, ...]
     out_shape: tuple[int | str, ...] | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "level": self.level,
+            "type": self.type,
+            "kind": self.kind,
+            "inferred": self.inferred,
+            "repeat": self.repeat,
+            "tensors": self.tensors,
+            "params": self.params,
+            "buffers": self.buffers,
+            "bytes": self.nbytes,
+            "trainable": self.trainable,
+            "out_shape": None if self.out_shape is None else list(self.out_shape),
+            "macs": None,
+        }
+
 
 def module_rows(
     tensors: dict[str, TensorRef],

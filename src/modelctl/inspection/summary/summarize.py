@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.modules import is_training, submodules
@@ -16,46 +15,14 @@ from ...core.roles import role_of
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ..ls import trainability
-from ..stats import Stats, tensor_stats
+from ..stats import tensor_stats
 from .folding import folded
-from .rows import Row, joined, labelled, makeups, module_rows
-from .training import Training, training_of
+from .report import Summary, Totals
+from .rows import joined, labelled, makeups, module_rows
+from .training import training_of
 
 # A view this much smaller than the storage that it keeps alive is worth a word.
 _WASTE_RATIO, _WASTE_BYTES = 4, 1 << 20
-
-
-class Totals(NamedTuple):
-    """``params`` counts by name, ``params_unique`` tied ones once (rows sum to that one);
-    ``trainable`` and ``frozen`` are None where the file doesn't say."""
-
-    tensors: int
-    params: int
-    params_unique: int
-    buffers: int
-    trainable: int | None
-    frozen: int | None
-    nbytes: int
-    bytes_stored: int
-    by_dtype: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """All of it. ``module`` is a whole module's class and mode; ``depth`` how many levels of
-    modules have rows, None for all."""
-
-    kind: str
-    rows: list[Row]
-    totals: Totals
-    tied: list[list[str]]
-    training: Training | None
-    module: str | None = None
-    depth: int | None = None
-    stats: dict[str, Stats] = field(default_factory=dict)
-    warnings: list[Note] = field(default_factory=list)
-    history: list[str] = field(default_factory=list)
-    removed: list[Any] = field(default_factory=list)
 
 
 def summarize(
@@ -114,7 +81,7 @@ def summarize(
     past = read_record(ckpt, HISTORY)
     removed = read_record(ckpt, REMOVED)
     return Summary(
-        sections.kind,
+        ckpt,
         rows,
         totals,
         list(shared.values()),

@@ -9,7 +9,10 @@ from ...core.nodes import mapping
 from ...core.optimizer_states import kinds
 from ...core.sections import param_groups
 from ...core.tensors import StorageRef, TensorRef
+from ...core.text import count, size
 from ...core.tree import walk
+
+_MOST = 4  # of many lrs
 
 
 class Training(NamedTuple):
@@ -24,6 +27,33 @@ class Training(NamedTuple):
     optimizer_bytes: int
     scheduler: bool
     ema: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "lr": self.lr,
+            "optimizer": self.optimizer,
+        }
+
+    @property
+    def text(self) -> str:
+        """The panel in a line."""
+        parts = []
+        if self.epoch is not None:
+            parts.append(f"epoch {self.epoch}")
+        if self.step is not None:
+            parts.append(f"step {self.step:,}")
+        if self.lr:
+            parts.append("lr " + ", ".join(f"{lr:g}" for lr in self.lr[:_MOST]))
+        if self.groups:
+            states = f"state of {count(self.states, 'parameter')}"
+            held = f"{count(self.groups, 'group')}, {states}, {size(self.optimizer_bytes)}"
+            parts.append(f"optimizer {self.optimizer or 'of an unknown kind'} ({held})")
+        if self.scheduler:
+            parts.append("scheduler")
+        parts += [f"EMA copy {name}" for name in self.ema]
+        return " · ".join(parts)
 
 
 def training_of(ckpt: Checkpoint) -> Training | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,33 +15,18 @@ from ...core.storages import MemoryStorage
 from ...core.tensors import TensorRef
 from ...errors import NoMatchError, RefusedError, UsageError
 from ...inspection.architectures.identify import certain_of
+from ...inspection.summary.summarize import summarize
 from ..freezing.freeze import apply_record
 from ..loading.file_names import find_prefix
 from ..loading.plan import plan_load, removed_names, saved_freeze
 from ..loading.report import LoadReport
 from ..model_names import slots
 from .build import build, load_whole, parse_arguments
-from .summary import ModelSummary, summary
+from .report import View
+from .summary import summary
 
 # What torch computes with; fp8 is for storage alone.
 _RUNNABLE = ("float64", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class View:
-    """A :class:`ModelSummary` of the model that a file is of.
-
-    Attributes:
-        arch: the architecture and its arguments, as given or as identified; None for a module
-            that the file holds whole. ``identified``: whether modelctl found it.
-        fit: how the file's tensors fit the model; None for a whole module.
-    """
-
-    summary: ModelSummary
-    arch: str | None
-    args: tuple[str, ...]
-    identified: bool
-    fit: LoadReport | None
 
 
 def view(
@@ -56,6 +40,7 @@ def view(
     device: str = "meta",
     depth: int | str = "auto",
     fold: bool | None = None,
+    sort: str = "file",
 ) -> View:
     """The live view of a checkpoint: of ``arch``, of the module that it holds, or of the
     architecture that its tensors certainly are.
@@ -63,7 +48,8 @@ def view(
     The file's names and shapes are compared with the model first; of its tensors nothing is read.
     The table has the file's dtype where it has one, and its freeze record. ``sizes`` are whole
     shapes of the inputs, batch dimension included. ``trust`` is leave to run what a whole module
-    or a TorchScript program holds.
+    or a TorchScript program holds. ``sort`` is the order of the rows: ``file`` (the model's),
+    ``name``, ``params`` or ``size``, the largest first.
 
     Raises:
         RefusedError: no model without ``arch`` or ``trust``; the model has none of the tensors.
@@ -104,7 +90,9 @@ def view(
         fold=fold,
         device=device,
     )
-    return View(data, arch, tuple(arch_args), identified, fit)
+    found = View(summarize(ckpt, None, False), data, arch, tuple(arch_args), identified, fit)
+    found.sort(sort)
+    return found
 
 
 def names_and_shapes(arch: str, arch_args: Sequence[str] = ()) -> Checkpoint:

@@ -1,0 +1,107 @@
+"""What a command takes, said once: help, errors, the quick way and the docs all read it here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
+
+from ..errors import UsageError
+from .output import Output
+
+# What the shell may offer: names of tensors and modules, or files and folders.
+Complete = Literal["names", "paths"]
+
+
+class Argument(NamedTuple):
+    """What is told by its place."""
+
+    metavar: str
+    help: str
+    complete: Complete | None = None
+
+
+class Option(NamedTuple):
+    """What is told by its name.
+
+    Attributes:
+        flags: how it is called; by default as the parameter (``--dry-run``). The opposite of a
+            switch stands behind a slash: ``--fold/--no-fold``.
+        panel: the heading under which help lists it.
+        least: the smallest number that it takes.
+    """
+
+    help: str
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    panel: str | None = None
+    complete: Complete | None = None
+    least: int | None = None
+
+    def names(self, parameter: str) -> tuple[str, ...]:
+        """The flags of the option of a parameter."""
+        return self.flags or ("--" + parameter.replace("_", "-"),)
+
+
+_DISPLAY = "Display"
+Format = Annotated[
+    Literal["table", "json", "csv", "markdown"], Option("How to print the report.", panel=_DISPLAY)
+]
+Json = Annotated[
+    bool, Option("Short for --format json. Errors are JSON then, too.", panel=_DISPLAY)
+]
+Color = Annotated[
+    Literal["auto", "always", "never"], Option("Colour; auto: in a terminal.", panel=_DISPLAY)
+]
+Quiet = Annotated[bool, Option("No notes, only errors.", flags=("--quiet", "-q"), panel=_DISPLAY)]
+
+
+def display(
+    format: Format = "table", json: Json = False, color: Color = "auto", quiet: Quiet = False
+) -> None:
+    """What every command takes."""
+
+
+class Command:
+    """A command: ``run`` gets an :class:`Output` and what the user said, and gives the exit code.
+
+    It takes the parameters of the functions ``taken``, and how to show the report. They are looked
+    at when somebody asks for them: a program start knows twenty commands, and runs one.
+    """
+
+    def __init__(
+        self, run: Callable[..., int | None], panel: str, *taken: Callable[..., Any]
+    ) -> None:
+        self.run, self.panel, self.taken = run, panel, taken
+        self.name = taken[0].__name__.replace("_", "-")
+        self.__doc__ = taken[0].__doc__
+
+    @cached_property
+    def __signature__(self) -> inspect.Signature:
+        parameters = [
+            parameter
+            for function in (*self.taken, display)
+            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+            if parameter.name != "out"
+        ]
+        return inspect.Signature(parameters)
+
+    def __call__(
+        self,
+        *,
+        format: str = "table",
+        json: bool = False,
+        color: str = "auto",
+        quiet: bool = False,
+        **said: Any,
+    ) -> int:
+        if json and format not in ("table", "json"):
+            raise UsageError(f"--json and --format {format}: one of them")
+        out = Output(self.name, "json" if json else format, color, quiet)
+        return self.run(out, **said) or 0
+
+
+def looks(run: Callable[..., int | None]) -> Command:
+    """A command that looks: ``run`` takes an Output first."""
+    return Command(run, "Look", run)

@@ -1,0 +1,212 @@
+"""One run over some sources: where outputs go, what is checked before the first is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..core.checkpoint import Checkpoint
+from ..core.notes import Note, info, warning
+from ..errors import ModelctlError, UsageError
+from ..formats.registry import for_writing
+from ..inspection.changes import plan
+from ..inspection.edits import EditReport
+from ..surgery.freeze import by_hand
+from ..surgery.recipe import history_line, run
+from .naming import is_sharded, name_in_folder, same_format, suffix_lies, usual_suffix
+
+# Called with an output's name, the bytes written since the last call, about how many there will be.
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An output, and its format where the suffix does not say it."""
+
+    path: str
+    to: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run over some sources."""
+
+    edits: Sequence[tuple[str, dict[str, Any]]] = ()
+    output: str | None = None
+    in_place: bool = False
+    to: str | None = None
+    max_shard_size: int | str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    history: bool = True
+    key: str | None = None
+    follow_symlinks: bool = False
+    progress: Progress | None = None
+
+    def run(self, sources: Sequence[str]) -> Iterator[EditReport]:
+        lines = [history_line(name, options) for name, options in self.edits]
+        self.check(sources)
+        if len(sources) > 1 and not self.dry_run:  # look at all before the first is written
+            for source in sources:
+                with self.edited(source) as (before, after):
+                    self.check_target(after, self.target(source, len(sources), before))
+        for source in sources:
+            with self.edited(source) as (before, after):
+                target = self.target(source, len(sources), before)
+                report = self.finish(before, after, target, lines)
+            yield report
+
+    @contextmanager
+    def edited(self, source: str) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+        """A source, opened, and what the edits make of it."""
+        with files.open(source, key=self.key, follow_symlinks=self.follow_symlinks) as before:
+            yield before, run(before, self.edits)
+
+    def check(self, sources: Sequence[str]) -> None:
+        """Raises UsageError unless exactly one place for the output is named."""
+        if self.output is not None and self.in_place:
+            raise UsageError("-o and --in-place: one of them")
+        if self.output is None and not self.in_place and not self.dry_run:
+            raise UsageError(
+                "where does the result go?", hint="-o FILE, --in-place, or --dry-run to look first"
+            )
+        if len(sources) > 1 and self.max_shard_size is not None:
+            raise UsageError(
+                "shards of several sources: edit them one by one, each with its own -o"
+            )
+        if len(sources) > 1 and self.output is not None and not os.path.isdir(self.output):
+            raise UsageError(
+                f"{len(sources)} sources need a folder to go to, {self.output} is none",
+                hint=f"mkdir -p {self.output}",
+            )
+        if len(sources) > 1 and self.output is not None:
+            names = [name_in_folder(source, self.to) for source in sources]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise UsageError(
+                    f"{names.count(twice)} sources would go to {os.path.join(self.output, twice)}",
+                    hint="edit them one by one, each with its own -o",
+                )
+
+    def target(self, source: str, of: int, ckpt: Checkpoint) -> Target:
+        """The output for one of so many sources."""
+        if self.in_place and is_sharded(ckpt):
+            return Target(ckpt.origin.path if ckpt.origin else source, self.to)
+        if self.in_place or self.output is None:
+            if self.in_place and self.to is not None and suffix_lies(source, self.to):
+                raise UsageError(
+                    f"in place the file keeps its name, which would lie about {self.to}",
+                    hint=f"-o {Path(source).with_suffix(usual_suffix(self.to)).name}",
+                )
+            return Target(source, self.to or same_format(ckpt))
+        if of == 1:
+            return Target(self.output, self.to)
+        return Target(os.path.join(self.output, name_in_folder(source, self.to)), self.to)
+
+    def check_target(self, after: Checkpoint, target: Target) -> None:
+        """Raises what saving would raise, as far as that can be known before."""
+        files.check_losses(after, target.path, target.to, self.max_shard_size)
+        folder = os.path.dirname(os.path.abspath(target.path))
+        if not os.path.isdir(folder):
+            raise ModelctlError(
+                f"{target.path}: there is no directory {folder}", hint=f"mkdir -p {folder}"
+            )
+
+    def finish(
+        self, before: Checkpoint, after: Checkpoint, target: Target, lines: Sequence[str]
+    ) -> EditReport:
+        """Save (or only check that it could be), and report."""
+        names = [name for name, _ in self.edits]
+        unchanged = after.root is before.root and names != ["convert"]
+        path = target.path
+        placed = self.output is not None or self.in_place
+        notes = [*_dangers(before), *after.notes]
+        saved: files.Saved | None = None
+        if self.dry_run and placed:
+            self.check_target(after, target)
+            if os.path.exists(path) and not (self.overwrite or self.in_place):
+                kept = f"{path} exists already: without --overwrite it is kept"
+                notes.insert(0, warning(kept))
+        elif not self.dry_run and not (unchanged and self.in_place):
+            saved = files.save(
+                after,
+                path,
+                to=target.to,
+                overwrite=self.overwrite or self.in_place,
+                max_shard_size=self.max_shard_size or self.shard_size(before),
+                history=lines if self.history and not unchanged else [],
+                progress=told(self.progress, os.path.basename(path)),
+            )
+            notes += _about_output(after, saved, self.in_place)
+        output = path if placed else None
+        if saved is not None and saved.path != Path(path):  # into a folder
+            output = str(saved.path)
+        nothing = None if self.dry_run else 0
+        return EditReport(
+            source=before.origin.path if before.origin else None,
+            output=output,
+            dry_run=self.dry_run,
+            plan=plan(before, after),
+            notes=notes,
+            files_written=saved.files if saved else nothing,
+            bytes_written=saved.bytes_written if saved else nothing,
+            by_hand=_by_hand(after, path, saved) if names == ["freeze"] and saved else (),
+        )
+
+    def shard_size(self, before: Checkpoint) -> str | None:
+        """In place, shards stay about as big as they are."""
+        if not self.in_place or not is_sharded(before):
+            return None
+        sizes: dict[object, dict[object, int]] = {}
+        for ref in before.state_dict().values():
+            for piece in ref.storage.runs() or ():
+                sizes.setdefault(piece.source, {})[piece.offset] = piece.nbytes
+        return str(max((sum(of.values()) for of in sizes.values()), default=1) or 1)
+
+
+def told(progress: Progress | None, name: str) -> Callable[[int, int], object] | None:
+    """The progress of one output."""
+    return None if progress is None else lambda more, total: progress(name, more, total)
+
+
+# ---------------------------------------------------------------------- what there is to say
+
+
+def _dangers(before: Checkpoint) -> Iterator[Note]:
+    dangerous = [finding for finding in before.findings if finding.level == "dangerous"]
+    if dangerous:
+        names = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
+        source = before.origin.path if before.origin else None
+        yield warning(f"unpickling {source} would run code: {names}. modelctl did not.")
+
+
+def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> Iterator[Note]:
+    """What other readers make of the output, where that may surprise."""
+    format = for_writing(saved.format, "")
+    if format.string_metadata and not format.whole_storages and after.sections.models:
+        refs = after.sections.models[0].tensors()
+        tied = len(refs) - len({ref.identity for ref in refs.values()})
+        if tied:
+            yield info(
+                f"tied names: {tied}, kept as __metadata__ (safetensors' load_model and modelctl "
+                "know them, load_file does not)"
+            )
+    rival = saved.path.parent / "model.safetensors"
+    if saved.path.name.startswith("pytorch_model.bin") and (
+        rival.exists() or Path(f"{rival}.index.json").exists()
+    ):
+        yield warning(f"{rival.name} beside it is what most readers take first")
+    if in_place and saved.files > 1:
+        yield info(f"{saved.files - 1} new shards; the old ones are gone")
+
+
+def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
+    """How plain torch applies the freeze record of a file."""
+    if after.sections.model().is_module or saved.files > 1 or saved.path != Path(path):
+        return ()
+    return by_hand(after, path, safe=for_writing(saved.format, "").string_metadata)

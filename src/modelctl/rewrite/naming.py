@@ -1,0 +1,48 @@
+"""What an output is called, and which format it is of, where nobody says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.checkpoint import Checkpoint
+from ..formats.base import WritableFormat
+from ..formats.registry import for_writing, known, writable
+
+_USUAL = "torch"
+
+
+def is_sharded(ckpt: Checkpoint) -> bool:
+    """Whether it was read from shards and their index."""
+    found = known(ckpt.origin.format) if ckpt.origin is not None else None
+    return found is not None and found.in_shards
+
+
+def same_format(ckpt: Checkpoint) -> str:
+    """What writes a file of the format that it was read from; torch's where nothing does."""
+    found = known(ckpt.origin.format) if ckpt.origin is not None else None
+    return found.name if isinstance(found, WritableFormat) else _USUAL
+
+
+def usual_suffix(format: str) -> str:
+    """The suffix of a file of a format.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    return for_writing(format, "").suffixes[0]
+
+
+def suffix_lies(path: str, format: str) -> bool:
+    """Whether the name of a file says that it is of another format."""
+    says = next((one.name for one in writable() if path.endswith(one.suffixes)), format)
+    return says != format
+
+
+def name_in_folder(source: str, to: str | None) -> str:
+    """The name of a source's output in a folder."""
+    name = Path(source).name
+    if to is not None:
+        return Path(name).stem + usual_suffix(to)
+    if any(name.endswith(one.suffixes) for one in writable(all=True)):
+        return name
+    return name + usual_suffix(_USUAL)

@@ -1,0 +1,122 @@
+"""Several files into one checkpoint, and one into several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from .. import files
+from ..core.records import add_history
+from ..errors import UsageError
+from ..files import PathLike
+from ..inspection.edits import EditReport, Part, SplitReport
+from ..surgery.merge import merge
+from ..surgery.recipe import history_line
+from ..surgery.split import split
+from .job import Job, Progress, Target, told
+
+
+def merge_files(
+    model: PathLike | None = None,
+    *,
+    optimizer: PathLike | None = None,
+    scheduler: PathLike | None = None,
+    ema: PathLike | None = None,
+    like: PathLike | None = None,
+    rest: PathLike | None = None,
+    epoch: int | None = None,
+    step: int | None = None,
+    lr: float | None = None,
+    set: Mapping[str, Any] | None = None,
+    output: PathLike | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    history: bool = True,
+    progress: Progress | None = None,
+) -> EditReport:
+    """Open separately saved parts, :func:`modelctl.merge` them, save.
+
+    Raises:
+        UsageError: no model, or no output.
+        ModelctlError: what :func:`modelctl.open`, :func:`modelctl.merge` and
+            :func:`modelctl.save` raise.
+    """
+    paths = {
+        name: os.fspath(path)
+        for name, path in (
+            *(("model", model), ("optimizer", optimizer), ("scheduler", scheduler)),
+            *(("ema", ema), ("like", like), ("rest", rest)),
+        )
+        if path is not None
+    }
+    if "model" not in paths:
+        raise UsageError(
+            "there is no model to merge into", hint="--model takes a state_dict or a checkpoint"
+        )
+    numbers: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
+    given: dict[str, Any] = {name: os.path.basename(path) for name, path in paths.items()}
+    given.update(numbers)
+    given["set"] = [f"{key}={value}" for key, value in (set or {}).items()]
+    job = Job(
+        output=None if output is None else os.fspath(output),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        history=history,
+        progress=progress,
+    )
+    job.check([paths["model"]])
+    with ExitStack() as stack:
+        opened: dict[str, Any] = {
+            name: stack.enter_context(files.open(path)) for name, path in paths.items()
+        }
+        merged = merge(**opened, **numbers, set=set)
+        target = Target(job.output or paths["model"])
+        return job.finish(opened["model"], merged, target, [history_line("merge", given)])
+
+
+def split_file(
+    source: PathLike,
+    *,
+    output: PathLike | None = None,
+    to: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    history: bool = True,
+    key: str | None = None,
+    follow_symlinks: bool = False,
+    progress: Progress | None = None,
+) -> SplitReport:
+    """Open a checkpoint, :func:`modelctl.split` it, save the parts as files of a folder.
+
+    Raises:
+        UsageError: no folder to write to.
+        ModelctlError: what :func:`modelctl.open`, :func:`modelctl.split` and
+            :func:`modelctl.save_parts` raise.
+    """
+    source = os.fspath(source)
+    if output is None and not dry_run:
+        raise UsageError("where do the parts go?", hint="-o DIR, or --dry-run to look first")
+    saved: dict[str, files.Saved] = {}
+    with files.open(source, key=key, follow_symlinks=follow_symlinks) as before:
+        parts = split(before)
+        if history:
+            parts["model"] = add_history(parts["model"], ["split"])
+        if not dry_run and output is not None:
+            saved = files.save_parts(
+                parts,
+                output,
+                to=to or "torch",
+                overwrite=overwrite,
+                progress=told(progress, os.path.basename(source)),
+            )
+        tensors = {name: len(part.tensors()) for name, part in parts.items()}
+    rows = [
+        Part(name, str(saved[name].path), n, saved[name].bytes_written)
+        if name in saved
+        else Part(name, None, n, None)
+        for name, n in tensors.items()
+    ]
+    folder = None if output is None else os.fspath(output)
+    return SplitReport(source, folder, dry_run, rows, parts["rest"].notes)
