@@ -118,11 +118,13 @@ def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) ->
     if _wants_json(argv):
         from .output import write_json
 
-        with contextlib.suppress(OSError):  # a full disk: stderr is what is left
+        try:
             write_json("error", {"error": error})
             sys.stdout.flush()
             return 2
-    if isinstance(cause, OSError):  # it may be stdout that can't be written
+        except OSError as e:  # stdout can't be written: stderr is what is left
+            cause = e
+    if isinstance(cause, OSError):  # it may be stdout's
         _discard_stdout()
     print(f"error: {printable(error['message'])}", file=sys.stderr)
     if error["hint"]:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.nodes import mapping
-from ..core.notes import Note
 from ..core.roles import parameters
 from .ls import trainability
 
@@ -32,7 +31,6 @@ class Plan(NamedTuple):
     dropped: list[str]
     added: list[str]
     trains: list[Trains]
-    notes: list[Note]
 
 
 def plan(before: Checkpoint, after: Checkpoint) -> Plan:
@@ -65,7 +63,7 @@ def plan(before: Checkpoint, after: Checkpoint) -> Plan:
         dropped = [str(key) for key in tops[0] if key not in tops[1]]
         added = [str(key) for key in tops[1] if key not in tops[0]]
     trains = _trains(before, after, {now: old for old, now in renamed})
-    return Plan(kept, renamed, removed, dropped, added, trains, list(after.notes))
+    return Plan(kept, renamed, removed, dropped, added, trains)
 
 
 def _trains(before: Checkpoint, after: Checkpoint, old_names: dict[str, str]) -> list[Trains]:

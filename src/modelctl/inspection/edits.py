@@ -164,8 +164,8 @@ class SplitReport:
     def page(self) -> Page:
         """A row a part, and what puts them together again."""
         columns = [Column("part"), Column("tensors", "count"), Column("size", "bytes")]
-        rows = [(p.part, p.tensors, p.bytes_written, p.output or "(dry run)") for p in self.parts]
-        table = Table([*columns, Column("file")], rows)
+        rows = [(p.part, p.tensors, p.bytes_written, p.output) for p in self.parts]
+        table = Table([*columns, Column("file", none="(dry run)")], rows)
         notes = list(self.notes)
         if not self.dry_run:
             options = " ".join(f"--{part.part} {part.output}" for part in self.parts)

@@ -104,6 +104,9 @@ def test_the_table(cli: Cli, mine: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(found.out)))
     assert sum(int(row["macs"]) for row in rows) == MACS
     assert rows[0]["out_shape"] == "2x4x4x4"
+    found = cli("summary", mine, "--arch", "mynet.py:Net", *SIZE, "--format", "markdown")
+    assert found.out.splitlines()[0].startswith("| name ")
+    assert len({line.count("|") for line in found.out.splitlines()}) == 1
 
 
 def test_sorted_and_cut(cli: Cli, mine: Path) -> None:

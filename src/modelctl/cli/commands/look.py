@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...errors import UsageError
 from .. import options as o
+from ..live_options import inputs
 from ..output import Output
 from ..signature import Argument, Option, looks
+
+if TYPE_CHECKING:
+    from ...inspection.summary.report import Summary
+    from ...nn.view.report import View
 
 
 @looks
@@ -58,20 +63,24 @@ def summary(
     from ... import files
 
     start = time.perf_counter()
-    if depth is not None and depth != "all" and not (depth.isdecimal() and 0 < int(depth) < 100):
-        raise UsageError(f"--depth takes a number from 1, or 'all', not '{depth}'")
-    levels = int(depth) if depth and depth != "all" else depth
+    levels = _levels(depth)
     if out.is_json:  # full rows, whatever is displayed
         levels, fold = "all", False
-    if arch is not None or input_size:
-        from ...nn.view.from_file import view
-        from ..live_options import inputs
+    is_live = arch is not None or bool(input_size)
+    if is_live and stats:
+        raise UsageError("--stats reads values, the live view none: leave one out")
+    if not is_live and (arch_arg or input_dtype or trust or device != "meta"):
+        raise UsageError(
+            "--arch-arg, --input-dtype, --device and --trust are for the live view",
+            hint="--input-size 1,3,224,224 asks for it",
+        )
+    sizes, dtypes = inputs(input_size or (), input_dtype or ())
+    found: Summary | View
+    with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
+        if is_live:
+            from ...nn.view.from_file import view
 
-        if stats:
-            raise UsageError("--stats reads values, the live view none: leave one out")
-        sizes, dtypes = inputs(input_size or (), input_dtype or ())
-        with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
-            live = view(
+            found = view(
                 ckpt,
                 sizes,
                 arch=arch,
@@ -83,20 +92,21 @@ def summary(
                 fold=fold,
                 sort=sort,
             )
-            out.show(replace(live, seconds=time.perf_counter() - start))
-        return 0
-    if arch_arg or input_dtype or trust or device != "meta":
-        raise UsageError(
-            "--arch-arg, --input-dtype, --device and --trust are for the live view",
-            hint="--input-size 1,3,224,224 asks for it",
-        )
-    from ...inspection.summary.summarize import summarize
+        else:
+            from ...inspection.summary.summarize import summarize
 
-    rows = None if levels == "all" else int(levels or 1)
-    with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
-        found = summarize(ckpt, rows, fold, sort, stats)
+            found = summarize(ckpt, None if levels == "all" else levels or 1, fold, sort, stats)
         out.show(replace(found, seconds=time.perf_counter() - start))
     return int(found.finding)
+
+
+def _levels(depth: str | None) -> int | Literal["all"] | None:
+    """How many levels of modules get a row."""
+    if depth is None or depth == "all":
+        return None if depth is None else "all"
+    if depth.isdecimal() and 0 < int(depth) < 100:
+        return int(depth)
+    raise UsageError(f"--depth takes a number from 1, or 'all', not '{depth}'")
 
 
 @looks

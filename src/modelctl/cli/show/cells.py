@@ -8,6 +8,7 @@ from typing import Any
 from ...core.pages import Column, Table
 from ...core.text import printable, shape, size
 
+_ANSWERS = {True: "yes", False: "no", None: "?"}
 _RIGHT = ("count", "number", "percent", "bytes")
 
 
@@ -24,14 +25,15 @@ def for_people(table: Table) -> list[list[str]]:
 
 def for_programs(table: Table) -> list[list[str]]:
     """The cells of a table: exact numbers, and nothing where nothing is known."""
-    return [[_exact(value) for value in row] for row in table.rows]
+    columns = table.columns
+    return [[_exact(*pair) for pair in zip(columns, row, strict=True)] for row in table.rows]
 
 
 def _shown(column: Column, value: Any) -> str:
     if isinstance(value, str):
         return printable(value)
     if column.kind == "answer":
-        return {True: "yes", False: "no", None: "?"}[value]
+        return _ANSWERS[value]
     if value is None or (column.none and value == 0):
         return column.none
     if column.kind == "shape":
@@ -45,9 +47,11 @@ def _shown(column: Column, value: Any) -> str:
     return f"{value:,}" if column.kind == "count" else str(value)
 
 
-def _exact(value: Any) -> str:
+def _exact(column: Column, value: Any) -> str:
     if isinstance(value, str):
         return printable(value)
+    if column.kind == "answer":
+        return _ANSWERS[value]
     if isinstance(value, Sequence):
         return shape(value)
     return "" if value is None else str(value)

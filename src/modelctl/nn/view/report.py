@@ -44,6 +44,11 @@ class View:
     fit: LoadReport | None
     seconds: float = 0.0
 
+    @property
+    def finding(self) -> bool:
+        """No value was looked at."""
+        return False
+
     def sort(self, by: str) -> None:
         """Put the rows into another order: ``name``, ``params`` or ``size``, the largest first."""
         if by in _ORDER:
