@@ -278,3 +278,18 @@ def test_empty_and_scalar() -> None:
     assert not compare(torch.zeros(0, 3), torch.zeros(0, 3)).differs
     assert compare(torch.zeros(0, 3), torch.zeros(3, 0)).changed[0].what == "shape"
     assert compare(torch.tensor(1.0), torch.tensor(2.0)).changed[0].before == "scalar"
+
+
+def test_its_page_and_its_dict(tmp_path: Path) -> None:
+    other = {"module." + name: tensor for name, tensor in A.items()}
+    found = files(tmp_path, A, other)
+    assert (found.a, found.b) == (str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
+    page = found.page()
+    assert [note.level for note in page.notes] == ["hint"]
+    assert "the names of B start with 'module.'" in page.notes[0].text
+    assert files(tmp_path, {**A, "x": A["n"]}, {**other, "x": A["n"]}).page().notes == []
+    assert page.data.rows[0] == ("-", "w", "only in A", "")
+    assert found.as_dict()["removed"] == list(A)
+    nan = compare(torch.zeros(1), torch.tensor([math.nan]))
+    assert nan.as_dict()["changed"][0]["max_abs"] == "nan"
+    assert nan.changed[0].text == "1 of 1, at most a NaN against a number"

@@ -12,6 +12,7 @@ from typing import Any
 from ..core.notes import Note
 from ..core.pages import Column, Line, Page, Report, Table
 from ..core.text import printable
+from ..core.text import table as aligned
 from .show.cells import for_people, for_programs, is_number
 from .show.fitting import widths, without_spare
 
@@ -121,7 +122,7 @@ class Output:
     def _table(self, table: Table) -> None:
         """Rows under headings: rich in a terminal, tabulate elsewhere."""
         if not self.fancy:
-            _write_tabulated(table.columns, for_people(table), "plain")
+            _write_plain(table)
             return
         columns = list(table.columns)
         rows = for_people(table._replace(rows=table.rows[: table.most]))
@@ -182,24 +183,25 @@ def _write_csv(table: Table) -> None:
     writer.writerows(for_programs(table))
 
 
+def _write_plain(table: Table) -> None:
+    right = [i for i, column in enumerate(table.columns) if is_number(column)]
+    names = [column.name for column in table.columns]
+    sys.stdout.write(aligned(names, for_people(table), right, beside=2) + "\n")
+
+
 def _write_markdown(table: Table) -> None:
-    # what a cell says is not to end it
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in for_people(table)]
-    _write_tabulated(table.columns, rows, "github")
-
-
-def _write_tabulated(columns: Sequence[Column], rows: Sequence[Sequence[str]], style: str) -> None:
     from tabulate import tabulate
 
-    align = ["right" if is_number(column) else "left" for column in columns]
+    # what a cell says is not to end it
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in for_people(table)]
     text = tabulate(
         rows,
-        headers=[column.name for column in columns],
-        tablefmt=style,
-        colalign=align if rows else None,
+        headers=[column.name for column in table.columns],
+        tablefmt="github",
+        colalign=["right" if is_number(c) else "left" for c in table.columns] if rows else None,
         disable_numparse=True,
     )
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in text.splitlines()))
+    sys.stdout.write(text + "\n")
 
 
 def _bar() -> Any:

@@ -56,10 +56,18 @@ def short(n: int, of: str = "") -> str:
     raise AssertionError
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows under a header, in aligned columns; those whose index is in ``right`` flush right."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    beside: int = 0,
+) -> str:
+    """Rows under a header, in aligned columns; those whose index is in ``right`` flush right.
+    ``beside`` is the room that a heading has at least to itself."""
     lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    widths = [
+        max([len(name) + beside, *(len(row[i]) for row in rows)]) for i, name in enumerate(header)
+    ]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if i in right else cell.ljust(width)

@@ -375,6 +375,7 @@ def test_a_sorted_vit_leaves_its_last_norm() -> None:
     result = match_shapes(dict(sorted(found.items())), vit())
     assert [*result.after.missing] == ["norm.weight", "norm.bias"]
     assert [(one.found, one.expected) for one in result.unclear] == [(("encoder.ln",), ("norm",))]
+    assert result.as_dict()["unclear"] == [{"found": ["encoder.ln"], "expected": ["norm"]}]
 
 
 def test_what_is_right_stays() -> None:
