@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from modelctl.core.optimizer_states import TABLE
 from modelctl.formats.registry import BUILT_IN
 from modelctl.pickles import interpreter, machine, opcodes
 
@@ -125,6 +126,15 @@ def test_the_findings_are_those_of_the_code() -> None:
     made = set(re.findall(r'Finding\(\s*"(\w+)", "([\w-]+)"', source))
     made |= {("dangerous", id) for id in re.findall(r'\.danger\(\s*"([\w-]+)"', source)}
     assert written == made
+
+
+def test_what_optimizers_keep_is_what_the_code_knows() -> None:
+    rows = table("optimizers.md", "| optimizer | state of a parameter |")
+    for names, keys in rows.items():
+        known = [one for one in TABLE if one.name in names.split(", ")]
+        assert known, names
+        kept = {key for one in known for key in (*one.shaped, *one.scalars, *one.others)}
+        assert set(re.findall(r"`(\w+)`", keys)) <= kept, names
 
 
 SECTIONS = {
