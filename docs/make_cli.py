@@ -11,10 +11,14 @@ HEAD = """\
 
 Made by `python docs/make_cli.py` from the commands' signatures and docstrings; a test keeps it so.
 
-Exit codes: 0 done, or nothing found; 1 a finding (`diff`: they differ); 2 an error, in one line
+## Exit codes
+
+0 done, or nothing found; 1 a finding (`diff`: they differ); 2 an error, in one line
 `error: …`, with a line `hint: …` where there is a way out.
 
-Patterns are globs over dotted names: `*` crosses dots, `?` is one character, `[ab]` a set; a name
+## Patterns
+
+Globs over dotted names: `*` crosses dots, `?` is one character, `[ab]` a set; a name
 without wildcards that is a module means all in it.
 """
 

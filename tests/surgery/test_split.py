@@ -17,8 +17,6 @@ from modelctl.errors import NoMatchError, UsageError
 from .nets import Net, opened, same_tensors
 from .test_merge import Trained
 
-CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
-
 
 def ours(t: Trained) -> dict[str, Any]:
     return {"model": t.net.state_dict(), "optimizer": t.optimizer.state_dict(), "epoch": 3}
@@ -107,24 +105,6 @@ def alike(a: Any, b: Any) -> None:
             alike(one, other)
     else:
         assert a == b
-
-
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus is not here")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "training_ckpt/txie-93__cgcnn__band-gap.pth.tar",
-        "lightning/chemprop__chemprop__example_model_v2_regression_mol.ckpt",
-    ],
-)
-def test_real_checkpoints(tmp_path: Path, name: str) -> None:
-    with mc.open(CORPUS / name) as ckpt:
-        parts = mc.split(ckpt)
-        assert {"model", "optimizer", "rest"} <= set(parts)
-        put_together(tmp_path, parts)
-        with mc.open(tmp_path / "whole.pt") as whole:
-            assert not mc.diff(ckpt, whole).differs
-            assert list(ckpt.tensors()) == list(whole.tensors())
 
 
 def test_each_part_loads_by_itself(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ..errors import ModelctlError, UsageError
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 a finding, 2 an error (CLI: "Exit codes")."""
+    """Run the command line and exit: 0 done, 1 a finding, 2 an error (docs/cli.md#exit-codes)."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: 2>&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

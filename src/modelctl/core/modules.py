@@ -1,8 +1,8 @@
 """Whole modules in a tree (``torch.save(model)``), read without their classes.
 
 A pickled ``nn.Module`` is an object whose state has ``_parameters``, ``_buffers`` and ``_modules``
-(FORMATS section 3); everything else in its state are its hyperparameters. TorchScript and
-torch.export archives are brought into the same shape by their readers.
+(docs/formats.md#whole-modules); everything else in its state are its hyperparameters. TorchScript
+and torch.export archives are brought into the same shape by their readers.
 """
 
 from __future__ import annotations

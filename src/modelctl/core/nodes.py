@@ -194,7 +194,7 @@ def _set(entries: dict[Any, Any], changes: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def is_module(node: Any) -> bool:
-    """True for an object with the state of an ``nn.Module`` (FORMATS section 3)."""
+    """True for an object with the state of an ``nn.Module`` (docs/formats.md#whole-modules)."""
     if not isinstance(node, Obj) or not isinstance(node.func, Global):
         return False
     state = attributes(node)

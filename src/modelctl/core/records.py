@@ -2,7 +2,7 @@
 
 They lie in the model's state_dict, in ``_metadata[""]`` beside torch's own ``version``: that goes
 through ``torch.save``, ``torch.load(weights_only=True)`` and ``load_state_dict`` without a word
-(FORMATS section 6). A whole module carries them as attributes, which torch ignores, too. Formats
+(docs/records.md). A whole module carries them as attributes, which torch ignores, too. Formats
 whose state_dict has no ``_metadata`` (safetensors) keep the same entries in their own place.
 """
 

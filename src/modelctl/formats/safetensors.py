@@ -1,4 +1,5 @@
-"""safetensors files (FORMATS section 5): a JSON header, then the tensors' bytes, no pickle."""
+"""safetensors files (docs/formats.md#safetensors): a JSON header, then the tensors' bytes, no
+pickle."""
 
 from __future__ import annotations
 

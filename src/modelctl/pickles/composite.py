@@ -1,5 +1,6 @@
-"""torch's rebuild functions for tensors that are no strided view of one storage (FORMATS 1):
-sparse, quantized, nested, meta and wrapped ones stay the recipe that they are, and are listed."""
+"""torch's rebuild functions for tensors that are no strided view of one storage
+(docs/formats.md#tensors-in-a-pickle): sparse, quantized, nested, meta and wrapped ones stay the
+recipe that they are, and are listed."""
 
 from __future__ import annotations
 

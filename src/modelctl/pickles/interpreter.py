@@ -1,7 +1,7 @@
 """Pickle bytes to an inert tree, by our own opcode loop: nothing is imported, nothing is called.
 
-Opcodes as in the standard library's ``pickletools``; rules and limits as in SAFETY ("Symbolic
-unpickler").
+Opcodes as in the standard library's ``pickletools``; rules and limits as in
+docs/safety.md#pickles.
 """
 
 from __future__ import annotations

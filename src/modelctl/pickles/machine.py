@@ -1,6 +1,6 @@
 """The machine of the pickle interpreter: its stack, memo and findings, and what it may make.
 
-Rules and limits as in SAFETY ("Symbolic unpickler"). What a pickle would call becomes an
+Rules and limits as in docs/safety.md#pickles. What a pickle would call becomes an
 :class:`~modelctl.core.tree.Obj`, unless it is one of torch's tensor rebuild functions or a plain
 container.
 """

@@ -1,4 +1,4 @@
-"""What a pickle may call without running anything (SAFETY: "Symbolic unpickler").
+"""What a pickle may call without running anything (docs/safety.md#pickles).
 
 This judges what would happen if *somebody else* unpickled the file; modelctl itself calls
 nothing that a file names.

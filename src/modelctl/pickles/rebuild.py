@@ -1,4 +1,5 @@
-"""torch's tensor rebuild functions, as references instead of tensors (FORMATS section 1).
+"""torch's tensor rebuild functions, as references instead of tensors
+(docs/formats.md#tensors-in-a-pickle).
 
 Each takes the arguments that the pickle would call the function with and gives a
 :class:`~modelctl.core.tensors.TensorRef`, or None where the tensor has no plain strided storage
@@ -35,7 +36,7 @@ def view(
     requires_grad: Any,
     rebuild: Rebuild | None = None,
 ) -> TensorRef:
-    """A checked view of a storage (SAFETY: "Tensors").
+    """A checked view of a storage (docs/safety.md#tensors).
 
     Raises:
         UnreadableError: negative, or outside the storage.

@@ -1,4 +1,4 @@
-"""An inert tree to a pickle of protocol 2, as torch.save writes it (FORMATS section 1).
+"""An inert tree to a pickle of protocol 2, as torch.save writes it (docs/formats.md#torch-zip).
 
 The opcodes, their order and the memo are those of the standard library's pickler, so that a
 tree that was read and not changed gives the bytes it came from.

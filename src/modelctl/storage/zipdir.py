@@ -1,5 +1,5 @@
 """The directory of a zip file, read strictly: what two readers could understand differently is
-refused (SAFETY: "Zip reader"). Layout: PKWARE APPNOTE 6.3.10, sections 4.3-4.5."""
+refused (docs/safety.md#zips). Layout: PKWARE APPNOTE 6.3.10, sections 4.3-4.5."""
 
 from __future__ import annotations
 

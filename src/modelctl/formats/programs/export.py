@@ -1,4 +1,5 @@
-"""torch.export archives (``.pt2``), both layouts: read only, the program is not run (FORMATS 4).
+"""torch.export archives (``.pt2``), both layouts: read only, the program is not run
+(docs/formats.md#compiled-programs).
 
 The current layout lists tensors in ``data/weights/*_weights_config.json`` and
 ``data/constants/*_constants_config.json``; older exports hold whole ``torch.save`` files in

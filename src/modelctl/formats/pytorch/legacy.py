@@ -1,4 +1,5 @@
-"""Legacy torch files: five pickles, then the storages' bytes (before 1.6; FORMATS section 2)."""
+"""Legacy torch files: five pickles, then the storages' bytes (before 1.6;
+docs/formats.md#legacy)."""
 
 from __future__ import annotations
 

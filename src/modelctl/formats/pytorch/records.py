@@ -1,4 +1,4 @@
-"""The zip that ``torch.save`` writes, byte for byte (FORMATS section 1): its layout."""
+"""The zip that ``torch.save`` writes, byte for byte (docs/formats.md#torch-zip): its layout."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The tar files that torch 0.1 saved: three members, ``storages``, ``tensors`` and ``pickle``
-(FORMATS section 2). Read only."""
+(docs/formats.md#tar). Read only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch zip files: what ``torch.save`` writes since 1.6 (FORMATS section 1)."""
+"""torch zip files: what ``torch.save`` writes since 1.6 (docs/formats.md#torch-zip)."""
 
 from __future__ import annotations
 

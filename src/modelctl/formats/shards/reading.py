@@ -1,5 +1,5 @@
 """Sharded checkpoints, the Hugging Face way: an index file says which tensor lies in which shard
-(FORMATS section 5; SAFETY: "Shard index")."""
+(docs/formats.md#shards, docs/safety.md#shards)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A state_dict as shards and an index, the Hugging Face way (FORMATS section 5).
+"""A state_dict as shards and an index, the Hugging Face way (docs/formats.md#shards).
 
 The plan is that of huggingface_hub: greedy in the order of the keys, a tensor that is bigger than
 a shard has one to itself, tensors with one storage stay together. One shard needs no index.

@@ -2,7 +2,8 @@
 
 An optimizer may record ``param_names`` ("" is one that is not the model's). Where it doesn't, the
 names are found from the shapes of its state, and only used where exactly one assignment fits:
-candidates are the model's parameters in order, each group takes an ordered subsequence of them.
+candidates are the model's parameters in order, each group takes an ordered subsequence of them
+(docs/optimizers.md#which-number-is-which-parameter).
 """
 
 from __future__ import annotations
