@@ -127,7 +127,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_is_of(value, one) for one in inside)
     if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in inside)
+        return any(value == one for one in inside)
     if origin is not None and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(_is_of(one, inside[0]) for one in value)
     if kind in (int, float) and isinstance(value, bool):

@@ -178,6 +178,24 @@ def test_other_groups_are_mapped_by_name(trained, tmp_path, named):
     assert same(other.state_dict(), trained["model"].state_dict())
 
 
+def test_the_freeze_record_tells_which_of_those_alike_have_state(tmp_path):
+    """Three layers alike, one of them frozen and never in the optimizer, and no names."""
+    net, other = (
+        nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)), nn.Linear(4, 2))
+        for _ in range(2)
+    )
+    mnn.freeze(net, "0")
+    optimizer = optim.Adam([p for p in net.parameters() if p.requires_grad])
+    net(torch.randn(3, 4)).square().sum().backward()
+    optimizer.step()
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, optimizer=optimizer)
+    without_names(tmp_path / "a.pt")
+    made = optim.Adam([{"params": other[3].parameters()}, {"params": other[1:3].parameters()}])
+    mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
+    for mine, theirs in zip(other[1:].parameters(), net[1:].parameters(), strict=True):
+        assert equal(made.state[mine], optimizer.state[theirs])
+
+
 def test_position_stands_where_it_fits_and_nothing_else_is_known(tmp_path):
     """An order of one's own, the same on both sides: what torch does is right."""
     net, other = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
