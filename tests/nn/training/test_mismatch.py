@@ -210,6 +210,20 @@ def test_position_stands_where_it_fits_and_nothing_else_is_known(tmp_path):
         assert equal(made.state[mine], optimizer.state[theirs])
 
 
+def test_what_joins_trains_where_no_record_says_so(net, tmp_path):
+    """Frozen as built, and in the optimizer of a file that plain torch.save wrote."""
+    optimizer = optim.AdamW(net.named_parameters(), lr=0.1)
+    train_step(net, optimizer)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    other = Net()
+    other.conv1.requires_grad_(False)
+    made = optim.AdamW([p for p in other.named_parameters() if p[1].requires_grad], lr=0.1)
+    state = mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
+    assert state.joined == ("conv1.weight",)
+    assert other.conv1.weight.requires_grad
+    assert equal(made.state[other.conv1.weight], optimizer.state[net.conv1.weight])
+
+
 def test_names_for_ids(trained, tmp_path):
     """torch.distributed.checkpoint names parameters where torch numbers them."""
     mnn.save_checkpoint(tmp_path / "a.pt", **trained)
