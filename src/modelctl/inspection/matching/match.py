@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
-from ...core.matcher import COUNTER, Shape, Shapes, counts, fits
+from ...core.matching.matcher import COUNTER, Shape, Shapes, counts, fits
 from ...core.nodes import Composite, mapping
 from ...core.tensors import TensorRef
 from ...errors import UsageError

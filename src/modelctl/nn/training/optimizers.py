@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...core.matcher import match_names, without
+from ...core.matching.matcher import match_names, without
 from ...core.nodes import mapping
 from ...core.records import frozen_names
 from ...core.text import some

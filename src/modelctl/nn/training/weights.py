@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
-from ...core.matcher import match_names
+from ...core.matching.matcher import match_names
 from ...core.sections import StateDict
 from ...core.text import some
 from ...errors import RefusedError
