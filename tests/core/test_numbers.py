@@ -8,7 +8,8 @@ import torch
 
 from modelctl.core.dtypes import BY_NAME, DType
 from modelctl.core.numbers import bits_differ, gap, numbers, only_value
-from modelctl.core.tensors import MemoryStorage, TensorRef, TensorSpec
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef, TensorSpec
 
 KNOWN = [
     *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"),

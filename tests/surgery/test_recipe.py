@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +57,21 @@ def test_a_recipe_is_its_edits(tmp_path: Path) -> None:
         ([{"do": "strip-prefix", "prefx": "a"}], "strip-prefix has no option 'prefx'"),
         ([{"do": "freeze", "bn_eval": True, "pattern": "*"}], "freeze has no option 'bn_eval'"),
         ([{"do": "freeze"}], "freeze needs pattern"),
-        ([{"do": "freeze", "pattern": 3}], "pattern = 3 is of the wrong type"),
-        ([{"do": "freeze", "pattern": ["a", 3]}], "is of the wrong type"),
-        ([{"do": "freeze", "pattern": "*", "regex": "yes"}], "regex = 'yes' is of the wrong type"),
-        ([{"do": "strip-prefix", "prefix": True}], "prefix = True is of the wrong type"),
-        ([{"do": "strip-head", "optimizer": 1}], "optimizer = 1 is of the wrong type"),
+        ([{"do": "freeze", "pattern": 3}], "pattern is a text, or a list of texts, not 3"),
+        ([{"do": "freeze", "pattern": ["a", 3]}], "a list of texts, not ['a', 3]"),
+        ([{"do": "freeze", "pattern": {"a": 3}}], "a list of texts, not {'a': 3}"),
+        (
+            [{"do": "freeze", "pattern": "*", "regex": "yes"}],
+            "edit 1 of the recipe: regex is true or false, not 'yes'",
+        ),
+        ([{"do": "freeze", "pattern": "*", "bn-eval": 1}], "bn-eval is true or false, not 1"),
+        ([{"do": "strip-prefix", "prefix": True}], "prefix is a text, not True"),
+        ([{"do": "strip-prefix", "prefix": ["a"]}], "prefix is a text, not ['a']"),
+        ([{"do": "strip-head", "optimizer": 1}], "optimizer is 'keep' or 'drop', not 1"),
+        (
+            [{"do": "strip-prefix"}, {"do": "keep", "pattern": "*", "optimizer": "sell"}],
+            "edit 2 of the recipe: optimizer is 'keep' or 'drop', not 'sell'",
+        ),
         ([{"do": "merge"}], "there is no edit 'merge'"),
     ],
 )
@@ -67,6 +79,53 @@ def test_what_is_wrong_in_a_recipe(edits: Any, said: str) -> None:
     with pytest.raises(UsageError) as e:
         parse_recipe(edits)
     assert said in e.value.message
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"do": "strip-prefix", "prefix": None},
+        {"do": "freeze", "pattern": ("a", "b"), "exclude": []},
+        {"do": "strip-head", "optimizer": "drop", "rename-head": "old"},
+        {"do": "convert", "weights-only": True},
+        {"do": "rename", "map": "a=b", "regex": False},
+    ],
+)
+def test_what_is_right_in_a_recipe(edit: dict[str, Any]) -> None:
+    ((name, options),) = parse_recipe([edit])
+    assert name == edit["do"]
+    assert [*options.values()] == [value for key, value in edit.items() if key != "do"]
+
+
+def test_every_option_of_every_edit_can_be_checked() -> None:
+    """No parameter has a type that a recipe does not know: each says what it wants."""
+    for name, operation in OPERATIONS.items():
+        for option in [*inspect.signature(operation).parameters][1:]:
+            with pytest.raises(UsageError) as e:
+                parse_recipe([{"do": name, option.replace("_", "-"): object()}])
+            assert re.search(
+                r" is (a text(, or a list of texts)?|true or false|'\w+' or '\w+'), not <object",
+                e.value.message,
+            )
+
+
+def scaled(ckpt: mc.Checkpoint, by: float, times: int | None = None) -> mc.Checkpoint:
+    return ckpt
+
+
+def test_numbers_in_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPERATIONS, "scaled", scaled)
+    for by, times in ((0.5, 2), (2, None)):
+        edit = {"do": "scaled", "by": by, "times": times}
+        assert parse_recipe([edit]) == [("scaled", {"by": by, "times": times})]
+    for key, value, wanted in (
+        ("by", True, "a number"),
+        ("by", "2", "a number"),
+        ("times", True, "a whole number"),
+        ("times", 2.0, "a whole number"),
+    ):
+        with pytest.raises(UsageError, match=f"{key} is {wanted}, not {value!r}"):
+            parse_recipe([{"do": "scaled", "by": 1.0, key: value}])
 
 
 def test_a_near_miss_is_shown() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 from ..errors import UsageError
-from .matcher import without
+from .matching.matcher import without
 from .nodes import mapping
 
 VERSION = 1

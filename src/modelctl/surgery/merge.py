@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.matcher import Names
+from ..core.matching.matcher import Names
 from ..core.nodes import Obj, children, mapping, with_entries
 from ..core.notes import Note, info, warning
 from ..core.records import frozen_names

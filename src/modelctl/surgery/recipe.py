@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import nearest
@@ -93,6 +94,7 @@ def _parse(number: int, edit: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         )
     parameters = list(inspect.signature(operation).parameters.values())[1:]
     known = {parameter.name.replace("_", "-"): parameter for parameter in parameters}
+    kinds = get_type_hints(operation)
     options: dict[str, Any] = {}
     for key, value in edit.items():
         if key == "do":
@@ -103,8 +105,9 @@ def _parse(number: int, edit: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
                 f"edit {number} of the recipe: {name} has no option '{key}'",
                 hint=f"it has {', '.join(known)}" if known else None,
             )
-        if not _fits(value, str(parameter.annotation)):
-            raise UsageError(f"edit {number} of the recipe: {key} = {value!r} is of the wrong type")
+        kind = kinds[parameter.name]
+        if not _is_of(value, kind):
+            raise UsageError(f"edit {number} of the recipe: {key} is {_said(kind)}, not {value!r}")
         options[parameter.name] = value
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in options:
@@ -114,11 +117,31 @@ def _parse(number: int, edit: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    if annotation == "bool":
-        return isinstance(value, bool)
-    if annotation == "Patterns":
-        return isinstance(value, str) or (
-            isinstance(value, list) and all(isinstance(one, str) for one in value)
-        )
-    return isinstance(value, str)
+# What a value of a recipe may be, as people write it.
+_WORDS = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type that a parameter is annotated with."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, one) for one in inside)
+    if origin is Literal:
+        return any(value == one for one in inside)
+    if origin is not None and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(_is_of(one, inside[0]) for one in value)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _said(kind: Any) -> str:
+    """A type in words: ``'keep' or 'drop'``, ``a text, or a list of texts``."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return ", or ".join(_said(one) for one in inside if one is not NoneType)
+    if origin is Literal:
+        return " or ".join(map(repr, inside))
+    if origin is not None:
+        return f"a list of {_said(inside[0]).removeprefix('a ')}s"
+    return _WORDS.get(kind, str(kind))

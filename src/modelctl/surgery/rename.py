@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
-from ..core.maps import renamer
+from ..core.matching.maps import renamer
 from ..core.names import Patterns, as_list, no_match, select
 from ..core.notes import info
 from ..errors import UsageError

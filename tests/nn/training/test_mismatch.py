@@ -178,6 +178,24 @@ def test_other_groups_are_mapped_by_name(trained, tmp_path, named):
     assert same(other.state_dict(), trained["model"].state_dict())
 
 
+def test_the_freeze_record_tells_which_of_those_alike_have_state(tmp_path):
+    """Three layers alike, one of them frozen and never in the optimizer, and no names."""
+    net, other = (
+        nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)), nn.Linear(4, 2))
+        for _ in range(2)
+    )
+    mnn.freeze(net, "0")
+    optimizer = optim.Adam([p for p in net.parameters() if p.requires_grad])
+    net(torch.randn(3, 4)).square().sum().backward()
+    optimizer.step()
+    mnn.save_checkpoint(tmp_path / "a.pt", model=net, optimizer=optimizer)
+    without_names(tmp_path / "a.pt")
+    made = optim.Adam([{"params": other[3].parameters()}, {"params": other[1:3].parameters()}])
+    mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
+    for mine, theirs in zip(other[1:].parameters(), net[1:].parameters(), strict=True):
+        assert equal(made.state[mine], optimizer.state[theirs])
+
+
 def test_position_stands_where_it_fits_and_nothing_else_is_known(tmp_path):
     """An order of one's own, the same on both sides: what torch does is right."""
     net, other = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
@@ -190,6 +208,20 @@ def test_position_stands_where_it_fits_and_nothing_else_is_known(tmp_path):
     mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
     for mine, theirs in zip(other.parameters(), net.parameters(), strict=True):
         assert equal(made.state[mine], optimizer.state[theirs])
+
+
+def test_what_joins_trains_where_no_record_says_so(net, tmp_path):
+    """Frozen as built, and in the optimizer of a file that plain torch.save wrote."""
+    optimizer = optim.AdamW(net.named_parameters(), lr=0.1)
+    train_step(net, optimizer)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    other = Net()
+    other.conv1.requires_grad_(False)
+    made = optim.AdamW([p for p in other.named_parameters() if p[1].requires_grad], lr=0.1)
+    state = mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
+    assert state.joined == ("conv1.weight",)
+    assert other.conv1.weight.requires_grad
+    assert equal(made.state[other.conv1.weight], optimizer.state[net.conv1.weight])
 
 
 def test_names_for_ids(trained, tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ...core.checkpoint import Checkpoint
-from ...core.matcher import COUNTER
+from ...core.matching.matcher import COUNTER
 from ...core.names import WRAPPERS
 from ...core.nodes import Composite
 from ...core.tensors import TensorRef

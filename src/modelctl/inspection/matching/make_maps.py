@@ -12,7 +12,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ...core.maps import renamer
+from ...core.matching.maps import renamer
 from ...errors import UsageError
 
 # Nobody reads more, and each is tried on all names.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.checkpoint import Checkpoint
-from ...core.matcher import COUNTER, Shape, Shapes, counts, fits
+from ...core.matching.matcher import COUNTER, Shape, Shapes, counts, fits
 from ...core.nodes import Composite, mapping
 from ...core.tensors import TensorRef
 from ...errors import UsageError

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from ...core.matcher import COUNTER, Shape, Shapes, as_written, find_prefixes, fits
+from ...core.matching.matcher import COUNTER, Shape, Shapes, as_written, find_prefixes, fits
 from ...core.names import alphabetical, common_prefix, wrappers
 
 # More groups that are alike are not told apart by their names.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
+from ...core.matching.optimizer_states import kinds
 from ...core.nodes import mapping
-from ...core.optimizer_states import kinds
 from ...core.sections import param_groups
 from ...core.tensors import StorageRef, TensorRef
 from ...core.text import count, size

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...core.freeze_record import FreezeRecord
-from ...core.matcher import match_names
+from ...core.matching.matcher import match_names
 from ...core.names import Patterns, as_list
 from ...core.records import FREEZE, read_record
 from ...core.text import shape, some, table

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ...core import matcher
-from ...core.matcher import match_names, without
+from ...core.matching import matcher
+from ...core.matching.matcher import match_names, without
 from ...core.names import AVERAGED, unwrapped
 from ...core.nodes import mapping
 from ...core.sections import StateDict

@@ -11,7 +11,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ...core.checkpoint import Checkpoint
 from ...core.freeze_record import FreezeRecord
-from ...core.matcher import without
+from ...core.matching.matcher import without
 from ...core.names import unwrapped
 from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...core import optimizer_states
-from ...core.matcher import match_names
-from ...core.order import embeddings
+from ...core.matching import optimizer_states
+from ...core.matching.matcher import match_names
+from ...core.matching.order import embeddings
 from ...core.text import some
 from ...errors import AmbiguousError, CollisionError, RefusedError
 from ..model_names import Parameters

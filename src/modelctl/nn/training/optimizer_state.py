@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...core.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
+from ...core.matching.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
 from ...core.text import some
 from ...errors import RefusedError
 from ..freezing.unfreeze import add_group

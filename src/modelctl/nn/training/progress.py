@@ -6,8 +6,51 @@ from typing import Any
 
 from ...core.nodes import mapping
 from ...core.sections import Sections, is_model, is_optimizer
+from ...core.tree import Path
 from ...errors import UnsupportedError
-from ..loading.values import live
+from ..loading.values import live as made
+from .optimizers import OptimizersPart
+from .part import Part, Saved
+from .scaler import find_scaler
+
+
+class ProgressPart(Part):
+    """How far the training got, and what else its script kept: nothing that is restored.
+
+    Attributes:
+        epoch, step: what is finished; None where the file does not say.
+        lr: the one that training goes on with.
+        extra: the writer's own values by name.
+    """
+
+    def __init__(self, saved: Saved, optimizers: OptimizersPart) -> None:
+        super().__init__(saved)
+        self.optimizers = optimizers
+        self.extra: Any = {}
+
+    def fit(self) -> None:
+        sections, top = self.saved.sections, self.saved.top
+        self.epoch = finished_epochs(sections, top)
+        self.step, self.lr = (found[1] if found else None for found in (sections.step, sections.lr))
+        parts: list[Path] = [found.path for found in (*sections.models, *sections.ema)]
+        parts += [path for path, _ in (*sections.optimizers, *sections.schedulers)]
+        parts += [found[0] for found in (sections.epoch, sections.step, sections.lr) if found]
+        parts += [*sections.nameless_ema, *([sections.rng[0]] if sections.rng else [])]
+        scaler = find_scaler(top)
+        keys = {path[0] for path in parts if path} | ({scaler[0]} if scaler else set())
+        if sections.model().path != ():
+            self.extra, self.unused = own_values(top, {*keys, "rng", "scheduler"})
+
+    def run(self) -> None:
+        noted, live = self.lr, self.optimizers.live
+        if not live:
+            return
+        lr = self.lr = float(next(iter(live.values())).param_groups[0]["lr"])
+        if not self.optimizers.plans and noted not in (None, lr):
+            self.notes.append(
+                f"the checkpoint's lr is {noted:g}, the optimizer's {lr:g} stays: the file has "
+                "no optimizer state"
+            )
 
 
 def finished_epochs(sections: Sections, top: dict[Any, Any]) -> int | None:
@@ -31,7 +74,7 @@ def own_values(top: dict[Any, Any], known: set[Any]) -> tuple[Any, list[str]]:
 
     ``known`` are the keys of the parts. Other models and optimizers are parts of something else.
     """
-    values = live(top["extra"], "extra") if "extra" in top else {}
+    values = made(top["extra"], "extra") if "extra" in top else {}
     left = []
     for key, node in top.items():
         if key in known or key == "extra" or not isinstance(key, str):
@@ -39,7 +82,7 @@ def own_values(top: dict[Any, Any], known: set[Any]) -> tuple[Any, list[str]]:
         try:
             if is_model(node) or is_optimizer(node):
                 raise UnsupportedError("a part of another training")
-            value = live(node, key)
+            value = made(node, key)
         except UnsupportedError:
             left.append(key)
             continue

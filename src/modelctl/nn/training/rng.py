@@ -13,6 +13,30 @@ import torch
 from torch import distributed, nn
 
 from ...errors import RefusedError
+from ..loading.values import live
+from .part import Part, Saved
+
+
+class RngPart(Part):
+    """The generators, where they are wanted: last, so that nothing draws from them after."""
+
+    name = "rng"
+
+    def __init__(self, saved: Saved, wanted: bool, model: nn.Module) -> None:
+        super().__init__(saved)
+        self.wanted, self.model = wanted, model
+        self.state: Any = None
+
+    def fit(self) -> None:
+        node = self.saved.top.get("rng")
+        if self.wanted and node is not None:
+            self.state = own_state(live(node, "rng"))
+        self._wanted(self.wanted, node if self.state or not self.wanted else None)
+
+    def run(self) -> None:
+        if self.state is not None:
+            restore_rng(self.state, self.model)
+            self.restored = True
 
 
 def rank() -> int:

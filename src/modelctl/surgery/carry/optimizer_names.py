@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...core import optimizer_states
-from ...core.matcher import Names
+from ...core.matching import optimizer_states
+from ...core.matching.matcher import Names, Shape
+from ...core.matching.order import embeddings
 from ...core.names import alphabetical
 from ...core.nodes import mapping
-from ...core.order import Shape, embeddings
 from ...core.roles import parameters
 from ...core.sections import param_groups
 from ...core.tensors import TensorRef

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...core.freeze_record import FreezeRecord
-from ...core.matcher import Names
+from ...core.matching.matcher import Names
 from ...core.names import wrappers
 from ...core.nodes import Obj, attributes, mapping, with_attributes, with_entries
 from ...core.records import FREEZE, REMOVED, records, with_records, without_records

@@ -1,14 +1,74 @@
-"""What resuming warns of, once everything is restored."""
+"""A part of a training (model, optimizers, …) on its way back: checked first, then restored, and
+what it has to say."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from ...core.checkpoint import Checkpoint
+from ...core.nodes import mapping
+from ...core.sections import Sections
 from ...core.text import some
 
 _MOST_NOTES = 3
 Differences = dict[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The checkpoint that a training goes on from; with ``skip`` what doesn't fit is left aside."""
+
+    ckpt: Checkpoint
+    path: Path
+    skip: bool
+
+    @property
+    def sections(self) -> Sections:
+        return self.ckpt.sections
+
+    @cached_property
+    def top(self) -> dict[Any, Any]:
+        """The entries of the file."""
+        return mapping(self.ckpt.root) or {}
+
+
+class Part:
+    """A part of a training. First all are fitted to what was saved, then all are run.
+
+    Attributes:
+        name: what a report calls it.
+        restored: whether it was there and comes back.
+        missing: what of it was asked for and is not in the file.
+        unused: what of it is in the file and was not asked for.
+        notes: what there is to warn of, once everything is restored.
+    """
+
+    name = ""
+
+    def __init__(self, saved: Saved) -> None:
+        self.saved = saved
+        self.restored = False
+        self.missing: list[str] = []
+        self.unused: list[str] = []
+        self.notes = Notes()
+
+    def fit(self) -> None:
+        """Raises where what was saved doesn't fit; nothing is changed."""
+
+    def run(self) -> None:
+        """Restore what was found to fit."""
+
+    def _wanted(self, asked: object, saved: object) -> bool:
+        """Whether it is both asked for and there."""
+        if asked and not saved:
+            self.missing.append(self.name)
+        elif saved and not asked:
+            self.unused.append(self.name)
+        return bool(asked and saved)
 
 
 class Notes(list[str]):

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelctl.core.order import embeddings
+from modelctl.core.matching.order import embeddings
 
 SHAPES = st.sampled_from([(2,), (3,), (2, 2)])
 

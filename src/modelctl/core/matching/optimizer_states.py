@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-Shape = tuple[int, ...]
+from .matcher import Shape
 
 
 class Kept(NamedTuple):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn, optim
 
-from modelctl.core import optimizer_states
-from modelctl.core.optimizer_states import TABLE, TELLING, Kept, kinds, misfit, shape_shown
+from modelctl.core.matching import optimizer_states
+from modelctl.core.matching.optimizer_states import TABLE, TELLING, Kept, kinds, misfit, shape_shown
 
 SHAPES = ((4, 3), (3, 3), (5,), (), (2, 3, 4), (2, 3, 1, 4))
 CLASSES = {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from fnmatch import translate
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 # What becomes of a name; None where the map does not match it.
 Renamer = Callable[[str], "str | None"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-Shape = tuple[int, ...]
+from .matcher import Shape
 
 # The assignments that are followed at once; beyond it the answer is "ambiguous" anyway.
 _MOST_STATES = 200_000

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import CollisionError, NoMatchError
-from .names import WRAPPERS, unwrapped
-from .text import some
+from ...errors import CollisionError, NoMatchError
+from ..names import WRAPPERS, unwrapped
+from ..text import some
 
 Shape = tuple[int, ...]
 # None for what is no tensor (extra state, numbers), or has no shape yet.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelctl.core.matcher import (
+from modelctl.core.matching.matcher import (
     Names,
     Prefixes,
     as_written,
