@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.core.optimizer_states import TABLE
+from modelctl.core.matching.optimizer_states import TABLE
 from modelctl.formats.registry import BUILT_IN
 from modelctl.pickles import interpreter, machine, opcodes
 

@@ -1,4 +1,5 @@
-"""Dotted tensor names: patterns, wrapper prefixes, natural order, near misses."""
+"""Dotted tensor names: patterns, wrapper prefixes, natural order, near misses; and what they say of
+which are parameters and which buffers."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from fnmatch import translate
 from itertools import pairwise
 
 from ..errors import NoMatchError, UsageError
+from .tensors import Role, TensorRef
 
 # What torch.compile and checkpoint_wrapper put before (or between) names: none that people give.
 CHECKPOINTED = "_checkpoint_wrapped_module"
@@ -170,3 +172,30 @@ def alphabetical(names: Sequence[str]) -> bool:
     names that don't may be either; nothing is claimed of their order."""
     back = sum(one > other for one, other in pairwise(names))
     return len(names) > 1 and 10 * back < len(names)
+
+
+# ---------------------------------------------------------------------- parameters and buffers
+
+# Buffers of torch's and torchvision's own modules that are floating, like parameters.
+STATISTICS = frozenset(("running_mean", "running_var", "num_batches_tracked"))
+_BUFFERS = STATISTICS | {"inv_freq", "attn_mask", "relative_coords_table", "n_averaged"}
+_INTEGER_WEIGHTS = ("weight", "qweight")
+
+
+def role_of(name: str, ref: TensorRef) -> tuple[Role, bool]:
+    """(role, inferred): whether a tensor is a parameter or a buffer.
+
+    Known where the file says so (a whole module, a ``keep_vars`` state_dict); else running
+    statistics and integer tensors that are no weights are taken for buffers.
+    """
+    if ref.role is not None:
+        return ref.role, False
+    last = name.rpartition(".")[2]
+    if last in _BUFFERS or not (ref.dtype.is_floating or last in _INTEGER_WEIGHTS):
+        return "buffer", True
+    return "parameter", True
+
+
+def parameters(tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
+    """Those that are (or seem to be) parameters, in order."""
+    return {name: ref for name, ref in tensors.items() if role_of(name, ref)[0] == "parameter"}

@@ -13,8 +13,8 @@ from typing import Any
 
 from .checkpoint import Checkpoint
 from .freeze_record import FreezeRecord
+from .names import parameters
 from .nodes import Obj, attributes, is_module, mapping, ordered_dict, with_attributes
-from .roles import parameters
 from .tree import rebuild
 
 PREFIX = "modelctl."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
+from ..core.names import parameters
 from ..core.nodes import mapping
-from ..core.roles import parameters
 from .ls import trainability
 
 

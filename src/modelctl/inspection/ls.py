@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
-from ..core.names import Patterns, select
+from ..core.names import Patterns, role_of, select
 from ..core.nodes import Composite
 from ..core.notes import info
 from ..core.pages import Column, Page, Table
 from ..core.records import read_freeze
-from ..core.roles import role_of
 from ..core.tensors import TensorRef
 from ..core.tree import Path, path_text, walk
 from ..errors import NoMatchError, UsageError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
+from ..core.names import parameters
 from ..core.nodes import Composite, mapping, ordered_dict, with_entries
 from ..core.notes import info, warning
 from ..core.records import FREEZE, records, with_records
-from ..core.roles import parameters
 from ..core.sections import StateDict
 from ..core.tensors import TensorRef
 from ..core.text import some

@@ -14,10 +14,17 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import Patterns, alphabetical, common_prefix, natural, select, unwrapped
+from ..core.names import (
+    Patterns,
+    alphabetical,
+    common_prefix,
+    natural,
+    parameters,
+    select,
+    unwrapped,
+)
 from ..core.nodes import mapping
 from ..core.records import REMOVED, read_record
-from ..core.roles import parameters
 from ..core.tensors import TensorRef
 from ..core.text import some
 from ..errors import AmbiguousError, NoMatchError, RefusedError

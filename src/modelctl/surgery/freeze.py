@@ -6,10 +6,9 @@ from typing import Literal
 
 from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
-from ..core.names import Patterns, as_list, select
+from ..core.names import Patterns, as_list, parameters, select
 from ..core.notes import info, warning
 from ..core.records import FREEZE, frozen_names, read_freeze, write_records
-from ..core.roles import parameters
 from ..core.tree import rebuild
 from ..errors import NoMatchError
 from .carry.optimizer import drop_parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ...core.matcher import COUNTER, Shape
+from ...core.matching.matcher import COUNTER, Shape
 from ...core.notes import Note
 from ...core.pages import Column, Line, Page, Table
 from ...core.text import count, shape

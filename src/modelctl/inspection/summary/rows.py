@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from ...core.checkpoint import Recorded
 from ...core.modules import class_name, hyperparameters, submodules
-from ...core.names import WRAPPERS
+from ...core.names import STATISTICS, WRAPPERS, role_of
 from ...core.nodes import Obj, attributes, mapping
-from ...core.roles import STATISTICS, role_of
 from ...core.tensors import TensorRef
 
 

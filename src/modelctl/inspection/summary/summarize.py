@@ -7,11 +7,10 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.modules import is_training, submodules
-from ...core.names import STRIPPED, common_prefix, natural
+from ...core.names import STRIPPED, common_prefix, natural, role_of
 from ...core.nodes import Obj
 from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record
-from ...core.roles import role_of
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ..ls import trainability

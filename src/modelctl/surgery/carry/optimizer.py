@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from ...core.names import parameters
 from ...core.nodes import mapping, with_entries
-from ...core.roles import parameters
 from ...core.sections import param_groups
 from ...core.tensors import TensorRef
 from .optimizer_names import assign_names, is_named

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from ...core.matching import optimizer_states
 from ...core.matching.matcher import Names, Shape
 from ...core.matching.order import embeddings
-from ...core.names import alphabetical
+from ...core.names import alphabetical, parameters
 from ...core.nodes import mapping
-from ...core.roles import parameters
 from ...core.sections import param_groups
 from ...core.tensors import TensorRef
 from ...errors import AmbiguousError, RefusedError
