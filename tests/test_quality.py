@@ -18,6 +18,7 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_code_is_clean(name: str) -> None:
+    pytest.importorskip(CHECKS[name][0])
     done = subprocess.run(
         [sys.executable, "-m", *CHECKS[name]], cwd=ROOT, capture_output=True, text=True
     )

@@ -170,7 +170,7 @@ def check(obj: Any, path: Path, **how: Any) -> str:
             if isinstance(tensor, nn.Parameter):
                 assert refs[name].role == "parameter"
                 assert refs[name].requires_grad is tensor.requires_grad
-            if isinstance(tensor, nn.Buffer):
+            if isinstance(tensor, getattr(nn, "Buffer", ())):
                 assert refs[name].role in ("buffer", None)
             if tensor.is_conj() or tensor.is_neg():
                 with pytest.raises(ModelctlError, match="lazy"):

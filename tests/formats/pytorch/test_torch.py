@@ -9,6 +9,8 @@ import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.serialization import config
 
 import modelctl
 from modelctl.core.tensors import TensorRef
@@ -159,6 +160,9 @@ def check_written(path: Path, original: Any) -> None:
     """torch loads it, in each of its ways, as it loads the original."""
     same(original, torch.load(path, weights_only=True), {})
     same(original, torch.load(path, weights_only=True, mmap=True), {})
+    if find_spec("torch.utils.serialization") is None:  # since torch 2.7
+        return
+    config = import_module("torch.utils.serialization").config
     before = config.load.calculate_storage_offsets
     config.load.calculate_storage_offsets = True
     try:
@@ -358,6 +362,9 @@ def test_the_bytes_are_torchs(what: str, name: str, tmp_path: Path) -> None:
         path.parent.mkdir()
     # torch takes a file object for names that are not ASCII, and then says "archive"
     torch.save(SAVED[what](), source)
+    with zipfile.ZipFile(source) as a:
+        if not any(one.endswith(".format_version") for one in a.namelist()):
+            pytest.skip("this torch writes fewer records than newer ones")
     with modelctl.open(source) as ckpt:
         save(ckpt, copy, to="torch")
     ours, theirs = copy.read_bytes(), source.read_bytes()

@@ -102,7 +102,9 @@ def built(case: str, model: nn.Module, again: bool) -> dict[str, Any]:
         scheduler: Any = [lr_scheduler.MultiStepLR(optimizer, [3, 7])]
         scheduler.append(lr_scheduler.ReduceLROnPlateau(optimizer, patience=1))
     elif case == "adamw":
-        optimizer = optim.AdamW(model.named_parameters(), lr=0.01)
+        older = not hasattr(torch.compiler, "set_stance")  # torch before 2.6: no names
+        given = model.parameters() if older else model.named_parameters()
+        optimizer = optim.AdamW(given, lr=0.01)
         inner = [
             lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3),
             lr_scheduler.CosineAnnealingLR(optimizer, 10),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import random
 import warnings
 import zipfile
@@ -38,12 +39,16 @@ def adamw(model, **options):
     return optim.AdamW(mnn.param_groups(model, {"fc": {"lr": 0.1}}, lr=0.01), **options)
 
 
+# torch before 2.7 writes the same settings of Adam and AdamW
+TOLD = "decoupled_weight_decay" in optim.Adam([torch.zeros(1)]).defaults
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ("model", "does not fit the model"),
         ("sgd", "is no SGD"),
-        ("adam", "is no Adam"),
+        ("adam", "is no Adam" if TOLD else "whose settings differ"),
         ("adamax", "is no Adamax"),
         ("scheduler", "is no StepLR"),
         ("schedulers", "has 1 scheduler, 2 schedulers are given"),
@@ -184,7 +189,7 @@ def test_whatever_device_it_was_saved_on(net, tmp_path):
             if name.endswith("data.pkl"):
                 data = data.replace(b"X\3\0\0\0cpu", b"X\6\0\0\0cuda:3")
             target.writestr(name, data)
-    with pytest.raises(RuntimeError, match=r"CUDA|cuda"):
+    with pytest.raises((RuntimeError, pickle.UnpicklingError), match=r"CUDA|cuda"):
         torch.load(tmp_path / "b.pt", weights_only=True)
     other = Net()
     made = optim.Adam(other.parameters(), fused=True)

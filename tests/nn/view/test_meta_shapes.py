@@ -139,6 +139,7 @@ def test_softmax() -> None:
     assert result(aten._softmax.default, (meta(2, 3), 2, False), {}) is None
     for dim in (-2, -1, 0, 1):
         check(aten._softmax.default, meta(2, 3), dim, False)
-        check(aten._safe_softmax.default, meta(2, 3), dim)
-    check(aten._safe_softmax.default, meta(2, 3), 1, torch.float64, known=False)
+        if hasattr(aten, "_safe_softmax"):  # since torch 2.5
+            check(aten._safe_softmax.default, meta(2, 3), dim)
+            check(aten._safe_softmax.default, meta(2, 3), dim, torch.float64, known=False)
     check(aten._softmax.default, meta(2, 3).t(), 1, False, known=False)

@@ -295,6 +295,8 @@ def saved_for_real(model, *inputs):
     return sum(storage.nbytes() for storage in kept.values())
 
 
+OLD = not hasattr(nn, "Buffer")  # torch before 2.5
+
 SAVED = {
     "net": (Net(), (2, 3, 8, 8)),
     "mlp": (nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4), nn.Softmax(-1)), (3, 8)),
@@ -314,6 +316,8 @@ SAVED = {
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_is_what_autograd_keeps(name, mode):
+    if name == "recomputed" and OLD:
+        pytest.skip("torch recomputes nothing on the meta device before 2.5")
     model, size = SAVED[name]
     dims = (size,) if isinstance(size, int) else size
     expected = saved_for_real(model.train(mode == "train"), torch.randn(dims))
@@ -478,6 +482,8 @@ class Block(nn.Module):
 )
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_the_same_of_every_kind(kind, device):
+    if (kind, device) == ("traced", "meta") and OLD:
+        pytest.skip("traced programs run on no meta device before torch 2.5")
     block, example = Block().eval(), torch.randn(1, 3, 8, 8)
     if kind == "fx":
         block = torch.fx.symbolic_trace(block)
@@ -497,7 +503,10 @@ def test_the_same_of_every_kind(kind, device):
     assert found.totals.macs == 36 * 4 * 27
     assert found.output == (1, 4, 6, 6)
     assert found.totals.params_unique == sum(row.params for row in found.rows) == 116
-    assert found.totals.buffers == sum(row.buffers for row in found.rows) == 9
+    buffers = sum(
+        one.numel() for one in block.buffers()
+    )  # 9; torch 2.4 exports no count of batches
+    assert found.totals.buffers == sum(row.buffers for row in found.rows) == buffers
     # inside another model
     found = summary(nn.Sequential(nn.Conv2d(3, 3, 1), block), (3, 8, 8), device=device)
     assert found.totals.macs == 36 * 4 * 27 + 64 * 9

@@ -117,7 +117,9 @@ def _destination(
 ) -> Tensor:
     """The tensor to read into, in the model under each of its names."""
     old = found[0].tensor
-    if not is_lazy(old):  # a backward over the old values must fail, as after load_state_dict
+    # a backward over the old values must fail, as after load_state_dict; torch before 2.5 minds
+    # that tensors of inference have no version
+    if not is_lazy(old) and not old.is_inference():
         torch.autograd.graph.increment_version(old)
     where = device or (torch.device("cpu") if old.is_meta else old.device)
     floating = old.dtype.is_floating_point or old.dtype.is_complex

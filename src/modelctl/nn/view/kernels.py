@@ -60,8 +60,33 @@ def raise_if_mixed(func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> N
     if packet in _SAME_DTYPE and len({one.dtype for one in inputs}) > 1:
         args, kwargs = each((args, kwargs), lambda one: torch.zeros([1] * one.dim()).to(one.dtype))
         func(*args, **kwargs)
-    if packet is aten.convolution and args[6] and args[0].shape[1] != args[1].shape[0]:
+    if packet is aten.convolution and _does_not_fit(*args[:7]):
         for_real(func, args, kwargs)
+    if packet is aten.embedding and (args[1].is_floating_point() or args[1].is_complex()):
+        for_real(func, args, kwargs)
+
+
+def _does_not_fit(
+    given: Tensor,
+    weight: Tensor,
+    _: Tensor | None,
+    __: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+) -> bool:
+    """Whether an input has other channels than a transposed convolution takes, or is smaller than a
+    kernel, which meta minds since torch 2.5."""
+    if transposed:
+        return given.shape[1] != weight.shape[0]
+    dims = weight.dim() - 2
+    padding, dilation = (one * dims if len(one) == 1 else one for one in (padding, dilation))
+    return any(
+        size + 2 * added < apart * (kernel - 1) + 1
+        for size, kernel, added, apart in zip(
+            given.shape[-dims:], weight.shape[2:], padding, dilation, strict=True
+        )
+    )
 
 
 @contextmanager
