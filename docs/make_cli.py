@@ -14,7 +14,15 @@ Made by `python docs/make_cli.py` from the commands' signatures and docstrings; 
 ## Exit codes
 
 0 done, or nothing found; 1 a finding (`diff`: they differ); 2 an error, in one line
-`error: …`, with a line `hint: …` where there is a way out.
+`error: …`, with a line `hint: …` where there is a way out. With `--json` (or `--format json`) an
+error is a document on stdout instead:
+`{"schema": "modelctl.error/1", "error": {"kind", "message", "hint"}}`.
+
+## Formats
+
+`--format csv` has exact numbers, for programs; `markdown` is what people read, for documents. What
+an operation has to say is under `remarks` in JSON: `level` (`info`, `advice`, `warning`), `text`,
+`way_out`.
 
 ## Patterns
 
