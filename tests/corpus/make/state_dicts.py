@@ -17,7 +17,8 @@ DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32),
     *(torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128),
 )
-NEWER = (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64)
+NEWER = (torch.float8_e4m3fn, torch.float8_e5m2)  # not in the legacy format
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch 2.4 can't save them itself
 
 
 def every_dtype(dtypes: tuple[torch.dtype, ...]) -> dict[str, torch.Tensor]:
@@ -157,7 +158,7 @@ def safe(folder: Path) -> Path:
 
 @makes("state_dict", plain=False)
 def safe_dtypes(folder: Path) -> Path:
-    known = tuple(d for d in (*DTYPES, *NEWER) if d is not torch.complex128)
+    known = tuple(d for d in (*DTYPES, *NEWER, *UNSIGNED) if d is not torch.complex128)
     save_file(every_dtype(known), folder / "dtypes.safetensors")
     return folder / "dtypes.safetensors"
 
