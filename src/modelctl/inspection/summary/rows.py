@@ -11,6 +11,7 @@ from ...core.names import WRAPPERS
 from ...core.nodes import Obj, attributes, mapping
 from ...core.roles import STATISTICS, role_of
 from ...core.tensors import TensorRef
+from ...core.text import shape
 
 
 class Row(NamedTuple):
@@ -99,7 +100,7 @@ def _ints(value: Any) -> tuple[Any, ...]:
 
 
 def _dims(value: Any) -> str:
-    return "x".join(map(str, _ints(value)))
+    return shape(_ints(value))
 
 
 def _wrapped(parts: list[str]) -> int:
@@ -160,7 +161,7 @@ def _kind(path: str, own: dict[str, TensorRef]) -> str | None:
     dims = len(weight.shape)
     last = path.rpartition(".")[2].lower()
     if dims >= 3:
-        return "conv " + "x".join(map(str, weight.shape[2:]))
+        return "conv " + shape(weight.shape[2:])
     if dims == 2:
         embeds = "emb" in last or last in ("wte", "wpe")
         return "embedding" if embeds and "bias" not in own else "linear"
