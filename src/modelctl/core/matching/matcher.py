@@ -84,13 +84,20 @@ def match_names(foreign: Iterable[str], own: Iterable[str]) -> dict[str, str]:
 class Prefixes(NamedTuple):
     """What the names of a file, or those of the model, have before them and the other's have not,
     wrappers left out; ``tensors`` of the model fit so. Of several prefixes that would do none is
-    taken: they are ``rivals``, all of one side."""
+    taken: they are ``rivals``, all of one side. Nor is ``weak``, of the file, by which too little
+    fits, but more than without."""
 
     found: str = ""
     expected: str = ""
     tensors: int = 0
     rivals: tuple[str, ...] = ()
     of_model: bool = False  # whose the rivals are
+    weak: str = ""
+
+    @property
+    def of_parts(self) -> tuple[str, ...]:
+        """What the model's names begin with where the file has a part of it, or what they may."""
+        return self.rivals if self.of_model else (self.expected,) if self.expected else ()
 
 
 def find_prefixes(found: Shapes, expected: Shapes) -> Prefixes:
@@ -103,13 +110,17 @@ def find_prefixes(found: Shapes, expected: Shapes) -> Prefixes:
     """
     s, t = _told(found), _told(expected)
     equal = sum(name in t and fits(shape, t[name]) for name, shape in s.items())
+    weak = ""
     for of_model, inner, outer in ((False, s, t), (True, t, s)):
         if 2 * equal >= len(outer):
             continue
         under = _under(inner, outer, of_model)
         best = max(under, key=lambda prefix: (len(under[prefix]), -len(prefix)), default="")
         most = len(under.get(best, ()))
-        if most <= equal or 2 * most < min(len(s), len(t)):
+        if most <= equal:
+            continue
+        if 2 * most < min(len(s), len(t)):
+            weak = weak if of_model else best
             continue
         around = (p for p in under if best.startswith(p) and 2 * len(under[p]) >= len(outer))
         best = min(around, key=len, default=best)
@@ -126,7 +137,7 @@ def find_prefixes(found: Shapes, expected: Shapes) -> Prefixes:
             return Prefixes("", "", most, likely, of_model)
         tensors = len(under[best])
         return Prefixes("", best, tensors) if of_model else Prefixes(best, "", tensors)
-    return Prefixes(tensors=equal)
+    return Prefixes(tensors=equal, weak=weak)
 
 
 def _told(names: Shapes) -> dict[str, Shape | None]:

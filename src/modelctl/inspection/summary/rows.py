@@ -10,6 +10,7 @@ from ...core.modules import class_name, hyperparameters, submodules
 from ...core.names import STATISTICS, WRAPPERS, role_of
 from ...core.nodes import Obj, attributes, mapping
 from ...core.tensors import TensorRef
+from ...core.text import shape
 
 
 class Row(NamedTuple):
@@ -115,7 +116,7 @@ def _ints(value: Any) -> tuple[Any, ...]:
 
 
 def _dims(value: Any) -> str:
-    return "x".join(map(str, _ints(value)))
+    return shape(_ints(value))
 
 
 def _wrapped(parts: list[str]) -> int:
@@ -176,7 +177,7 @@ def _kind(path: str, own: dict[str, TensorRef]) -> str | None:
     dims = len(weight.shape)
     last = path.rpartition(".")[2].lower()
     if dims >= 3:
-        return "conv " + "x".join(map(str, weight.shape[2:]))
+        return "conv " + shape(weight.shape[2:])
     if dims == 2:
         embeds = "emb" in last or last in ("wte", "wpe")
         return "embedding" if embeds and "bias" not in own else "linear"

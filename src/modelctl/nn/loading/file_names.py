@@ -153,7 +153,7 @@ def find_prefix(section: StateDict, slots: list[Slot]) -> str:
     Raises:
         AmbiguousError: the model fits without either of several.
     """
-    found = _prefixes(section, slots)
+    found = prefixes(section, slots)
     if found.rivals and not found.of_model:
         shown = some([f"'{prefix}'" for prefix in found.rivals], 4)
         raise AmbiguousError(
@@ -164,13 +164,8 @@ def find_prefix(section: StateDict, slots: list[Slot]) -> str:
     return found.found
 
 
-def lacking_prefixes(section: StateDict, slots: list[Slot]) -> tuple[str, ...]:
-    """What the model's names begin with and the file's lack: they are those of a part of it."""
-    found = _prefixes(section, slots)
-    return found.rivals if found.of_model else (found.expected,) if found.expected else ()
-
-
-def _prefixes(section: StateDict, slots: list[Slot]) -> matcher.Prefixes:
+def prefixes(section: StateDict, slots: list[Slot]) -> matcher.Prefixes:
+    """What the names of the file, or those of the model, have before them."""
     shapes = {name: ref.shape for name, ref in section.tensors().items()}
     return matcher.find_prefixes(shapes, {s.name: _shape(s.tensor) for s in slots if s.persistent})
 

@@ -11,7 +11,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ...core.checkpoint import Checkpoint
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import without
+from ...core.matching.matcher import Prefixes, without
 from ...core.names import unwrapped
 from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record
@@ -20,7 +20,7 @@ from ...core.tensors import TensorRef
 from ...core.text import some
 from ...errors import RefusedError, UnsupportedError
 from ..model_names import Slot, is_lazy, places, slots
-from .file_names import fits, lacking_prefixes, match
+from .file_names import fits, match, prefixes
 from .module_hooks import Computed
 from .reader import Reader
 from .report import LoadReport
@@ -49,8 +49,8 @@ class Plan:
     """A load that was matched up but not done: which slots get which tensor.
 
     ``fill`` are tensors that are made, not read: what a module's own code gave, and counters on
-    ``meta`` that a file of an old version does not have. ``lacking`` is what the model's names
-    begin with and the file's don't, where the file has a part of it.
+    ``meta`` that a file of an old version does not have. ``prefixes`` are those that either
+    side's names have, where something is missing without.
     """
 
     model: nn.Module
@@ -58,15 +58,16 @@ class Plan:
     report: LoadReport
     fill: list[tuple[list[Slot], Tensor]] = field(default_factory=list)
     extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
-    lacking: tuple[str, ...] = ()
+    prefixes: Prefixes = field(default_factory=Prefixes)
 
     def check(self, path: str, *, strict: bool) -> None:
         """Raises RefusedError where the plan must not be run; nothing was changed."""
         report = self.report
         problems = report.problems()
         if not self.pairs or (strict and problems):
-            if self.lacking:
-                part = some([f"model.get_submodule('{one[:-1]}')" for one in self.lacking], 2)
+            parts = self.prefixes.of_parts
+            if parts:
+                part = some([f"model.get_submodule('{one[:-1]}')" for one in parts], 2)
                 hint = (
                     f"the file's names are those within {part}: load that, or rename the file's; "
                     "'modelctl match' finds the map"
@@ -75,6 +76,11 @@ class Plan:
                 hint = "load_into(model, path, on_mismatch='skip') loads what fits"
                 if report.prefix:
                     hint += f", prefix='{report.prefix}' looks at these names alone"
+            elif self.prefixes.weak:
+                hint = (
+                    f"a few fit without '{self.prefixes.weak}': load_into(model, path, "
+                    f"on_mismatch='skip', prefix='{self.prefixes.weak}') takes these"
+                )
             else:
                 hint = "'modelctl match' finds the rename that mends it"
             raise RefusedError(
@@ -197,7 +203,7 @@ def plan_load(
         else:
             missing.append(name)
     if missing and not prefix:
-        plan.lacking = lacking_prefixes(section, slots(model))
+        plan.prefixes = prefixes(section, slots(model))
     gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
     plan.report = LoadReport(
         tuple(loaded),
