@@ -140,9 +140,7 @@ def legacy_tensor(key: str, *shape: int) -> bytes:
     return tensor(key, shape, storage=storage_id(key, numel, None, "cpu", _NO_VIEW))
 
 
-LEGACY = program(
-    ordered_dict({"weight": legacy_tensor("0", 4, 4), "bias": legacy_tensor("1", 4)})
-)
+LEGACY = program(ordered_dict({"weight": legacy_tensor("0", 4, 4), "bias": legacy_tensor("1", 4)}))
 
 
 def legacy(
