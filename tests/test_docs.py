@@ -152,6 +152,20 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert commands == [line for line in script if line in commands]
 
 
+def test_ci_has_the_oldest_torch_that_is_claimed() -> None:
+    extras = re.search(r"^torch = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    vision = re.search(r"^vision = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert extras is not None
+    assert vision is not None
+    claimed = dict(re.findall(r"\"(\w+)>=(\d+\.\d+)", extras[1] + vision[1]))
+    script = (ROOT / ".ci/run").read_text()
+    for name in ("torch", "torchvision"):
+        assert f"'{name}=={claimed[name]}.*'" in script
+    assert f"torch {claimed['torch']} or later" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
+
+
 def test_the_reference_of_the_commands_is_up_to_date() -> None:
     spec = spec_from_file_location("make_cli", ROOT / "docs/make_cli.py")
     assert spec is not None
