@@ -212,12 +212,14 @@ def test_position_stands_where_it_fits_and_nothing_else_is_known(tmp_path):
 
 def test_what_joins_trains_where_no_record_says_so(net, tmp_path):
     """Frozen as built, and in the optimizer of a file that plain torch.save wrote."""
-    optimizer = optim.AdamW(net.named_parameters(), lr=0.1)
+    optimizer = optim.AdamW(net.parameters(), lr=0.1)
     train_step(net, optimizer)
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["param_names"] = [name for name, _ in net.named_parameters()]
+    torch.save({"model": net.state_dict(), "optimizer": saved}, tmp_path / "a.pt")
     other = Net()
     other.conv1.requires_grad_(False)
-    made = optim.AdamW([p for p in other.named_parameters() if p[1].requires_grad], lr=0.1)
+    made = optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=0.1)
     state = mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
     assert state.joined == ("conv1.weight",)
     assert other.conv1.weight.requires_grad
