@@ -359,6 +359,8 @@ def test_hooks_of_the_user_run_and_stay(way):
 
 
 def test_lazy_modules_stay_lazy(way):
+    if not hasattr(nn, "Buffer"):
+        pytest.skip("before torch 2.5 nobody may watch a lazy BatchNorm take its shape")
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
     hooks = [list(module._forward_pre_hooks) for module in model]
     found = unchanged(model, (3, 8, 8), **{"batch_size": 2, **way})
