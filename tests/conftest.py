@@ -57,6 +57,8 @@ LACKED = (
     ("2.5", "hooks before load_state_dict", "has no attribute 'register_load_state_dict_pre_hook'"),
     ("2.5", "bytes under weights_only", "GLOBAL _codecs.encode was not an allowed global"),
     ("2.5", "files of uint64 and programs with numpy 2", "torch.uint"),
+    ("2.9", "torch.export's archives of today", "no item named 'version' in the archive"),
+    ("2.9", "checkpointing without a warning", "`torch.cpu.amp.autocast(args...)` is deprecated"),
     ("2.6", "an optimizer of named parameters", "one of the params is tuple"),
 )
 
