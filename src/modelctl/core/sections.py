@@ -21,7 +21,7 @@ from .nodes import ABSENT, Composite, Obj, attributes, children, is_module, mapp
 from .numbers import plain_number
 from .tensors import TensorRef
 from .text import some
-from .tree import Path, get, path_text, walk
+from .tree import Path, get, is_leaf, path_text, walk
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
@@ -241,15 +241,21 @@ def _chosen(root: Any, key: Path) -> Any:
 
 def state_dicts(root: Any) -> list[Path]:
     """The paths of all state_dicts and whole modules down to the third level, in order."""
-    found: list[Path] = []
+    return [path for path, _ in _each_model(root)]
+
+
+def _each_model(root: Any) -> list[tuple[Path, Any]]:
+    found: list[tuple[Path, Any]] = []
     level: list[tuple[Path, Any]] = [((), root)]
     for _ in range(3):
         below = []
         for path, node in level:
             if is_model(node):
-                found.append(path)
-            elif not isinstance(node, TensorRef):
-                below += [((*path, label), child) for label, child in children(node)]
+                found.append((path, node))
+            else:
+                below += [
+                    ((*path, label), child) for label, child in children(node) if not is_leaf(child)
+                ]
         level = below
     return found
 
@@ -280,8 +286,8 @@ def _find_models(root: Any, top: dict[Any, Any]) -> tuple[tuple[StateDict, ...],
     if named:
         return tuple(named), True
     other = [
-        StateDict(path, get(root, path))
-        for path in state_dicts(root)
+        StateDict(path, node)
+        for path, node in _each_model(root)
         if path[0] not in (*_OPTIMIZER_KEYS, *_SCHEDULER_KEYS, *_RNG_KEYS)
         and path[0] not in ("state", "param_groups")
     ]

@@ -6,7 +6,7 @@ node once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import UnreadableError
@@ -16,8 +16,17 @@ from .tensors import StorageRef, TensorRef
 Path = tuple[Any, ...]
 
 _LEAVES = (str, int, float, bytes, type(None), TensorRef, StorageRef, Global, Absent)
+_LEAF_TYPES = frozenset((*_LEAVES, bool))  # nearly all of them, told apart faster
 # A few shared lists can spell out more paths than there are atoms: stop before that.
 _MOST_PATHS = 5_000_000
+
+# The containers of a tree by identity, with their children.
+Containers = dict[int, tuple[Any, Sequence[Any]]]
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether nothing is inside of it: a value, a tensor, a name."""
+    return type(node) in _LEAF_TYPES or isinstance(node, _LEAVES)
 
 
 def walk(root: Any) -> Iterator[tuple[Path, Any]]:
@@ -26,54 +35,105 @@ def walk(root: Any) -> Iterator[tuple[Path, Any]]:
     A container that is reached a second time is yielded but not entered again, unless it
     holds tensors: those have a name under each path.
     """
+    yield (), root
+    if is_leaf(root):
+        return
     holds = _holding_tensors(root)
-    seen: set[int] = set()
-    stack: list[tuple[Path, Any, tuple[int, ...]]] = [((), root, ())]
-    count = 0
-    while stack:
-        path, node, above = stack.pop()
-        count += 1
-        if count > _MOST_PATHS:
-            raise UnreadableError(f"more than {_MOST_PATHS:,} paths: a decompression bomb?")
-        yield path, node
-        if isinstance(node, _LEAVES):
-            continue
-        key = id(node)
-        if key in above or (key in seen and key not in holds):
-            continue
-        seen.add(key)
-        below = (*above, key) if holds else above
-        inner = [((*path, label), child, below) for label, child in children(node)]
-        stack.extend(reversed(inner))
+    seen, inside = {id(root)}, {id(root)}
+    levels: list[tuple[Path, Iterator[tuple[Any, Any]], int]] = [((), children(root), id(root))]
+    count = 1
+    while levels:
+        path, rest, key = levels[-1]
+        for label, node in rest:
+            count += 1
+            if count > _MOST_PATHS:
+                raise UnreadableError(f"more than {_MOST_PATHS:,} paths: a decompression bomb?")
+            below = (*path, label)
+            yield below, node
+            if is_leaf(node):
+                continue
+            at = id(node)
+            if at not in inside and (at not in seen or at in holds):
+                seen.add(at)
+                inside.add(at)
+                levels.append((below, children(node), at))
+                break
+        else:
+            levels.pop()
+            inside.discard(key)
 
 
-def containers(root: Any) -> dict[int, tuple[Any, list[Any]]]:
+def containers(root: Any) -> Containers:
     """Every container once, with its children, by identity; parents before children."""
-    found: dict[int, tuple[Any, list[Any]]] = {}
+    found: Containers = {}
     todo = [root]
     while todo:
         node = todo.pop()
-        if isinstance(node, _LEAVES) or id(node) in found:
+        if id(node) in found or is_leaf(node):
             continue
-        inner = [child for _, child in children(node)]
-        if isinstance(node, Obj):
-            # rebuild() must also see what children() leaves out or shows under other names
-            inner += [node.func, node.state, node.args]
+        inner = _inner(node)
         found[id(node)] = (node, inner)
-        todo.extend(reversed(inner))
+        todo += [child for child in reversed(inner) if type(child) not in _LEAF_TYPES]
     return found
 
 
-def _above(found: dict[int, tuple[Any, list[Any]]], start: Callable[[Any], bool]) -> set[int]:
-    """Ids of the containers that reach a child for which ``start`` is true."""
+def _inner(node: Any) -> Sequence[Any]:
+    kind = type(node)
+    if kind is dict:
+        return list(node.values())
+    if kind is list or kind is tuple:
+        return node  # type: ignore[no-any-return]
+    inner = [child for _, child in children(node)]
+    if isinstance(node, Obj):
+        # rebuild() must also see what children() leaves out or shows under other names
+        inner += [node.func, node.state, node.args]
+    return inner
+
+
+def is_deeper(root: Any, most: int) -> bool:
+    """Whether containers are nested more than ``most`` deep; what holds itself adds nothing."""
+    if is_leaf(root):
+        return False
+    heights = {id(root): 0}  # 0 while we are in it
+    levels = [(id(root), _containers_in(root))]
+    tall = [1]  # how high each of the levels is, as far as was seen
+    while levels:
+        key, rest = levels[-1]
+        if not rest:
+            levels.pop()
+            heights[key] = height = tall.pop()
+            if height > most:
+                return True
+            tall[-1:] = [max(below, height + 1) for below in tall[-1:]]
+            continue
+        node = rest.pop()
+        if id(node) in heights:
+            tall[-1] = max(tall[-1], heights[id(node)] + 1)
+        elif type(node) is tuple and len(node) < 4 and all(map(is_leaf, node)):
+            tall[-1] = max(tall[-1], 2)  # there may be millions: looked at again, not remembered
+        elif len(levels) == most:
+            return True
+        else:
+            heights[id(node)] = 0
+            levels.append((id(node), _containers_in(node)))
+            tall.append(1)
+    return False
+
+
+def _containers_in(node: Any) -> list[Any]:
+    return [child for child in _inner(node) if not is_leaf(child)]
+
+
+def _above(found: Containers, holds: Callable[[Sequence[Any]], bool]) -> set[int]:
+    """Ids of the containers that reach children for which ``holds`` is true."""
     parents: dict[int, list[int]] = {}
     todo: list[int] = []
     for key, (_, inner) in found.items():
         for child in inner:
-            if id(child) in found:
+            if type(child) not in _LEAF_TYPES and id(child) in found:
                 parents.setdefault(id(child), []).append(key)
-            if start(child):
-                todo.append(key)
+        if holds(inner):
+            todo.append(key)
     reached: set[int] = set()
     while todo:
         key = todo.pop()
@@ -84,7 +144,10 @@ def _above(found: dict[int, tuple[Any, list[Any]]], start: Callable[[Any], bool]
 
 
 def _holding_tensors(root: Any) -> set[int]:
-    return _above(containers(root), lambda child: isinstance(child, TensorRef | Composite))
+    return _above(
+        containers(root),
+        lambda inner: any(isinstance(child, TensorRef | Composite) for child in inner),
+    )
 
 
 def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
@@ -96,7 +159,7 @@ def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
     if id(root) in changes:
         return changes[id(root)]
     found = containers(root)
-    touched = _above(found, lambda child: id(child) in changes)
+    touched = _above(found, lambda inner: not changes.keys().isdisjoint(map(id, inner)))
     if id(root) not in touched:
         return root
     new: dict[int, Any] = dict(changes)
@@ -112,18 +175,22 @@ def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
     def of(node: Any) -> Any:
         return new.get(id(node), node)
 
-    waiting = [node for node in order if isinstance(node, tuple)]
+    waiting = [node for node in reversed(order) if isinstance(node, tuple)]
     while waiting:  # a tuple needs the new tuples inside it first
-        later = []
-        for node in waiting:
-            if any(
-                isinstance(child, tuple) and id(child) in touched and id(child) not in new
-                for child in node
-            ):
-                later.append(node)
-            else:
-                new[id(node)] = tuple(of(child) for child in node)
-        waiting = later
+        node = waiting[-1]
+        if id(node) in new:
+            waiting.pop()
+            continue
+        inside = [
+            child
+            for child in node
+            if isinstance(child, tuple) and id(child) in touched and id(child) not in new
+        ]
+        if inside:
+            waiting += inside
+        else:
+            new[id(node)] = tuple(map(of, node))
+            waiting.pop()
     for node in order:
         shell = new[id(node)]
         if isinstance(node, dict):
@@ -142,6 +209,9 @@ def get(root: Any, path: Path) -> Any:
     """The node at ``path``. Raises KeyError with the first label that is not there."""
     node = root
     for label in path:
+        if type(node) is dict and type(label) is str and label in node:
+            node = node[label]
+            continue
         for found, child in children(node):
             if found == label and type(found) is type(label):
                 node = child
@@ -201,4 +271,4 @@ def brief(node: Any) -> str:
 
 def path_text(path: Path) -> str:
     """A path as users write it: labels joined with dots; the root is ``<root>``."""
-    return ".".join(str(label) for label in path) if path else "<root>"
+    return ".".join(map(str, path)) if path else "<root>"
