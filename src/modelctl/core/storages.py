@@ -247,7 +247,7 @@ class RunStorage(Storage):
         location: str = "cpu",
         crc32: int | None = None,
     ) -> None:
-        super().__init__(nbytes, location, crc32)
+        self.nbytes, self.location, self.crc32 = nbytes, location, crc32
         self.source, self.offset = source.outermost(offset)  # the kernel copies from that
 
     def read(self, start: int, size: int) -> bytes:

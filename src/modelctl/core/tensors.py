@@ -66,22 +66,13 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 class TensorRef:
     """A tensor in a file: its spec, the storage it views, and what is known of it.
 
-    ``offset`` and ``stride`` are in elements. ``requires_grad`` and ``role`` are None where the
-    file does not say. Treat it as immutable;
+    ``start`` is where its first element lies in the storage, in bytes; ``stride`` is in elements.
+    ``requires_grad`` and ``role`` are None where the file does not say. Treat it as immutable;
     :meth:`replace` gives a changed copy.
     """
 
-    __slots__ = (
-        "_stride",
-        "base",
-        "dtype",
-        "offset",
-        "rebuild",
-        "requires_grad",
-        "role",
-        "shape",
-        "storage",
-    )
+    # There can be a million of them: what few have is in one slot.
+    __slots__ = ("_known", "_stride", "dtype", "shape", "start", "storage")
 
     def __init__(
         self,
@@ -96,20 +87,48 @@ class TensorRef:
         role: Role | None = None,
         rebuild: Rebuild | None = None,
     ) -> None:
+        """``offset`` counts elements, from ``base`` bytes on: where a view storage starts."""
         self.dtype = dtype
         self.shape = shape
         self.storage = storage
-        self.base = base  # bytes: where a view storage starts in its root
-        self.offset = offset
+        self.start = base + offset * dtype.itemsize
         self._stride = stride  # None: contiguous
-        self.requires_grad = requires_grad
-        self.role = role
-        self.rebuild = rebuild
+        self._known = (
+            None
+            if requires_grad is None and role is None and rebuild is None
+            else (requires_grad, role, rebuild)
+        )
 
     def replace(self, **changes: Any) -> TensorRef:
         """A copy with the given attributes changed, as :func:`dataclasses.replace`."""
-        fields = {name.lstrip("_"): getattr(self, name) for name in self.__slots__} | changes
+        names = ("dtype", "shape", "storage", "offset", "base", "requires_grad", "role", "rebuild")
+        fields = {name: getattr(self, name) for name in names} | {"stride": self._stride} | changes
         return TensorRef(fields.pop("dtype"), fields.pop("shape"), fields.pop("storage"), **fields)
+
+    @property
+    def requires_grad(self) -> bool | None:
+        """Whether it trains, where the file says."""
+        return None if self._known is None else self._known[0]
+
+    @property
+    def role(self) -> Role | None:
+        """What it is to its module, where the file says."""
+        return None if self._known is None else self._known[1]
+
+    @property
+    def rebuild(self) -> Rebuild | None:
+        """What a pickle says of it beyond its view."""
+        return None if self._known is None else self._known[2]
+
+    @property
+    def offset(self) -> int:
+        """Where the first element lies, in elements from :attr:`base`."""
+        return self.start // self.dtype.itemsize
+
+    @property
+    def base(self) -> int:
+        """Bytes before a whole number of elements: 0, but where a storage was cut in between."""
+        return self.start % self.dtype.itemsize
 
     @property
     def stride(self) -> tuple[int, ...]:
@@ -128,11 +147,6 @@ class TensorRef:
     def nbytes(self) -> int:
         """Logical bytes: what the tensor takes when it is contiguous."""
         return self.dtype.nbytes(self.numel)
-
-    @property
-    def start(self) -> int:
-        """Where the first element lies in the storage, in bytes."""
-        return self.base + self.offset * self.dtype.itemsize
 
     @property
     def span(self) -> int:
