@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..core.notes import Note, warning
@@ -18,9 +19,15 @@ _LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
+# What is looked at first of either, without what doesn't matter.
+_CENTRAL_PARTS = struct.Struct("<I4x2H4x3I3H4x2I").unpack_from
+_LOCAL_PARTS = struct.Struct("<I2x2H4x3I2H").unpack_from
+_CENTRAL_SIGNATURE, _LOCAL_SIGNATURE = 0x02014B50, 0x04034B50
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _STREAMED = 0x0008
+_DESCRIPTOR = 24  # bytes that may follow a streamed entry
+_LINK = 0o12  # the kind of file that the upper bits of Unix attributes say
 _MOST_DIRECTORY = 1 << 30
 STORED, DEFLATED = 0, 8
 # Where entries are this small on average, their local headers are read this much at once.
@@ -54,8 +61,9 @@ class ZipDirectory:
         self.source = source
         self.warnings: list[Note] = []
         start, size, count = self._find()
-        self.window, self.window_at = b"", 0
+        self.window, self.window_at = b"", 0  # what was read last of local headers
         self.window_size = _WINDOW if count * _SMALL > start else 0
+        self.folder = b""  # of the last entry with a plain name
         self.members = self._entries(start, size, count)
         self.window = b""
         self._check_spans(start)
@@ -76,7 +84,7 @@ class ZipDirectory:
         for most in (_END.size, _END.size + _MAX16):  # a comment is rare
             tail_at = max(0, size - most)
             tail = self.source.read(tail_at, size - tail_at)
-            at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+            at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
             if at >= 0:
                 break
         if at < 0:
@@ -124,48 +132,134 @@ class ZipDirectory:
     def _entries(self, start: int, length: int, count: int) -> dict[str, Member]:
         data = self.source.read(start, length)
         members: dict[str, Member] = {}
-        folded: set[str] = set()
+        folded: set[str] = set()  # names without case, where that makes another name of them
+
+        def is_taken(name: str) -> bool:
+            fold = name.casefold()
+            return fold in members or fold in folded
+
         at = 0
         for _ in range(count):
-            if at + _CENTRAL.size > length:
-                raise self._error("the directory is cut off", start + at)
-            fields = _CENTRAL.unpack_from(data, at)
-            signature, _, _, flags, method, _, _, crc = fields[:8]
-            packed, size, n_name, n_extra, n_comment = fields[8:13]
-            attributes, header = fields[15], fields[16]
-            if signature != b"PK\1\2":
-                raise self._error("not a directory entry", start + at)
-            raw = data[at + 46 : at + 46 + n_name]
-            extra = data[at + 46 + n_name : at + 46 + n_name + n_extra]
-            if len(raw) != n_name or len(extra) != n_extra:
-                raise self._error("the directory is cut off", start + at)
-            name = self._name(raw, start + at)
-            if name.casefold() in folded:
+            member, ahead = self._usual(data, at, start) or self._entry(data, at, start, is_taken)
+            name = member.name
+            fold = name.casefold()
+            if fold in members or fold in folded:
                 raise self._error("two entries of one name", start + at, name)
-            folded.add(name.casefold())
-            size, packed, header = self._wide(extra, size, packed, header, name)
-            if flags & _ENCRYPTED:
-                raise self._error("encrypted", start + at, name)
-            if method not in (STORED, DEFLATED):
-                raise UnsupportedError(
-                    f"{self.source.name}, {name}: zip compression method {method}"
-                )
-            if method == STORED and packed != size:
-                raise self._error("stored, but of two sizes", start + at, name)
-            if header + _LOCAL.size + n_name + packed > start:
-                raise self._error("lies outside the file", header, name)
-            if (attributes >> 16) & 0o170000 == 0o120000:
-                self.warnings.append(
-                    warning(f"{name} is a symbolic link: its text is not followed")
-                )
-            offset = self._payload(raw, name, header, flags, method, crc, packed, size)
-            if offset + packed > start:
-                raise self._error("lies outside the file", header, name)
-            members[name] = Member(name, method, crc, packed, size, header, offset)
-            at += 46 + n_name + n_extra + n_comment
+            if fold != name:
+                folded.add(fold)
+            members[name] = member
+            at = ahead
         if at != length:
             raise self._error("bytes after the last directory entry", start + at)
         return members
+
+    def _usual(self, data: bytes, at: int, start: int) -> tuple[Member, int] | None:
+        """The entry at ``at``, and where the next one lies, if it is as torch writes them: stored,
+        of 32-bit sizes, under a plain name, with a local header that agrees or is streamed. None
+        leaves it to :meth:`_entry`, which knows what else there is, and what is wrong.
+        """
+        named = at + _CENTRAL.size
+        if named > len(data):
+            return None
+        (
+            signature,
+            flags,
+            method,
+            crc,
+            packed,
+            size,
+            n_name,
+            n_extra,
+            n_comment,
+            external,
+            header,
+        ) = _CENTRAL_PARTS(data, at)
+        raw = data[named : named + n_name]
+        ahead = named + n_name + n_extra
+        offset = header + _LOCAL.size + n_name
+        if (
+            signature != _CENTRAL_SIGNATURE
+            or method != STORED
+            or flags & _ENCRYPTED
+            or packed != size
+            or size == _MAX32
+            or header == _MAX32
+            or ahead > len(data)
+            or offset + size > start
+            or external >> 28 == _LINK
+            or not self._is_plain(raw)
+        ):
+            return None
+        near = header - self.window_at
+        if near < 0 or near + _LOCAL.size + n_name > len(self.window):
+            near = self._near(header, _LOCAL.size + n_name)
+        signature, l_flags, l_method, l_crc, l_packed, l_size, l_name, l_extra = _LOCAL_PARTS(
+            self.window, near
+        )
+        offset += l_extra
+        if (
+            signature != _LOCAL_SIGNATURE
+            or l_method != method
+            or l_name != n_name
+            or not self.window.startswith(raw, near + _LOCAL.size)
+            or (l_flags ^ flags) & ~_STREAMED
+            or offset + size > start
+            or not (
+                l_crc == l_packed == l_size == 0
+                if l_flags & _STREAMED
+                else l_crc == crc and l_packed == l_size == size
+            )
+        ):
+            return None
+        return Member(
+            raw.decode("ascii"), method, crc, size, size, header, offset
+        ), ahead + n_comment
+
+    def _is_plain(self, raw: bytes) -> bool:
+        """A name of ASCII letters and the like; most are numbers in the folder of the last one."""
+        folder = self.folder
+        if raw.startswith(folder) and raw[len(folder) :].isdigit():
+            return True
+        if _PLAIN_NAME.fullmatch(raw) is None or raw.find(b"..") >= 0:
+            return False
+        self.folder = raw[: raw.rfind(b"/") + 1]
+        return True
+
+    def _entry(
+        self, data: bytes, at: int, start: int, is_taken: Callable[[str], bool]
+    ) -> tuple[Member, int]:
+        """The entry at ``at`` of the directory, and where the next one lies."""
+        if at + _CENTRAL.size > len(data):
+            raise self._error("the directory is cut off", start + at)
+        fields = _CENTRAL.unpack_from(data, at)
+        signature, _, _, flags, method, _, _, crc = fields[:8]
+        packed, size, n_name, n_extra, n_comment = fields[8:13]
+        attributes, header = fields[15], fields[16]
+        if signature != b"PK\1\2":
+            raise self._error("not a directory entry", start + at)
+        raw = data[at + 46 : at + 46 + n_name]
+        extra = data[at + 46 + n_name : at + 46 + n_name + n_extra]
+        if len(raw) != n_name or len(extra) != n_extra:
+            raise self._error("the directory is cut off", start + at)
+        name = self._name(raw, start + at)
+        if is_taken(name):
+            raise self._error("two entries of one name", start + at, name)
+        size, packed, header = self._wide(extra, size, packed, header, name)
+        if flags & _ENCRYPTED:
+            raise self._error("encrypted", start + at, name)
+        if method not in (STORED, DEFLATED):
+            raise UnsupportedError(f"{self.source.name}, {name}: zip compression method {method}")
+        if method == STORED and packed != size:
+            raise self._error("stored, but of two sizes", start + at, name)
+        if header + _LOCAL.size + n_name + packed > start:
+            raise self._error("lies outside the file", header, name)
+        if attributes >> 28 == _LINK:
+            self.warnings.append(warning(f"{name} is a symbolic link: its text is not followed"))
+        offset = self._payload(raw, name, header, flags, method, crc, packed, size)
+        if offset + packed > start:
+            raise self._error("lies outside the file", header, name)
+        member = Member(name, method, crc, packed, size, header, offset)
+        return member, at + 46 + n_name + n_extra + n_comment
 
     def _name(self, raw: bytes, at: int) -> str:
         if _PLAIN_NAME.fullmatch(raw) and b".." not in raw:
@@ -223,7 +317,8 @@ class ZipDirectory:
         packed: int,
         size: int,
     ) -> int:
-        local = self._near(header, _LOCAL.size + len(raw))
+        near = self._near(header, _LOCAL.size + len(raw))
+        local = self.window[near : near + _LOCAL.size + len(raw)]
         signature, _, l_flags, l_method, _, _, l_crc, l_packed, l_size, n_name, n_extra = (
             _LOCAL.unpack_from(local)
         )
@@ -240,29 +335,37 @@ class ZipDirectory:
                 raise self._error("its local header and the directory disagree", header, name)
         return header + _LOCAL.size + int(n_name) + int(n_extra)
 
-    def _near(self, offset: int, size: int) -> bytes:
-        """Bytes of a local header: one read for many where entries are small."""
+    def _near(self, offset: int, size: int) -> int:
+        """Where the bytes at ``offset`` are in the window, which is moved there if they are not:
+        one read for the headers of many entries, where those are small."""
         at = offset - self.window_at
-        if at >= 0 and at + size <= len(self.window):
-            return self.window[at : at + size]
-        if not self.window_size:
-            return self.source.read(offset, size)
-        self.window_at = offset
-        length = max(size, min(self.window_size, self.source.size - offset))
-        self.window = self.source.read(offset, length)
-        return self.window[:size]
+        if at < 0 or at + size > len(self.window):
+            length = max(size, min(self.window_size, self.source.size - offset))
+            self.window, self.window_at, at = self.source.read(offset, length), offset, 0
+        return at
 
     def _check_spans(self, directory: int) -> None:
-        spans = sorted((m.header, m.offset + m.compressed, m.name) for m in self.members.values())
+        if self._is_seamless(directory):
+            return
+        spans = [(m.header, m.offset + m.compressed, m.name) for m in self.members.values()]
+        spans.sort()
         reached = 0
         for begin, end, name in [*spans, (directory, directory, "")]:
             if begin < reached:
                 raise self._error("overlaps the entry before it", begin, name)
-            # a data descriptor takes up to 24 bytes
-            if begin - reached > 24:
+            if begin - reached > _DESCRIPTOR:
                 lost = f"{begin - reached:,} bytes at {reached:,} belong to no entry of the zip"
                 self.warnings.append(warning(lost))
             reached = end
+
+    def _is_seamless(self, directory: int) -> bool:
+        """Whether the entries lie in the order of the directory, one after the other."""
+        reached = 0
+        for member in self.members.values():
+            if not reached <= member.header <= reached + _DESCRIPTOR:
+                return False
+            reached = member.offset + member.compressed
+        return reached <= directory <= reached + _DESCRIPTOR
 
     def read(self, name: str, most: int) -> bytes:
         """An entry's bytes, inflated, with its CRC checked.
