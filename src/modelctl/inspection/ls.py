@@ -128,8 +128,8 @@ def list_names(
     ckpt: Checkpoint, pattern: Patterns = (), *, regex: bool = False, section: str = "model"
 ) -> list[str]:
     """The names alone of what :func:`list_tensors` lists, faster. Raises as that does."""
-    found = _found(ckpt, section)
-    return select(list(found), pattern, regex=regex) if pattern else list(found)
+    names = list(_found(ckpt, section))
+    return select(names, pattern, regex=regex) if pattern else names
 
 
 def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Composite, str | None]]:

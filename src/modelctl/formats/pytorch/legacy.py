@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.dtypes import DType
 from ...core.nodes import mapping
 from ...core.notes import warning
 from ...core.storages import RunStorage, Source, Storage
@@ -16,7 +17,7 @@ from ...pickles.interpreter import MAX_SIZE, Unpickled, unpickle
 from ...pickles.machine import CutOffError
 from ...storage.places import Place
 from ..base import Format
-from .storage_ids import StorageId, storage_table
+from .storage_ids import storage_table
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
@@ -38,10 +39,9 @@ class TorchLegacy(Format):
         storages: dict[str, RunStorage] = {}
         itemsizes: dict[str, int] = {}
 
-        def storage(found: StorageId) -> Storage:
-            made = RunStorage(source, 0, found.nbytes, found.location)
-            storages[found.key] = made
-            itemsizes[found.key] = found.dtype.itemsize if found.dtype else 1
+        def storage(key: str, location: str, nbytes: int, dtype: DType | None) -> Storage:
+            storages[key] = made = RunStorage(source, 0, nbytes, location)
+            itemsizes[key] = dtype.itemsize if dtype else 1
             return made
 
         load = storage_table(storage)

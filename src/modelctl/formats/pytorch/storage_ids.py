@@ -15,29 +15,8 @@ from ...errors import UnreadableError
 _UNTYPED = {Global("torch.storage", "UntypedStorage"), Global("torch", "UntypedStorage")}
 
 
-class StorageId:
-    """A persistent id of torch: ``("storage", class, key, location, numel[, view])``.
-
-    Raises:
-        UnreadableError: anything else: a reader would import or call what it names.
-    """
-
-    __slots__ = ("dtype", "key", "location", "nbytes", "view")
-
-    def __init__(self, pid: Any) -> None:
-        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise UnreadableError(f"a persistent id that is no storage: {brief(pid)}")
-        cls, key, location, numel = pid[1:5]
-        self.dtype = storage_dtype(cls)
-        if type(key) is int:
-            key = str(key)
-        if type(key) is not str or type(location) is not str:
-            raise UnreadableError("a storage whose key or location is not text")
-        if type(numel) is not int or not 0 <= numel < 1 << 60:
-            raise UnreadableError(f"a storage of {brief(numel)} elements")
-        self.key, self.location = key, location
-        self.nbytes = numel * (self.dtype.itemsize if self.dtype else 1)
-        self.view = pid[5] if len(pid) == 6 else None
+# Makes a storage of its key, location, bytes and dtype (None where it is untyped).
+MakeStorage = Callable[[str, str, int, DType | None], Storage]
 
 
 def storage_dtype(cls: Any) -> DType | None:
@@ -55,30 +34,43 @@ def storage_dtype(cls: Any) -> DType | None:
     raise UnreadableError(f"a storage of the class {brief(cls)}")
 
 
-def storage_table(
-    make: Callable[[StorageId], Storage],
-) -> Callable[[Any], StorageRef]:
+def storage_table(make: MakeStorage) -> Callable[[Any], StorageRef]:
     """A ``persistent_load`` that makes each storage once, by its key.
 
-    Where a key comes with two classes, the first one counts, as in ``torch.load``.
+    It takes ids as torch writes them: ``("storage", class, key, location, numel[, view])``. Where
+    a key comes with two classes, the first one counts, as in ``torch.load``. It raises
+    UnreadableError for anything else: a reader would import or call what it names.
     """
     table: dict[str, StorageRef] = {}
 
     def load(pid: Any) -> StorageRef:
-        found = StorageId(pid)
-        ref = table.get(found.key)
+        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise UnreadableError(f"a persistent id that is no storage: {brief(pid)}")
+        _, cls, key, location, numel = pid[:5]
+        dtype = storage_dtype(cls)
+        if type(key) is int:
+            key = str(key)
+        if type(key) is not str or type(location) is not str:
+            raise UnreadableError("a storage whose key or location is not text")
+        if type(numel) is not int or not 0 <= numel < 1 << 60:
+            raise UnreadableError(f"a storage of {brief(numel)} elements")
+        ref = table.get(key)
         if ref is None:
-            ref = table[found.key] = StorageRef(make(found), found.dtype)
-        if found.view is None:
-            return ref
-        if not (isinstance(found.view, tuple) and len(found.view) == 3):
-            raise UnreadableError("a storage view that is not (key, offset, size)")
-        _, offset, size = found.view
-        itemsize = found.dtype.itemsize if found.dtype else 1
-        if type(offset) is not int or type(size) is not int or offset < 0 or size < 0:
-            raise UnreadableError("a storage view of negative offset or size")
-        if (offset + size) * itemsize > ref.storage.nbytes:
-            raise UnreadableError("a storage view that reaches outside its storage")
-        return StorageRef(ref.storage, ref.dtype, offset * itemsize)
+            nbytes = numel if dtype is None else numel * dtype.itemsize
+            ref = table[key] = StorageRef(make(key, location, nbytes, dtype), dtype)
+        return ref if len(pid) == 5 or pid[5] is None else _part(ref, pid[5], dtype)
 
     return load
+
+
+def _part(ref: StorageRef, view: Any, dtype: DType | None) -> StorageRef:
+    """What a view of old torch says: ``(key, offset, size)``."""
+    if not (isinstance(view, tuple) and len(view) == 3):
+        raise UnreadableError("a storage view that is not (key, offset, size)")
+    _, offset, size = view
+    itemsize = dtype.itemsize if dtype else 1
+    if type(offset) is not int or type(size) is not int or offset < 0 or size < 0:
+        raise UnreadableError("a storage view of negative offset or size")
+    if (offset + size) * itemsize > ref.storage.nbytes:
+        raise UnreadableError("a storage view that reaches outside its storage")
+    return StorageRef(ref.storage, ref.dtype, offset * itemsize)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.dtypes import DType
 from ...core.notes import Loss, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
@@ -12,9 +14,9 @@ from ...pickles.interpreter import MAX_SIZE, unpickle
 from ...storage.deflate import InflatedStorage
 from ...storage.layout import FileLayout
 from ...storage.places import Place
-from ...storage.zipdir import DEFLATED, ZipDirectory
+from ...storage.zipdir import DEFLATED, Member, ZipDirectory
 from ..base import WritableFormat
-from .storage_ids import StorageId, storage_table
+from .storage_ids import storage_table
 
 _ALIGNMENT = 64
 
@@ -93,7 +95,7 @@ class SavedZip:
         """The tree of a pickle whose storages are members of the folder ``storages``."""
         name = f"{self.folder}/{member}"
         data = self.directory.read(name, MAX_SIZE)
-        load = storage_table(lambda found: self.storage(f"{self.folder}/{storages}", found))
+        load = storage_table(partial(self.storage, f"{self.folder}/{storages}"))
         try:
             value, end, findings = unpickle(data, persistent_load=load)
         except UnreadableError as e:
@@ -103,46 +105,51 @@ class SavedZip:
             self.warnings.append(warning(f"{len(data) - end:,} bytes after the pickle in {name}"))
         return value
 
-    def storage(self, folder: str, found: StorageId) -> Storage:
-        name = f"{folder}/{found.key}"
+    def storage(
+        self, folder: str, key: str, location: str, nbytes: int, dtype: DType | None
+    ) -> Storage:
+        name = f"{folder}/{key}"
         member = self.directory.members.get(name)
-
-        def broken(message: str, offset: int | None = None) -> UnreadableError:
-            return UnreadableError(message, path=self.source.name, member=name, offset=offset)
-
         if member is None:
-            raise broken(f"the storage '{found.key}' is missing")
-        if member.size < found.nbytes:
-            sizes = f"{found.nbytes:,} bytes are declared, the member has {member.size:,}"
-            raise broken(sizes, member.offset)
-        if member.size > found.nbytes and member.method == DEFLATED:
-            sizes = f"{found.nbytes:,} bytes are declared, it inflates to {member.size:,}"
-            raise broken(sizes, member.offset)
-        if member.size > found.nbytes:
-            self.warnings.append(
-                warning(f"{name} is {member.size - found.nbytes:,} bytes too long")
-            )
-        # a checksum is that of the whole member
-        crc = member.crc32 if member.size == found.nbytes else None
+            raise self._broken(name, f"the storage '{key}' is missing")
+        crc: int | None = member.crc32
+        if member.size == nbytes:
+            nbytes = member.size  # one integer for both: there can be a million of them
+        else:
+            self._check_size(member, nbytes)
+            crc = None  # a checksum is that of the whole member
         made: Storage
         if member.method == DEFLATED:
             made = InflatedStorage(
-                self.source, member.offset, member.compressed, member.size, found.location, crc
+                self.source, member.offset, member.compressed, nbytes, location, crc
             )
         else:
-            made = RunStorage(self.source, member.offset, found.nbytes, found.location, crc)
-        if not self.big_endian:
-            return made
-        if found.dtype is None:
+            made = RunStorage(self.source, member.offset, nbytes, location, crc)
+        return self._swapped(made, dtype) if self.big_endian else made
+
+    def _check_size(self, member: Member, nbytes: int) -> None:
+        """A member that is not as long as its storage: refused, or flagged."""
+        if member.size < nbytes:
+            sizes = f"{nbytes:,} bytes are declared, the member has {member.size:,}"
+            raise self._broken(member.name, sizes, member.offset)
+        if member.method == DEFLATED:
+            sizes = f"{nbytes:,} bytes are declared, it inflates to {member.size:,}"
+            raise self._broken(member.name, sizes, member.offset)
+        self.warnings.append(warning(f"{member.name} is {member.size - nbytes:,} bytes too long"))
+
+    def _swapped(self, storage: Storage, dtype: DType | None) -> Storage:
+        if dtype is None:
             raise UnsupportedError(f"{self.source.name}: big-endian storages without a dtype")
-        if found.dtype.itemsize == 1:
-            return made
-        part = 2 if found.dtype.kind == "complex" else 1
-        return SwappedStorage(made, found.dtype.itemsize // part)
+        if dtype.itemsize == 1:
+            return storage
+        return SwappedStorage(storage, dtype.itemsize // (2 if dtype.kind == "complex" else 1))
+
+    def _broken(self, member: str, message: str, offset: int | None = None) -> UnreadableError:
+        return UnreadableError(message, path=self.source.name, member=member, offset=offset)
 
 
 def _is_pickle(name: str) -> bool:
-    return name.rpartition("/")[2] == "data.pkl"
+    return name.endswith("/data.pkl") or name == "data.pkl"
 
 
 def root_folder(directory: ZipDirectory) -> str:
