@@ -21,7 +21,7 @@ from modelctl.core.nodes import Global, Obj
 from modelctl.errors import UnreadableError
 from modelctl.pickles import interpreter
 from modelctl.pickles.interpreter import MAX_DEPTH, unpickle
-from modelctl.pickles.machine import MAX_MARKS, MAX_MEMO, CutOffError
+from modelctl.pickles.machine import MAX_MARKS, MAX_MEMO_ANYHOW, CutOffError
 
 _MADE = {"set": set, "frozenset": frozenset, "bytearray": bytearray, "bytes": bytes}
 
@@ -308,10 +308,14 @@ def test_limit_of_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_limit_of_memo() -> None:
-    assert MAX_MEMO == 4_000_000
-    last = struct.pack("<I", MAX_MEMO - 1)
+    assert MAX_MEMO_ANYHOW == 4_000_000
+    last = struct.pack("<I", MAX_MEMO_ANYHOW - 1)
     assert unpickle(b"Nr" + last + b"j" + last + b"\x86.").value == (None, None)
-    for data in (b"r" + struct.pack("<I", MAX_MEMO), b"p%d\n" % MAX_MEMO, b"r\xff\xff\xff\x7f"):
+    for data in (
+        b"r" + struct.pack("<I", MAX_MEMO_ANYHOW),
+        b"p%d\n" % MAX_MEMO_ANYHOW,
+        b"r\xff\xff\xff\x7f",
+    ):
         with pytest.raises(UnreadableError, match="memo slot"):
             unpickle(b"N" + data + b".")
 
@@ -423,7 +427,7 @@ def test_messages_of_what_has_no_end() -> None:
             rebuilt + b"(" + storage + offset + size + b"\x85" + stride + b"\x85" + hooks + b"tR."
         )
 
-    load = storage_table(lambda found: MemoryStorage(bytes(16)))
+    load = storage_table(lambda *_: MemoryStorage(bytes(16)))
     assert unpickle(tensor(), persistent_load=load).value.shape == (1,)
     started = time.process_time()
     for data in (
@@ -525,7 +529,7 @@ def test_a_persistent_id_that_is_no_storage() -> None:
     with pytest.raises(UnreadableError, match=r"os\.system"):
         unpickle(
             b"(X\x07\x00\x00\x00storagecos\nsystem\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ.",
-            persistent_load=storage_table(lambda found: pytest.fail("made")),
+            persistent_load=storage_table(lambda *_: pytest.fail("made")),
             findings=kept,
         )
     assert [one.id for one in kept] == ["persistent-id"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Finding
-from ..core.tree import containers
+from ..core.tree import is_deeper
 from ..errors import UnreadableError
 from . import opcodes as op
 from .machine import Machine
@@ -58,7 +58,7 @@ def _run(machine: Machine) -> Unpickled:
                 raise machine.error(f"unknown opcode 0x{data[at]:02x}: not a pickle")
             run(machine)
             budget -= 1
-            if budget < 0:
+            if budget < machine.spent:
                 raise machine.error(f"more than {MAX_OPCODES:,} opcodes")
     except op.Stop:
         pass
@@ -67,35 +67,9 @@ def _run(machine: Machine) -> Unpickled:
             raise machine.cut_off() from None
         raise machine.error("an opcode finds nothing on the stack") from None
     value = machine.stack[-1]
-    _check_depth(value)
+    if is_deeper(value, MAX_DEPTH):  # the next reader's stack would not hold it
+        raise UnreadableError(f"nested deeper than {MAX_DEPTH} levels")
     return Unpickled(value, machine.pos, machine.findings)
-
-
-def _check_depth(root: Any) -> None:
-    """Refuse what is nested so deep that the next reader's stack would not hold it."""
-    found = containers(root)
-    if len(found) <= MAX_DEPTH:
-        return
-    heights: dict[int, int] = {}
-    entered: set[int] = set()
-    stack = [id(root)]
-    while stack:
-        key = stack[-1]
-        if key in heights:
-            stack.pop()
-            continue
-        inner = [id(child) for child in found[key][1] if id(child) in found]
-        if key not in entered:
-            entered.add(key)
-            todo = [child for child in inner if child not in entered]
-            if todo:
-                stack.extend(todo)
-                continue
-        # one that was entered and has no height yet holds itself: it adds nothing
-        heights[key] = 1 + max((heights.get(child, 0) for child in inner), default=0)
-        if heights[key] > MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH} levels")
-        stack.pop()
 
 
 _OPCODES: dict[bytes, Callable[[Machine], None]] = {

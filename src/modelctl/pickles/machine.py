@@ -8,7 +8,7 @@ container.
 from __future__ import annotations
 
 import _compat_pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -19,11 +19,17 @@ from ..core.tree import brief
 from ..errors import UnreadableError
 from .composite import composite
 from .policy import judge, judge_state, judge_subclass
-from .rebuild import REBUILDS
+from .rebuild import REBUILDS, TENSOR_V2, TENSOR_V3
+from .tensor_calls import UNMADE, TensorCalls
 
-MAX_MEMO = 4_000_000
+# Slots are filled in order: a million tensors take nine million. Those in any other order are kept
+# in a dict, which takes ten times as much for each.
+MAX_MEMO = 16_000_000
+MAX_MEMO_ANYHOW = 4_000_000
 MAX_MARKS = 10_000
+# What takes far more memory than the opcodes that make it, and tuples, which take a little more.
 MAX_CONTAINERS = 2_000_000
+MAX_TUPLES = 8_000_000
 _MAX_LINE = 1 << 16
 _MAX_FINDINGS = 1_000
 _MAX_EQUAL = 64
@@ -49,12 +55,13 @@ class Machine:
         self.persistent_load = persistent_load
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
-        # Slots are filled in order, so a list of those takes a third of what a dict would; what
-        # comes out of order (an index can be anything) goes into a dict.
         self.memo: list[Any] = []
         self.sparse: dict[int, Any] = {}
-        self.made = 0
-        self.globals = {("collections", "OrderedDict"): ORDERED_DICT}
+        self.made = self.tuples = 0
+        # these few are compared by identity
+        self.globals = {(one.module, one.name): one for one in (ORDERED_DICT, TENSOR_V2, TENSOR_V3)}
+        self.tensors = TensorCalls(self.memo)
+        self.spent = 0  # opcodes, beyond those that were run one by one
         self.equal_hashes: dict[tuple[int, int], int] = {}
         self.findings: list[Finding] = [] if findings is None else findings
         self.at = start
@@ -114,24 +121,45 @@ class Machine:
         if self.made > MAX_CONTAINERS:
             raise self.error(f"more than {MAX_CONTAINERS:,} containers")
 
+    def add_tuple(self, parts: Iterable[Any]) -> None:
+        self.tuples += 1
+        if self.tuples > MAX_TUPLES:
+            raise self.error(f"more than {MAX_TUPLES:,} tuples")
+        self.stack.append(tuple(parts))
+
     def put(self, index: int) -> None:
-        if index >= MAX_MEMO:
-            raise self.error(f"memo slot {index:,}, of at most {MAX_MEMO:,}")
         memo = self.memo
-        if index == len(memo) and index not in self.sparse:
-            memo.append(self.stack[-1])
-        elif index < len(memo):
+        most = MAX_MEMO if index == len(memo) else MAX_MEMO_ANYHOW
+        if index < len(memo):
+            self.tensors.settle(self)
             memo[index] = self.stack[-1]
+        elif index >= most:
+            raise self.error(f"memo slot {index:,}, of at most {most:,}")
+        elif index == len(memo) and index not in self.sparse:
+            memo.append(self.stack[-1])
         else:
             self.sparse[index] = self.stack[-1]
 
     def fetch(self, index: int) -> None:
         if index < len(self.memo):
-            self.stack.append(self.memo[index])
+            value = self.memo[index]
+            self.stack.append(self.tensors.make(self, index) if value is UNMADE else value)
         elif index in self.sparse:
             self.stack.append(self.sparse[index])
         else:
             raise self.error(f"memo slot {index} was never filled")
+
+    def get(self, index: int) -> None:
+        """A BINGET or LONG_BINGET: what torch calls for a tensor comes out of the memo by these."""
+        self.fetch(index)
+        value = self.stack[-1]
+        if (
+            (value is TENSOR_V2 or value is TENSOR_V3)
+            and self.persistent_load is not None
+            and not self.sparse
+            and len(self.below) + 2 <= MAX_MARKS
+        ):
+            self.tensors.read(self, value, self.persistent_load, MAX_MEMO)
 
     def key(self, key: Any, depth: int = 0) -> Any:
         """A dict key that can be hashed without harm."""
@@ -214,6 +242,22 @@ class Machine:
                 made = composite(func, args)
         self.stack.append(Obj(func, args) if made is None else made)
 
+    def persistent(self, pid: Any) -> None:
+        """BINPERSID: what stands in the tree for it, by who reads the container."""
+        if self.persistent_load is None:
+            raise self.error("a persistent id where none is expected")
+        try:
+            self.stack.append(self.persistent_load(pid))
+        except UnreadableError as e:
+            raise self.refused(pid, e) from None
+
+    def refused(self, pid: Any, e: UnreadableError) -> UnreadableError:
+        """A persistent id that is no storage, or none that is there."""
+        cls = pid[1] if type(pid) is tuple and len(pid) > 1 and pid[0] == "storage" else None
+        if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
+            self.danger("persistent-id", "hands a reader what is no storage", cls, "BINPERSID")
+        return self.error(e.reason) if e.offset is None and e.member is None else e
+
     def judge_tensor(self, rebuild: Rebuild) -> None:
         if rebuild.subclass is not None:
             self.find(judge_subclass(rebuild.subclass, self.at))
@@ -247,5 +291,9 @@ class Machine:
             raise self.error(f"SETITEM on {KINDS.get(type(target), 'a value')}")
         if len(values) % 2:
             raise self.error("SETITEMS with a key but no value")
-        for i in range(0, len(values), 2):
-            self.enter(entries, values[i], values[i + 1])
+        keys = values[::2]
+        if set(map(type, keys)) == {str}:
+            entries.update(zip(keys, values[1::2], strict=True))
+            return
+        for key, value in zip(keys, values[1::2], strict=True):
+            self.enter(entries, key, value)

@@ -7,7 +7,6 @@ import struct
 from typing import Any
 
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
-from ..errors import UnreadableError
 from .machine import KINDS, MAX_MARKS, MAX_MEMO, Machine
 from .policy import judge_state
 
@@ -250,23 +249,21 @@ def op_dict(m: Machine) -> None:
 
 
 def op_tuple(m: Machine) -> None:
-    items = m.pop_mark()
-    m.stack.append(tuple(items))
+    m.add_tuple(m.pop_mark())
 
 
 def op_tuple1(m: Machine) -> None:
-    stack = m.stack
-    stack[-1] = (stack[-1],)
+    m.add_tuple([m.stack.pop()])
 
 
 def op_tuple2(m: Machine) -> None:
-    stack = m.stack
-    stack[-2:] = [(stack[-2], stack[-1])]
+    second, first = m.stack.pop(), m.stack.pop()
+    m.add_tuple([first, second])
 
 
 def op_tuple3(m: Machine) -> None:
-    stack = m.stack
-    stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
+    third, second, first = m.stack.pop(), m.stack.pop(), m.stack.pop()
+    m.add_tuple([first, second, third])
 
 
 def op_append(m: Machine) -> None:
@@ -297,15 +294,11 @@ def op_get(m: Machine) -> None:
 def op_binget(m: Machine) -> None:
     at = m.pos
     m.pos = at + 1
-    index = m.data[at]
-    if index < len(m.memo):
-        m.stack.append(m.memo[index])
-    else:
-        m.fetch(index)
+    m.get(m.data[at])
 
 
 def op_long_binget(m: Machine) -> None:
-    m.fetch(int.from_bytes(m.take(4), "little"))
+    m.get(int.from_bytes(m.take(4), "little"))
 
 
 def op_put(m: Machine) -> None:
@@ -365,6 +358,7 @@ def op_reduce(m: Machine) -> None:
     args = m.stack.pop()
     func = m.stack.pop()
     if func is ORDERED_DICT and (args == () or _holds_pairs(args)):
+        m.count()
         made = Obj(func)
         if args:  # Python 2 gives the pairs as an argument
             for pair in args[0]:
@@ -414,25 +408,11 @@ def op_build(m: Machine) -> None:
 
 
 def op_persid(m: Machine) -> None:
-    persistent(m, m.line())
+    m.persistent(m.line())
 
 
 def op_binpersid(m: Machine) -> None:
-    persistent(m, m.stack.pop())
-
-
-def persistent(m: Machine, pid: Any) -> None:
-    if m.persistent_load is None:
-        raise m.error("a persistent id where none is expected")
-    try:
-        m.stack.append(m.persistent_load(pid))
-    except UnreadableError as e:
-        cls = pid[1] if type(pid) is tuple and len(pid) > 1 and pid[0] == "storage" else None
-        if not isinstance(cls, Global) or cls.module.partition(".")[0] != "torch":
-            m.danger("persistent-id", "hands a reader what is no storage", cls, "BINPERSID")
-        if e.offset is None and e.member is None:
-            raise m.error(e.reason) from None
-        raise
+    m.persistent(m.stack.pop())
 
 
 def op_next_buffer(m: Machine) -> None:

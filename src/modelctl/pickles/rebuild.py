@@ -9,7 +9,7 @@ Each takes the arguments that the pickle would call the function with and gives 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.dtypes import BY_NAME, DType
 from ..core.nodes import Global, Obj
@@ -25,6 +25,32 @@ def _plain(node: Any) -> Any:
     if isinstance(node, Obj) and node.func == Global("torch", "Size") and len(node.args) == 1:
         node = node.args[0]
     return node
+
+
+class Reach(NamedTuple):
+    """A size and a stride that go together: how many elements, and how far off the last one is."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    numel: int
+    last: int
+
+
+def reach(size: tuple[Any, ...], stride: tuple[Any, ...]) -> Reach:
+    """What a view of this size and stride reaches. Both have as many dimensions.
+
+    Raises:
+        UnreadableError: negative ones, or what are no integers.
+    """
+    last = 0
+    numel = 1
+    for n, step in zip(size, stride, strict=True):
+        if type(n) is not int or type(step) is not int or n < 0 or step < 0:
+            sizes = ", ".join(brief(n) for n in size)
+            raise UnreadableError(f"a tensor of size [{sizes:.200}] or of such strides")
+        numel *= n
+        last += (n - 1) * step
+    return Reach(size, stride, numel, last)
 
 
 def view(
@@ -48,31 +74,42 @@ def view(
         raise UnreadableError(f"a tensor of {len(size)} dimensions")
     if type(offset) is not int or offset < 0:
         raise UnreadableError(f"a tensor at the offset {brief(offset)}")
-    last = 0
-    numel = 1
-    for n, step in zip(size, stride, strict=True):
-        if type(n) is not int or type(step) is not int or n < 0 or step < 0:
-            sizes = ", ".join(brief(n) for n in size)
-            raise UnreadableError(f"a tensor of size [{sizes:.200}] or of such strides")
-        numel *= n
-        last += (n - 1) * step
-    # None is "the file doesn't say": a state_dict stores False for every tensor
-    tensor = TensorRef(
-        dtype,
-        size,
-        ref.storage,
-        offset,
-        stride,
-        base=ref.offset,
-        requires_grad=True if requires_grad is True else None,
-        rebuild=rebuild,
-    )
-    if numel and ref.offset + (offset + last + 1) * dtype.itemsize > ref.storage.nbytes:
+    return place(ref, dtype, offset, reach(size, stride), requires_grad, rebuild)
+
+
+def place(
+    ref: StorageRef,
+    dtype: DType,
+    offset: int,
+    reach: Reach,
+    requires_grad: Any,
+    rebuild: Rebuild | None = None,
+) -> TensorRef:
+    """A view of what was checked by itself: whether it lies in its storage is checked here.
+
+    Raises:
+        UnreadableError: it reaches outside.
+    """
+    size, stride, numel, last = reach
+    storage, _, base = ref
+    if numel and base + (offset + last + 1) * dtype.itemsize > storage.nbytes:
         raise UnreadableError(
             f"a tensor of size {list(size)!r:.200} that reaches outside its storage of "
-            f"{ref.storage.nbytes:,} bytes"
+            f"{storage.nbytes:,} bytes"
         )
-    return tensor
+    # None is "the file doesn't say": a state_dict stores False for every tensor
+    if requires_grad is not True:
+        requires_grad = None
+    return TensorRef(
+        dtype,
+        size,
+        storage,
+        offset,
+        stride,
+        base=base,
+        requires_grad=requires_grad,
+        rebuild=rebuild,
+    )
 
 
 def _typed(storage: Any) -> tuple[StorageRef, DType]:
@@ -152,11 +189,13 @@ def _encode(args: tuple[Any, ...]) -> bytes | None:
     return text.encode("latin-1") if codec in ("latin1", "latin-1") else None
 
 
+TENSOR_V2 = Global("torch._utils", "_rebuild_tensor_v2")
+TENSOR_V3 = Global("torch._utils", "_rebuild_tensor_v3")
 REBUILDS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
     Global("_codecs", "encode"): _encode,
     Global("torch._utils", "_rebuild_tensor"): _tensor,
-    Global("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
-    Global("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    TENSOR_V2: _tensor_v2,
+    TENSOR_V3: _tensor_v3,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
     Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     Global("torch._tensor", "_rebuild_from_type_v2"): _from_type,
