@@ -199,7 +199,9 @@ def test_a_request_to_end_leaves_nothing_behind(name: str, place: Path) -> None:
     write(place / "a.pt", net())
     number = getattr(signal, name)
     code = (
-        "import os, sys; from modelctl.cli import main; real = os.fsync\n"
+        "import os, signal, sys; from modelctl.cli import main; real = os.fsync\n"
+        # a process in the background of a script is started deaf to it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"os.fsync = lambda fd: os.kill(os.getpid(), {int(number)}) or real(fd)\n"
         "sys.argv = ['modelctl', 'add-prefix', 'a.pt', '--prefix', 'm', '-o', 'b.pt']; main()"
     )

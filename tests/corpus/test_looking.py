@@ -30,11 +30,12 @@ def look(cli: Cli, path: Path) -> list[int]:
             codes.append(result.code)
             assert result.code in (0, 2), result
             assert "bug in modelctl" not in result.err
-            if result.code == 2:
+            if options:
+                document = json.loads(result.out)
+                assert ("error" in document) == (result.code == 2)
+            elif result.code == 2:
                 assert result.err.startswith("error: ")
                 assert len(result.err.splitlines()) <= 2
-            elif options:
-                json.loads(result.out)
     return codes
 
 
