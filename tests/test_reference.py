@@ -108,6 +108,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bytes of a pickle": f"{interpreter.MAX_SIZE >> 20} MiB",
         "opcodes": f"{interpreter.MAX_OPCODES:,}",
         "lists, dicts and objects": f"{machine.MAX_CONTAINERS:,}",
+        "tuples and plain ordered dicts": f"{machine.MAX_TUPLES:,}",
         "memo slots": f"{machine.MAX_MEMO:,}",
         "open marks": f"{machine.MAX_MARKS:,}",
         "levels of nesting": f"{interpreter.MAX_DEPTH:,}",
