@@ -337,10 +337,18 @@ EXPORTED = (
 )
 
 
+def exported() -> list[torch.dtype]:
+    """Those of the dtypes that this torch's exporter can write: 2.9 has no uint32 there yet."""
+    from torch._export.serde import serialize
+
+    known = getattr(serialize, "_TORCH_TO_SERIALIZE_DTYPE", EXPORTED)
+    return [dtype for dtype in EXPORTED if dtype in known]
+
+
 class TestExport(_Exported):
     def make(self, folder: Path, width: int) -> Sample:
         net = Net(width)
-        for dtype in EXPORTED:
+        for dtype in exported():
             name = "of_" + str(dtype).partition(".")[2]
             net.register_buffer(name, torch.arange(6.0).reshape(2, 3).to(dtype))
         program = torch.export.export(net.eval(), (torch.ones(2, width),))
