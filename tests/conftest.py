@@ -72,7 +72,7 @@ def pytest_runtest_makereport(
     report = yield
     torch = sys.modules.get("torch")
     if report.failed and call.excinfo is not None and torch is not None:
-        paths = [entry.path for entry in call.excinfo.traceback]
+        paths = [Path(entry.path) for entry in call.excinfo.traceback]  # a text where it is no file
         inside = any(one.is_relative_to(PACKAGE) and one.name != "testing.py" for one in paths)
         version = tuple(map(int, torch.__version__.split(".")[:2]))
         for since, what, words in LACKED:
