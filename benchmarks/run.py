@@ -24,6 +24,7 @@ from typing import NamedTuple
 import loading
 
 PYTHON = sys.executable
+SAMPLE = Path(__file__).parents[1] / "sample_models" / "cnn-ddp.pt"
 MODELCTL = [PYTHON, "-m", "modelctl"]
 HELLO = """
 import sys, typer
@@ -84,6 +85,32 @@ for path in sorted(glob.glob(sys.argv[1] + "/*.safetensors")):
     state.update(load_file(path))
 save_file(state, sys.argv[2], metadata={"format": "pt"})
 """
+
+
+# Microseconds a tensor of what works on all names of a file.
+GROWTH = """
+import os, sys, time
+import modelctl
+from modelctl.core.tree import walk
+from modelctl.surgery.prefix import add_prefix
+path, out, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def timed(work):
+    start = time.process_time()
+    found = work()
+    print((time.process_time() - start) / count * 1e6)
+    return found
+ckpt = timed(lambda: modelctl.open(path))
+timed(lambda: ckpt.sections)
+timed(lambda: sum(1 for _ in walk(ckpt.root)))
+timed(ckpt.tensors)
+timed(ckpt.state_dict)
+timed(lambda: add_prefix(ckpt, "module."))
+for suffix in (".pt", ".safetensors"):
+    timed(lambda: modelctl.save(ckpt, out + suffix, overwrite=True))
+    os.remove(out + suffix)
+"""
+GROWING = ("open", "sections", "walk", "tensors", "state_dict", "add_prefix", "save .pt",
+           "save .safetensors")  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -222,6 +249,22 @@ def many_pt(path: Path) -> None:
     torch.save(many(100_000), path)
 
 
+def million_pt(path: Path) -> None:
+    """As torch.save would write it, byte for byte, without its gigabytes."""
+    import modelctl
+    from modelctl.core.dtypes import BY_NAME
+    from modelctl.core.storages import MemoryStorage
+    from modelctl.core.tensors import TensorRef
+
+    def tensor(i: int) -> TensorRef:
+        size = 1 + i % 8
+        return TensorRef(BY_NAME["float32"], (size,), MemoryStorage(bytes(4 * size)))
+
+    names = (f"blocks.{i // 10}.p{i % 10}.weight" for i in range(1_000_000))
+    root = {name: tensor(i) for i, name in enumerate(names)}
+    modelctl.save(modelctl.Checkpoint(root), path)
+
+
 def many_safetensors(path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -299,6 +342,7 @@ INPUTS = {
     "shards": sharded,
     "resnet50.pt": resnet50,
     "many.pt": many_pt,
+    "million.pt": million_pt,
     "many.safetensors": many_safetensors,
     "10k.safetensors": lambda path: ten_thousand(path, "model."),
     "10k-other.safetensors": lambda path: ten_thousand(path, ""),
@@ -323,6 +367,18 @@ def bench_many(folder: Path, pairs: int) -> None:
     st = make(folder, "many.safetensors")
     ours = [*MODELCTL, "ls", str(st)]
     compare("ls, 100,000 .safetensors", ours, "safe_open", python(SAFE_OPEN_LS, st), pairs)
+    empty = run([*MODELCTL, "ls", str(SAMPLE)]).peak_mb
+    for path in (pt, st):
+        more = run([*MODELCTL, "ls", str(path)]).peak_mb - empty
+        print(f"{path.name}: {more * (1 << 20) / 100_000:,.0f} bytes a tensor")
+    found = []
+    for path, count in ((pt, 100_000), (make(folder, "million.pt"), 1_000_000)):
+        script = python(GROWTH, path, folder / "grown", str(count))
+        done = subprocess.run(script, stdout=subprocess.PIPE, check=True, text=True)
+        found.append([float(line) for line in done.stdout.split()])
+    print("\n| us a tensor | of 100,000 | of 1,000,000 |\n| --- | --- | --- |")
+    for what, few, all_of_them in zip(GROWING, *found, strict=True):
+        print(f"| {what} | {few:.1f} | {all_of_them:.1f} |")
 
 
 def bench_size(folder: Path, pairs: int) -> None:

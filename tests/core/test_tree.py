@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import Global, Obj, children, is_module, mapping, ordered_dict
 from modelctl.core.storages import MemoryStorage
 from modelctl.core.tensors import TensorRef
-from modelctl.core.tree import containers, get, rebuild, set_at, walk
+from modelctl.core.tree import containers, get, is_deeper, rebuild, set_at, walk
 
 
 def tensor() -> TensorRef:
@@ -205,3 +206,55 @@ def test_what_is_called_may_be_anything() -> None:
         assert mapping(node) is None
         assert not is_module(node)
         assert [child for _, child in walk({"a": node})] == [{"a": node}, node]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_walking_keeps_no_more_than_where_it_is(kind: Any) -> None:
+    """A container of many values doesn't become as many paths before the first is looked at."""
+    numbers = [float(i) for i in range(20_000)]
+    root = {"many": dict.fromkeys(numbers) if kind is dict else kind(numbers), "last": 1}
+    tracemalloc.start()
+    assert sum(1 for _ in walk(root)) == 20_003
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000 * 24
+
+
+def height(node: Any) -> int:
+    """How deep containers are nested, by recursion."""
+    if isinstance(node, TensorRef) or not isinstance(node, dict | list | tuple | Obj):
+        return 0
+    inner = list(node.values()) if isinstance(node, dict) else node
+    if isinstance(node, Obj):
+        inner = [*node.args, node.args, node.state, *node.items, *node.entries.values()]
+    return 1 + max((height(child) for child in inner), default=0)
+
+
+@given(made=trees())
+def test_how_deep_a_tree_is(made: tuple[Any, list[Any]]) -> None:
+    root, _ = made
+    deep = height(root)
+    assert not is_deeper(root, deep)
+    assert is_deeper(root, deep - 1)
+
+
+def test_what_holds_itself_is_not_endlessly_deep() -> None:
+    loop: list[Any] = [[1]]
+    loop.append({"again": (loop,)})
+    assert not is_deeper(loop, 3)
+    assert is_deeper(loop, 2)
+    assert not is_deeper(1, 0)
+
+
+def test_nested_tuples_are_rebuilt_once_each() -> None:
+    ref = tensor()
+    shared: Any = (ref,)
+    for _ in range(200):  # 2 ** 200 of them, spelled out
+        shared = (shared, shared)
+    found = rebuild({"a": (shared,), "b": (shared, 1)}, {id(ref): "changed"})
+    new = found["a"][0]
+    assert new is found["b"][0]
+    for _ in range(200):
+        assert new[0] is new[1]
+        new = new[0]
+    assert new == ("changed",)

@@ -273,3 +273,60 @@ def test_every_wrong_byte(tmp_path: Path) -> None:
                     found.read(name, 1 << 20)
             except ModelctlError:
                 continue
+
+
+class Streamed(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+def seen(path: Path) -> Any:
+    try:
+        directory = ZipDirectory(FileSource(path))
+    except ModelctlError as e:
+        return type(e), str(e)
+    return list(directory.members.items()), directory.warnings
+
+
+def test_the_usual_entry_is_judged_by_all_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told in one look is what the rules one by one would say, whatever byte is wrong."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as z:
+        for name in ("a/data.pkl", "a/data/0", "a/data/1", "a/.format", "B/ü"):
+            z.writestr(name, name * 3)
+        with z.open(zipfile.ZipInfo("a/data/2"), "w", force_zip64=True) as member:
+            member.write(b"long")
+    streamed = Streamed()
+    with zipfile.ZipFile(streamed, "w") as z:
+        z.writestr("s/data.pkl", "x")
+        z.writestr("s/data/0", "y" * 9)
+    usual = ZipDirectory._usual
+    taken = 0
+
+    def counted(self: ZipDirectory, *args: Any) -> Any:
+        nonlocal taken
+        found = usual(self, *args)
+        taken += found is not None
+        return found
+
+    for data in (path.read_bytes(), streamed.getvalue()):
+        for at in range(len(data)):
+            for byte in (data[at] ^ 1, data[at] ^ 0x80, 0xFF):
+                changed = tmp_path / "changed.zip"
+                changed.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
+                monkeypatch.setattr(ZipDirectory, "_usual", counted)
+                found = seen(changed)
+                monkeypatch.setattr(ZipDirectory, "_usual", lambda *_: None)
+                assert found == seen(changed), (at, byte)
+    assert taken > 1000
+
+
+@pytest.mark.parametrize("size", range(4, 26))
+def test_a_few_bytes_that_start_as_a_zip(size: int, tmp_path: Path) -> None:
+    """Too few for an end record, even where its signature is."""
+    for at in range(4, size):
+        data = b"PK\3\4" + bytes(at - 4) + b"PK\5\6" + bytes(30)
+        with pytest.raises(UnreadableError):
+            read(data[:size], tmp_path)

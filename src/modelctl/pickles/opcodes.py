@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
-from .machine import KINDS, MAX_MARKS, MAX_MEMO, Machine
+from .machine import KINDS, MAX_MARKS, Machine
 from .policy import judge_state
 
 _MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
@@ -318,11 +318,7 @@ def op_long_binput(m: Machine) -> None:
     at = m.pos
     data = m.data
     m.pos = at + 4
-    index = data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24
-    if index == len(m.memo) < MAX_MEMO and not m.sparse:
-        m.memo.append(m.stack[-1])
-    else:
-        m.put(index)
+    m.put(data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24)
 
 
 def op_memoize(m: Machine) -> None:
