@@ -4,6 +4,7 @@ docs/formats.md#legacy)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
@@ -22,6 +23,7 @@ from .storage_ids import storage_table
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
 _FIRST_READ = 1 << 16
+_AT_ONCE = 1 << 12  # storages
 
 
 class TorchLegacy(Format):
@@ -36,15 +38,12 @@ class TorchLegacy(Format):
 
     def read(self, place: Place) -> Checkpoint:
         source = place.source
-        storages: dict[str, RunStorage] = {}
-        itemsizes: dict[str, int] = {}
+        storages: dict[str, StorageRef] = {}
 
         def storage(key: str, location: str, nbytes: int, dtype: DType | None) -> Storage:
-            storages[key] = made = RunStorage(source, 0, nbytes, location)
-            itemsizes[key] = dtype.itemsize if dtype else 1
-            return made
+            return RunStorage(source, 0, nbytes, location)
 
-        load = storage_table(storage)
+        load = storage_table(storage, storages)
         findings: list[Finding] = []
         head = _Head(source)
 
@@ -62,7 +61,7 @@ class TorchLegacy(Format):
             raise UnsupportedError(f"{source.name}: a big-endian legacy file: not read yet")
         root, at = next_pickle(at, "object", _class_or_storage(load))
         keys, at = next_pickle(at, "storage keys")
-        at = self._place(source, keys, at, storages, itemsizes)
+        at = self._place(source, keys, at, storages)
         trailing = source.size - at
         return Checkpoint(
             root,
@@ -71,14 +70,7 @@ class TorchLegacy(Format):
             findings=tuple(findings),
         )
 
-    def _place(
-        self,
-        source: Source,
-        keys: Any,
-        at: int,
-        storages: dict[str, RunStorage],
-        itemsizes: dict[str, int],
-    ) -> int:
+    def _place(self, source: Source, keys: Any, at: int, storages: dict[str, StorageRef]) -> int:
         """Where each storage lies: an int64 of its length, then its bytes, in the keys' order."""
         if (
             not isinstance(keys, list)
@@ -86,39 +78,52 @@ class TorchLegacy(Format):
             or len(keys) != len({str(key) for key in keys})
         ):
             raise UnreadableError("a broken list of storage keys", path=source.name, offset=at)
-        placed: list[tuple[str, RunStorage, int]] = []
+        begin = at
         for key in map(str, keys):
             if key not in storages:
                 raise UnreadableError(
                     f"the storage '{key:.40}' belongs to no tensor", path=source.name, offset=at
                 )
-            storage = storages.pop(key)
-            if at + 8 + storage.nbytes > source.size:
+            end = at + 8 + storages[key].storage.nbytes
+            if end > source.size:
                 raise UnreadableError(
-                    f"cut off: the storage '{key:.40}' ends at {at + 8 + storage.nbytes:,}, "
+                    f"cut off: the storage '{key:.40}' ends at {end:,}, "
                     f"the file at {source.size:,}",
                     path=source.name,
                     offset=at,
                     hint="download or save it again",
                 )
-            placed.append((key, storage, at))
-            at += 8 + storage.nbytes
-        lengths = source.read_many((begin, 8) for _, _, begin in placed)
-        for (key, storage, begin), raw in zip(placed, lengths, strict=True):
+            at = end
+        for some in range(0, len(keys), _AT_ONCE):
+            begin = self._find(
+                source, [str(k) for k in keys[some : some + _AT_ONCE]], begin, storages
+            )
+        if len(storages) > len(keys):
+            raise UnreadableError(
+                f"{len(storages) - len(keys)} storages are missing", path=source.name, offset=at
+            )
+        return at
+
+    def _find(
+        self, source: Source, keys: list[str], at: int, storages: dict[str, StorageRef]
+    ) -> int:
+        """Some of them, from ``at`` on; where the next one begins."""
+        ends = list(accumulate((8 + storages[key].storage.nbytes for key in keys), initial=at))
+        lengths = source.read_many((begin, 8) for begin in ends[:-1])
+        for key, begin, raw in zip(keys, ends, lengths, strict=False):
+            storage, dtype, _ = storages[key]
+            itemsize = dtype.itemsize if dtype else 1
             numel = int.from_bytes(raw, "little", signed=True)
-            if numel * itemsizes[key] != storage.nbytes:
+            if numel * itemsize != storage.nbytes:
                 raise UnreadableError(
                     f"the storage '{key:.40}' has {numel:,} elements here, "
-                    f"{storage.nbytes // itemsizes[key]:,} in the pickle",
+                    f"{storage.nbytes // itemsize:,} in the pickle",
                     path=source.name,
                     offset=begin,
                 )
+            assert isinstance(storage, RunStorage)
             storage.source, storage.offset = source.outermost(begin + 8)
-        if storages:
-            raise UnreadableError(
-                f"{len(storages)} storages are missing", path=source.name, offset=at
-            )
-        return at
+        return ends[-1]
 
 
 def _class_or_storage(load: Callable[[Any], StorageRef]) -> Callable[[Any], Any]:

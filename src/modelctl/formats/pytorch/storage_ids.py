@@ -34,14 +34,16 @@ def storage_dtype(cls: Any) -> DType | None:
     raise UnreadableError(f"a storage of the class {brief(cls)}")
 
 
-def storage_table(make: MakeStorage) -> Callable[[Any], StorageRef]:
-    """A ``persistent_load`` that makes each storage once, by its key.
+def storage_table(
+    make: MakeStorage, table: dict[str, StorageRef] | None = None
+) -> Callable[[Any], StorageRef]:
+    """A ``persistent_load`` that makes each storage once, and keeps it in ``table`` by its key.
 
     It takes ids as torch writes them: ``("storage", class, key, location, numel[, view])``. Where
     a key comes with two classes, the first one counts, as in ``torch.load``. It raises
     UnreadableError for anything else: a reader would import or call what it names.
     """
-    table: dict[str, StorageRef] = {}
+    table = {} if table is None else table
 
     def load(pid: Any) -> StorageRef:
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
