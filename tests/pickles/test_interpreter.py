@@ -243,6 +243,7 @@ def test_any_opcodes_are_unreadable_or_read(pieces: list[bytes]) -> None:
         b"0.",
         b"h\x00.",
         b"g7\n.",
+        b"Np0\ng-1\n.",
         b"j\x01\x00\x00\x00.",
         b"Np-1\n.",
         b"Ix\n.",

@@ -141,7 +141,7 @@ class Machine:
             self.sparse[index] = self.stack[-1]
 
     def fetch(self, index: int) -> None:
-        if index < len(self.memo):
+        if 0 <= index < len(self.memo):
             value = self.memo[index]
             self.stack.append(self.tensors.make(self, index) if value is UNMADE else value)
         elif index in self.sparse:
