@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 import modelctl as mc
 from modelctl.core.records import FREEZE, read_record
 from modelctl.errors import AmbiguousError, NoMatchError, UsageError
+from modelctl.formats.registry import for_writing
 from modelctl.surgery.freeze import by_hand
 
 from .nets import Net, load, opened, same_tensors, train
@@ -158,7 +160,9 @@ def test_the_lines_to_apply_it_by_hand_work(tmp_path: Path, nested: bool, safe: 
             frozen = mc.convert(frozen, weights_only=True)
         path = str(tmp_path / ("it's.safetensors" if safe else "it's.pt"))
         mc.save(frozen, path)
-        lines = by_hand(frozen, path, safe=safe)
+        record = for_writing(None, path).record_by_hand(path, frozen.sections.model().path, FREEZE)
+        assert record is not None
+        lines = by_hand(frozen, record)
     assert len(lines) == 3
     exec("\n".join(lines), {"torch": torch, "json": json, "safe_open": safe_open, "model": net})
     trains = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
@@ -200,3 +204,24 @@ def test_drop_takes_tied_names_together(tmp_path: Path) -> None:
     assert torch.equal(
         left.state[net.mid.weight]["exp_avg"], optimizer.state[net.mid.weight]["exp_avg"]
     )
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["all", 7, {"version": 1, "frozen": "all"}, {"frozen": {"fc.weight": True}}, {"version": 9}],
+    ids=str,
+)
+def test_a_record_that_nobody_understands_is_said_so(tmp_path: Path, record: Any) -> None:
+    """It is not taken for none without a word: not by who looks, renames, removes or freezes."""
+    state = Net().state_dict()
+    state._metadata[""][FREEZE] = record
+    with opened(tmp_path / "in.pt", state) as ckpt:
+        said = "the freeze record can't be understood: what it freezes is not known"
+        assert said in [note.text for note in mc.summarize(ckpt).warnings]
+        for edited in (mc.rename(ckpt, "fc=head"), mc.drop(ckpt, "fc")):
+            assert said in [note.text for note in edited.notes]
+            assert read_record(edited, FREEZE) == read_record(ckpt, FREEZE)
+        frozen = mc.freeze(ckpt, "fc")
+        replaced = "a freeze record that can't be understood is replaced"
+        assert replaced in [note.text for note in frozen.notes]
+        assert read_record(frozen, FREEZE)["frozen"] == ["fc.weight", "fc.bias"]

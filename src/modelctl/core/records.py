@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint
 from .freeze_record import FreezeRecord
 from .names import parameters
 from .nodes import Obj, attributes, is_module, mapping, ordered_dict, with_attributes
+from .notes import Note, warning
 from .tree import rebuild
 
 PREFIX = "modelctl."
@@ -33,6 +34,17 @@ def read_record(ckpt: Checkpoint, name: str) -> Any:
 def read_freeze(ckpt: Checkpoint) -> FreezeRecord | None:
     """The freeze record of the model's state_dict, as far as it can be understood, or None."""
     return FreezeRecord.read(read_record(ckpt, FREEZE))
+
+
+def unread_freeze(ckpt: Checkpoint) -> Note | None:
+    """A warning where there is a freeze record that can't be understood."""
+    node = read_record(ckpt, FREEZE)
+    if node is None or FreezeRecord.read(node) is not None:
+        return None
+    return warning(
+        "the freeze record can't be understood: what it freezes is not known",
+        "'modelctl freeze' writes a new one",
+    )
 
 
 def frozen_names(ckpt: Checkpoint) -> set[str]:

@@ -8,7 +8,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
 from ..core.names import Patterns, as_list, parameters, select
 from ..core.notes import info, warning
-from ..core.records import FREEZE, frozen_names, read_freeze, write_records
+from ..core.records import FREEZE, frozen_names, read_freeze, unread_freeze, write_records
 from ..core.tree import rebuild
 from ..errors import NoMatchError
 from .carry.optimizer import drop_parameters
@@ -63,6 +63,8 @@ def freeze(
         out = write_records(ckpt, {FREEZE: record.node()})
     of = len({ref.identity for ref in known.values()})
     out = out.noting(info(f"frozen: {len(tied)} of {of} parameters"))
+    if not model.is_module and unread_freeze(ckpt) is not None:
+        out = out.noting(warning("a freeze record that can't be understood is replaced"))
     prefix = wrapper_prefix(list(known))
     if prefix and not model.is_module:
         out = out.noting(
@@ -129,13 +131,9 @@ def _as_given(pattern: Patterns, exclude: Patterns) -> list[str]:
     return [*as_list(pattern), *("!" + one for one in as_list(exclude))]
 
 
-def by_hand(ckpt: Checkpoint, path: str, safe: bool) -> list[str]:
-    """The three lines that apply the record of ``path`` without modelctl."""
-    where = "".join(f"[{label!r}]" for label in ckpt.sections.model().path)
-    if safe:
-        record = f"json.loads(safe_open({path!r}, 'pt').metadata()[{FREEZE!r}])"
-    else:
-        record = f"torch.load({path!r}, weights_only=True){where}._metadata[''][{FREEZE!r}]"
+def by_hand(ckpt: Checkpoint, record: str) -> list[str]:
+    """The three lines that apply the freeze record, which the expression ``record`` reads, without
+    modelctl."""
     kept = read_freeze(ckpt)
     statistics = "(and keep its frozen BatchNorms in eval mode: modelctl.nn does that, too)"
     return [

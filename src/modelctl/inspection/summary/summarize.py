@@ -10,7 +10,7 @@ from ...core.modules import is_training, submodules
 from ...core.names import STRIPPED, common_prefix, natural, role_of
 from ...core.nodes import Obj
 from ...core.notes import Note, warning
-from ...core.records import HISTORY, REMOVED, read_freeze, read_record
+from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ..ls import trainability
@@ -172,16 +172,18 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
             f"({'DataParallel' if first == 'module' else 'torch.compile'})",
             f"modelctl strip-prefix {path} -o NEW.pt",
         )
+    views: dict[int, dict[Any, int]] = {}  # of each storage, tied ones once
+    for ref in tensors.values():
+        views.setdefault(id(ref.storage), {})[ref.identity] = ref.nbytes
     for name, ref in tensors.items():
         kept = ref.storage.nbytes
         if kept > _WASTE_RATIO * ref.nbytes and kept - ref.nbytes > _WASTE_BYTES:
-            used = sum(
-                {
-                    r.identity: r.nbytes for r in tensors.values() if r.storage is ref.storage
-                }.values()
-            )
+            used = sum(views[id(ref.storage)].values())
             if kept > _WASTE_RATIO * used:
                 yield warning(f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive")
+    unread = unread_freeze(ckpt)
+    if unread is not None:
+        yield unread
     if read_freeze(ckpt) is not None and totals.trainable == 0:
         yield warning(
             "every parameter is frozen: the loss will not move",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ...core.checkpoint import Checkpoint
 from ...core.nodes import mapping, with_entries
 from ...core.notes import info
-from ...core.records import frozen_names
+from ...core.records import frozen_names, unread_freeze
 from ...core.sections import Sections, StateDict
 from ...core.tensors import TensorRef
 from ...core.tree import path_text, rebuild, set_at, walk
@@ -70,6 +70,9 @@ def remap(
         ]
         changes.update(lists)
     changes[id(model.node)] = _renamed(model, renaming, record=record)
+    unread = unread_freeze(ckpt)
+    if renaming and unread is not None:
+        notes.append(unread)  # names in it stay as they are
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
