@@ -13,7 +13,7 @@ from .core.checkpoint import Checkpoint
 from .core.records import METADATA, add_history, write_records
 from .core.tree import find_path
 from .errors import LossError
-from .formats.destination import destination
+from .formats.destination import Destination, destination
 from .formats.registry import detect, for_writing
 from .storage.layout import Layout
 from .storage.places import Place
@@ -111,7 +111,7 @@ def save(
         extra = {key: text for key, text in ckpt.metadata.items() if key != "format"}
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
-    check_losses(ckpt, path, to, max_shard_size)
+    _check(ckpt, path, target)
     with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
         layout = target.layout(ckpt, group)
         group.carry_out(layout, _of(progress, layout))
@@ -170,7 +170,10 @@ def check_losses(
         LossError: the format can't hold a part of the checkpoint.
         UsageError: no format is named.
     """
-    target = destination(os.fspath(path), to, max_shard_size)
+    _check(ckpt, path, destination(os.fspath(path), to, max_shard_size))
+
+
+def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:
     if ckpt.outside is not None:
         raise LossError(
             f"{path}: {ckpt.outside} can't be written, and would be lost",

@@ -120,7 +120,7 @@ class Output:
             sys.stdout.write(text + "\n")
 
     def _table(self, table: Table) -> None:
-        """Rows under headings: rich in a terminal, tabulate elsewhere."""
+        """Rows under headings: in a terminal rich styles and fits them."""
         if not self.fancy:
             _write_plain(table)
             return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from ..core.checkpoint import Checkpoint
-from ..core.notes import Loss
+from ..core.notes import Loss, Note
+from ..core.tree import Path
 from ..errors import ModelctlError
 from ..storage.layout import FileLayout
 from ..storage.places import Place
@@ -80,3 +81,18 @@ class WritableFormat(Format):
             RefusedError: it holds a call that unpickling the output would run.
             UnsupportedError: a part of it can't be written.
         """
+
+    def remarks(self, ckpt: Checkpoint) -> list[Note]:
+        """What other readers make of the checkpoint in this format, where that may surprise."""
+        return []
+
+    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+        """Python that reads a record of ours in a file of this format without modelctl; None
+        where that takes more than an expression.
+
+        Args:
+            path: the file.
+            section: where in it the model's state_dict is.
+            record: what it is called (``modelctl.freeze``).
+        """
+        return None

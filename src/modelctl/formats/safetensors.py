@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..core import notes
 from ..core.checkpoint import Checkpoint, Origin
 from ..core.dtypes import BY_TAG
 from ..core.nodes import ABSENT, Composite, mapping, ordered_dict
-from ..core.notes import Loss
+from ..core.notes import Loss, Note
 from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
 from ..core.storages import RunStorage, Source
 from ..core.tensors import TensorRef, ValuesStorage
+from ..core.tree import Path
 from ..errors import UnreadableError
 from ..storage.layout import FileLayout, LayoutBuilder
 from ..storage.places import Place
@@ -158,6 +160,15 @@ class Safetensors(WritableFormat):
             else:
                 out.copy(ValuesStorage(ref))
         return out.file(name)
+
+    def remarks(self, ckpt: Checkpoint) -> list[Note]:
+        refs = ckpt.sections.models[0].tensors() if ckpt.sections.models else {}
+        tied = len(refs) - len({ref.identity for ref in refs.values()})
+        kept = "kept as __metadata__ (safetensors' load_model and modelctl know them, load_file"
+        return [notes.info(f"tied names: {tied}, {kept} does not)")] if tied else []
+
+    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+        return f"json.loads(safe_open({path!r}, 'pt').metadata()[{record!r}])"
 
 
 def _tied_names(name: str, kept: str) -> bool:

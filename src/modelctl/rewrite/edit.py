@@ -91,8 +91,8 @@ def edit(
             would refuse is refused.
         history: record in the output what was done to it.
         key, follow_symlinks: as :func:`modelctl.open` takes them.
-        progress: called with an output's name, the bytes written since the last call, and about
-            how many there will be in all.
+        progress: called with an output's name, the bytes written since the last call, and how
+            many there will be in all.
         report: called with each report as soon as its file stands.
 
     Returns:

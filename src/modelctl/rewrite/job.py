@@ -12,6 +12,7 @@ from typing import Any
 from .. import files
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, info, warning
+from ..core.records import FREEZE
 from ..errors import ModelctlError, UsageError
 from ..formats.registry import for_writing
 from ..inspection.changes import plan
@@ -20,7 +21,7 @@ from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
 from .naming import is_sharded, name_in_folder, same_format, suffix_lies, usual_suffix
 
-# Called with an output's name, the bytes written since the last call, about how many there will be.
+# Called with an output's name, the bytes written since the last call, how many there will be.
 Progress = Callable[[str, int, int], object]
 
 
@@ -187,15 +188,7 @@ def _dangers(before: Checkpoint) -> Iterator[Note]:
 
 def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> Iterator[Note]:
     """What other readers make of the output, where that may surprise."""
-    format = for_writing(saved.format, "")
-    if format.string_metadata and not format.whole_storages and after.sections.models:
-        refs = after.sections.models[0].tensors()
-        tied = len(refs) - len({ref.identity for ref in refs.values()})
-        if tied:
-            yield info(
-                f"tied names: {tied}, kept as __metadata__ (safetensors' load_model and modelctl "
-                "know them, load_file does not)"
-            )
+    yield from for_writing(saved.format, "").remarks(after)
     rival = saved.path.parent / "model.safetensors"
     if saved.path.name.startswith("pytorch_model.bin") and (
         rival.exists() or Path(f"{rival}.index.json").exists()
@@ -207,6 +200,8 @@ def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> Iter
 
 def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
     """How plain torch applies the freeze record of a file."""
-    if after.sections.model().is_module or saved.files > 1 or saved.path != Path(path):
+    model = after.sections.model()
+    if model.is_module or saved.files > 1 or saved.path != Path(path):
         return ()
-    return by_hand(after, path, safe=for_writing(saved.format, "").string_metadata)
+    record = for_writing(saved.format, "").record_by_hand(path, model.path, FREEZE)
+    return () if record is None else by_hand(after, record)

@@ -9,6 +9,7 @@ from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.dtypes import DType
 from ...core.notes import Loss, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
+from ...core.tree import Path
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.interpreter import MAX_SIZE, unpickle
 from ...storage.deflate import InflatedStorage
@@ -79,6 +80,10 @@ class TorchZip(WritableFormat):
         records.add("version", b"3\n")
         records.finish(".data/serialization_id")
         return records.out.file(name)
+
+    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+        where = "".join(f"[{label!r}]" for label in section)
+        return f"torch.load({path!r}, weights_only=True){where}._metadata[''][{record!r}]"
 
 
 class SavedZip:
