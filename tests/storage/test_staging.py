@@ -297,3 +297,59 @@ def test_a_source_that_became_shorter(size: int, tmp_path: Path) -> None:
     with pytest.raises(ModelctlError):
         carry_out(tmp_path / "f", [storage])
     assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+# ------------------------------------------------------------------ room that is asked for first
+
+
+class _Fallocate:
+    """The C library's, as far as a test needs it: notes what is asked, and answers."""
+
+    def __init__(self, code: int) -> None:
+        self.code, self.asked = code, [0]
+
+    def __call__(self, fd: int, mode: int, offset: Any, size: Any) -> int:
+        self.asked.append(size.value)
+        return -1 if self.code else 0
+
+
+def _asking(monkeypatch: pytest.MonkeyPatch, code: int) -> _Fallocate:
+    import ctypes
+
+    call = _Fallocate(code)
+    library = type("Library", (), {"fallocate": staticmethod(call)})()
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: library)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: code)
+    monkeypatch.setattr(sink_module, "_ALLOCATED", 1 << 20)
+    return call
+
+
+def test_a_large_file_asks_for_all_of_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = _asking(monkeypatch, 0)
+    storage = source(tmp_path)
+    carry_out(tmp_path / "f", [b"head", storage])
+    assert call.asked[1:] == [4 + storage.nbytes]
+    carry_out(tmp_path / "small", [b"head"])
+    assert len(call.asked) == 2
+
+
+def test_a_disk_without_room_says_so_before_a_byte_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = source(tmp_path)
+    _asking(monkeypatch, errno.ENOSPC)
+    with pytest.raises(WriteError, match="No space left"):
+        carry_out(tmp_path / "f", [storage])
+    assert storage.source.bytes_read == 0
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_file_system_that_gives_no_room_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = source(tmp_path)
+    _asking(monkeypatch, errno.EOPNOTSUPP)
+    carry_out(tmp_path / "f", [storage])
+    assert (tmp_path / "f").read_bytes() == storage.read(0, storage.nbytes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from ..core.checkpoint import Checkpoint
-from ..core.notes import Loss, Note
+from ..core.notes import Loss, Note, warning
+from ..core.records import records
+from ..core.text import some
 from ..core.tree import Path
 from ..errors import ModelctlError
 from ..storage.layout import FileLayout
@@ -61,12 +63,15 @@ class WritableFormat(Format):
         whole_storages: whether it keeps storages whole: views of one share it, and tied tensors
             have all their names. Otherwise each tensor is by itself, and tied ones are kept once.
         string_metadata: whether it has a place of its own for a checkpoint's string metadata.
+        keeps_records: whether what modelctl records in a state_dict (freeze, removed, history) is
+            read again from what it writes.
     """
 
     suffixes: tuple[str, ...]
     shard_names: tuple[str, str] | None = None
     whole_storages: bool = False
     string_metadata: bool = False
+    keeps_records: bool = False
 
     @abstractmethod
     def losses(self, ckpt: Checkpoint) -> list[Loss]:
@@ -83,8 +88,14 @@ class WritableFormat(Format):
         """
 
     def remarks(self, ckpt: Checkpoint) -> list[Note]:
-        """What other readers make of the checkpoint in this format, where that may surprise."""
-        return []
+        """What becomes of the checkpoint in this format, and what other readers make of it, where
+        that may surprise."""
+        if self.keeps_records or not ckpt.sections.models:
+            return []
+        lost = list(records(ckpt.sections.models[0].node))
+        if not self.string_metadata:
+            lost += [key for key in ckpt.metadata if key != "format"]
+        return [warning(f"{self.label} has no place for {some(lost)}: left out")] if lost else []
 
     def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
         """Python that reads a record of ours in a file of this format without modelctl; None

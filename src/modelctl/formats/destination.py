@@ -97,8 +97,10 @@ def destination(
             raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
         names = stem or "model", suffix or fmt.suffixes[0]
         return Destination(fmt, folder or ".", _sharded(fmt, names), limit)
-    plain = not any(path.endswith(known.suffixes) for known in writable())
-    if not name or os.path.isdir(path) or (shard_size is not None and plain):
+    is_folder = not name or os.path.isdir(path)
+    if not is_folder and shard_size is not None:  # a folder that is to be, if it has no suffix
+        is_folder = not any(path.endswith(known.suffixes) for known in writable(all=True))
+    if is_folder:
         fmt = for_writing(to or "safetensors", path)
         folder = path.rstrip("/" + os.sep) or path
         return Destination(fmt, folder, _sharded(fmt, fmt.shard_names), limit)

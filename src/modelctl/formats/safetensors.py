@@ -35,6 +35,7 @@ class Safetensors(WritableFormat):
     suffixes = (".safetensors",)
     shard_names = ("model", ".safetensors")
     string_metadata = True
+    keeps_records = True
 
     def sniff(self, place: Place) -> bool:
         head = place.head

@@ -34,7 +34,7 @@ def usual_suffix(format: str) -> str:
 
 def suffix_lies(path: str, format: str) -> bool:
     """Whether the name of a file says that it is of another format."""
-    says = next((one.name for one in writable() if path.endswith(one.suffixes)), format)
+    says = next((one.name for one in writable(all=True) if path.endswith(one.suffixes)), format)
     return says != format
 
 

@@ -30,6 +30,7 @@ class TorchZip(WritableFormat):
     suffixes = (".pt", ".pth", ".bin", ".ckpt")
     shard_names = ("pytorch_model", ".bin")
     whole_storages = True
+    keeps_records = True
 
     def sniff(self, place: Place) -> bool:
         return place.zip is not None and any(map(_is_pickle, place.zip.members))
