@@ -228,7 +228,7 @@ class Inner(nn.Module):
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.fc1(x)) * self.scale.sum()
+        return self.norm(self.fc1(x)) * self.scale.sum() + self.scratch.sum()
 
 
 class Net(nn.Module):
@@ -372,7 +372,9 @@ class TestOldExport(_Exported):
     """The layout of 2024, by hand: whole torch.save files in a zip without a folder."""
 
     def make(self, folder: Path, width: int) -> Sample:
-        model = weights(width)
+        return self.write(folder, weights(width))
+
+    def write(self, folder: Path, model: dict[str, torch.Tensor]) -> Sample:
         with zipfile.ZipFile(folder / "a.pt2", "w") as archive:
             archive.writestr("serialized_exported_program.json", "{}")
             for name, part in (("state_dict", model), ("constants", self.constants())):
@@ -385,6 +387,17 @@ class TestOldExport(_Exported):
 
     def constants(self) -> dict[str, torch.Tensor]:
         return {"lifted": torch.ones(2, 3)}
+
+    def test_what_is_no_parameter_is_a_buffer(self, tmp_path: Path) -> None:
+        module = Net(5)
+        sample = self.write(tmp_path, module.state_dict(keep_vars=True))
+        parameters = dict(module.named_parameters())
+        with modelctl.open(sample.path) as ckpt:
+            rows = list_tensors(ckpt)
+        assert {row.name: (row.role, row.inferred) for row in rows} == {
+            name: ("parameter" if name in parameters else "buffer", False)
+            for name in sample.tensors
+        }
 
 
 # ------------------------------------------------------------------ a zip of checkpoints

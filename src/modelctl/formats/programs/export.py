@@ -86,6 +86,9 @@ class TorchExport(Format):
                     if isinstance(ref, TensorRef)
                 }
                 (weights if "state_dict" in last else constants).update(found)
+        if parts and any(ref.role == "parameter" for ref in weights.values()):
+            # torch.export keeps a program's parameters as Parameters: what is none is a buffer
+            weights = {key: ref.replace(role=ref.role or "buffer") for key, ref in weights.items()}
         return Checkpoint(
             ordered_dict(weights),
             Origin(place.name, self.name, self.label, place.size),
