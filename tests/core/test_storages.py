@@ -55,16 +55,24 @@ def test_close_ranges_cost_one_read() -> None:
     assert len(source.asked) == 2
 
 
+def test_one_read_of_many_ranges_stays_small() -> None:
+    source = Memory(bytes(32 << 20))
+    found = source.read_many([(at << 20, 1 << 20) for at in range(32)])
+    assert list(map(len, found)) == [1 << 20] * 32
+    assert [size for _, size in source.asked] == [8 << 20] * 4
+
+
 def test_a_range_that_ends_outside() -> None:
     source = Memory()
     for read in (
         lambda: source.read(len(DATA) - 1, 2),
-        lambda: source.read_many([(0, 1), (len(DATA) - 1, 2)]),
+        lambda: source.read_many([(len(DATA) - 5, 5), (len(DATA) - 1, 2)]),
         lambda: source.read_into(len(DATA) - 1, memoryview(bytearray(2))),
         lambda: source.map(len(DATA) - 1, 2),
     ):
-        with pytest.raises(UnreadableError, match="cut off: 2 bytes are expected"):
+        with pytest.raises(UnreadableError, match="cut off: 2 bytes are expected") as caught:
             read()
+        assert caught.value.offset == len(DATA) - 1
     source.close()
     with pytest.raises(ModelctlError, match="closed"):
         source.read(0, 1)
