@@ -80,14 +80,40 @@ def containers(root: Any) -> Containers:
 def _inner(node: Any) -> Sequence[Any]:
     kind = type(node)
     if kind is dict:
-        return list(node.values())
+        return [*_tensor_keys(node), *node.values()]
     if kind is list or kind is tuple:
         return node  # type: ignore[no-any-return]
     inner = [child for _, child in children(node)]
     if isinstance(node, Obj):
         # rebuild() must also see what children() leaves out or shows under other names
-        inner += [node.func, node.state, node.args]
+        inner += [node.func, node.state, node.args, *_tensor_keys(node.entries)]
     return inner
+
+
+def _tensor_keys(entries: Mapping[Any, Any]) -> Sequence[TensorRef]:
+    """The keys of a mapping by tensors: the state of a pickled optimizer."""
+    if not isinstance(next(iter(entries), None), TensorRef):
+        return ()
+    return [key for key in entries if isinstance(key, TensorRef)]
+
+
+def holds_tensors(root: Any, most: int = 100_000) -> bool:
+    """Whether there is a tensor in it; taken for granted where more than ``most`` containers have
+    none."""
+    todo, seen = [root], {id(root)}
+    while todo and len(seen) <= most:
+        node = todo.pop()
+        if isinstance(node, TensorRef | Composite):
+            return True
+        if is_leaf(node):
+            continue
+        for child in reversed(_inner(node)):
+            if type(child) is TensorRef:
+                return True
+            if type(child) not in _LEAF_TYPES and id(child) not in seen:
+                seen.add(id(child))
+                todo.append(child)
+    return bool(todo)
 
 
 def is_deeper(root: Any, most: int) -> bool:
@@ -175,6 +201,9 @@ def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
     def of(node: Any) -> Any:
         return new.get(id(node), node)
 
+    def of_key(key: Any) -> Any:
+        return of(key) if type(key) is TensorRef else key
+
     waiting = [node for node in reversed(order) if isinstance(node, tuple)]
     while waiting:  # a tuple needs the new tuples inside it first
         node = waiting[-1]
@@ -194,14 +223,14 @@ def rebuild(root: Any, changes: Mapping[int, Any]) -> Any:
     for node in order:
         shell = new[id(node)]
         if isinstance(node, dict):
-            shell.update((key, of(value)) for key, value in node.items())
+            shell.update((of_key(key), of(value)) for key, value in node.items())
         elif isinstance(node, list):
             shell.extend(of(value) for value in node)
         elif isinstance(node, Obj):
             shell.func, shell.how, shell.kwargs = of(node.func), node.how, of(node.kwargs)
             shell.args, shell.state = of(node.args), of(node.state)
             shell.items = [of(value) for value in node.items]
-            shell.entries = {key: of(value) for key, value in node.entries.items()}
+            shell.entries = {of_key(key): of(value) for key, value in node.entries.items()}
     return new[id(root)]
 
 

@@ -11,8 +11,7 @@ from ..core.notes import info, warning
 from ..core.records import FREEZE, frozen_names, read_freeze, unread_freeze, write_records
 from ..core.tree import rebuild
 from ..errors import NoMatchError
-from .carry.optimizer import drop_parameters
-from .carry.sections import check_choice
+from .carry.sections import check_choice, cut_optimizers
 from .carry.whole_module import frozen_batchnorm_in_eval, set_requires_grad
 from .prefix import wrapper_prefix
 
@@ -50,11 +49,7 @@ def freeze(
     if optimizer == "drop":
         going = {known[name].identity for name in chosen}
         names = {name for name, ref in known.items() if ref.identity in going}
-        changes = {
-            id(node): drop_parameters(node, model.tensors(), names, before)
-            for _, node in ckpt.sections.optimizers
-        }
-        ckpt = ckpt.replace(root=rebuild(ckpt.root, changes))
+        ckpt = ckpt.replace(root=rebuild(ckpt.root, cut_optimizers(ckpt, names, before)))
     if model.is_module:
         out = _set_flags(ckpt, dict.fromkeys(frozen, False), bn_eval)
     else:
@@ -80,11 +75,12 @@ def freeze(
 
 def _set_flags(ckpt: Checkpoint, trains: dict[str, bool], bn_eval: bool = False) -> Checkpoint:
     """A whole module keeps ``requires_grad`` itself, and the mode of its BatchNorms."""
-    module = ckpt.sections.model().node
-    changed = set_requires_grad(module, trains)
+    ckpt = ckpt.replace(root=set_requires_grad(ckpt.root, ckpt.sections.model().node, trains))
     notes = []
     if bn_eval:
-        changed, count = frozen_batchnorm_in_eval(changed)
+        module = ckpt.sections.model().node
+        changed, count = frozen_batchnorm_in_eval(module)
+        ckpt = ckpt.replace(root=rebuild(ckpt.root, {id(module): changed}))
         notes.append(
             info(
                 f"BatchNorm in eval mode: {count}; model.train() turns them on again, "
@@ -93,7 +89,7 @@ def _set_flags(ckpt: Checkpoint, trains: dict[str, bool], bn_eval: bool = False)
             if count
             else warning("no BatchNorm is frozen: --bn-eval changes nothing")
         )
-    return ckpt.replace(root=rebuild(ckpt.root, {id(module): changed})).noting(*notes)
+    return ckpt.noting(*notes)
 
 
 def unfreeze(

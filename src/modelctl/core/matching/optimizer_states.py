@@ -136,7 +136,8 @@ MAXIMIZE, DECOUPLED = "maximize", "decoupled_weight_decay"
 # By which optimizers are told apart.
 TELLING = frozenset(key for kept in TABLE for key in kept.settings)
 
-_SHAPED = frozenset(key for kept in TABLE for key in kept.shaped)
+# fastai's average of squared gradients: its optimizers are in no table, a state shows its shape.
+_SHAPED = frozenset(key for kept in TABLE for key in kept.shaped) | {"sqr_avg"}
 # State in two factors, and whether the dimension that each lacks has length 1 or is not there:
 # torch's Adafactor, and that of fairseq and transformers.
 _FACTORED = (("row_var", "col_var", True), ("exp_avg_sq_row", "exp_avg_sq_col", False))

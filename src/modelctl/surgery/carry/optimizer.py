@@ -10,10 +10,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ...core.names import parameters
-from ...core.nodes import mapping, with_entries
+from ...core.nodes import Obj, mapping, with_attributes, with_entries
 from ...core.sections import param_groups
+from ...core.sections.kinds import optimizer_entries
+from ...core.sections.optimizers import is_named
 from ...core.tensors import TensorRef
-from .optimizer_names import assign_names, is_named
+from ...errors import RefusedError
+from .optimizer_names import assign_names
 
 
 def drop_parameters(
@@ -40,6 +43,38 @@ def drop_parameters(
         return alive.get(model[name].identity) if name in removed else name
 
     return _reissued(optimizer, assign_names(optimizer, model, frozen), list(model), now)
+
+
+def drop_from_object(
+    what: str, optimizer: Obj, model: Mapping[str, TensorRef], removed: Collection[str]
+) -> Obj:
+    """A pickled ``torch.optim.Optimizer`` without the parameters called ``removed``: it holds the
+    model's own, so which they are is no question; those that stay are the very same.
+
+    Raises:
+        RefusedError: it holds other tensors than the model's.
+    """
+    known = {ref.identity: name for name, ref in model.items()}
+    alive = {ref.identity for name, ref in model.items() if name not in removed}
+    gone = {model[name].identity for name in removed if name in model} - alive
+    entries = optimizer_entries(optimizer)
+    held = [one for group in param_groups(optimizer) for one in group.get("params", ())]
+    if not all(isinstance(one, TensorRef) and one.identity in known for one in held):
+        raise RefusedError(
+            f"'{what}' is a pickled optimizer, whose parameters are not the model's own",
+            hint="--optimizer drop leaves the optimizer out",
+        )
+    groups = [
+        {**group, "params": [one for one in group["params"] if one.identity not in gone]}
+        for group in param_groups(optimizer)
+    ]
+    state = entries["state"]
+    kept = {
+        key: value
+        for key, value in (mapping(state) or {}).items()
+        if not (isinstance(key, TensorRef) and key.identity in gone)
+    }
+    return with_attributes(optimizer, {"param_groups": groups, "state": with_entries(state, kept)})
 
 
 def permute_parameters(
@@ -76,6 +111,11 @@ def _reissued(
         new_order: the order from now on, where it is another.
     """
     top = mapping(optimizer) or {}
+    if isinstance(top.get("state"), list):  # fastai's: in order, without groups
+        (of_all,) = names
+        place = {name: i for i, name in enumerate(new_order or order)}
+        stay = [(place[new], i) for i, name in enumerate(of_all) if (new := now(name)) is not None]
+        return with_entries(optimizer, {**top, "state": [top["state"][i] for _, i in sorted(stay)]})
     state = mapping(top.get("state")) or {}
     groups = param_groups(optimizer)
     before = {name: i for i, name in enumerate(order)}

@@ -9,15 +9,13 @@ candidates are the model's parameters in order, each group takes an ordered subs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from ...core.matching import optimizer_states
 from ...core.matching.matcher import Names, Shape
 from ...core.matching.order import embeddings
 from ...core.names import alphabetical, parameters
-from ...core.nodes import mapping
-from ...core.sections import param_groups
+from ...core.sections.optimizers import Groups, flat_param, read_groups, trainable
 from ...core.tensors import TensorRef
 from ...errors import AmbiguousError, RefusedError
 
@@ -25,58 +23,9 @@ _DROP = "--optimizer drop leaves the optimizer out"
 _DROP_EMA = "'modelctl convert --weights-only' leaves the EMA copy out"
 
 
-class Groups(NamedTuple):
-    """An optimizer's ids, group by group, and the shape that each one's state shows (or None)."""
-
-    ids: list[list[Any]]
-    shapes: list[list[Shape | None]]
-    names: list[list[str]] | None
-
-
-def read_groups(optimizer: Any) -> Groups:
-    """The groups of an optimizer's state_dict.
-
-    Raises:
-        RefusedError: its state is not kept a parameter (LBFGS, flattened state).
-    """
-    state = mapping((mapping(optimizer) or {}).get("state")) or {}
-    groups = param_groups(optimizer)
-    ids = [list(group.get("params", [])) for group in groups]
-    shapes = [[_shown(mapping(state.get(id_)) or {}) for id_ in group] for group in ids]
-    names: list[Any] = [group.get("param_names") for group in groups]
-    usable = all(
-        isinstance(of_group, list)
-        and len(of_group) == len(group)
-        and all(isinstance(name, str) for name in of_group)
-        for of_group, group in zip(names, ids, strict=True)
-    ) and any(name for of_group in names for name in of_group)
-    if not usable and is_named(ids):
-        names, usable = [list(group) for group in ids], True
-    return Groups(ids, shapes, names if usable and groups else None)
-
-
-def _shown(state: Mapping[Any, Any]) -> Shape | None:
-    if optimizer_states.is_flat(state):
-        raise RefusedError("LBFGS keeps one flat state for all parameters", hint=_DROP)
-    return optimizer_states.shape_shown(state)
-
-
-def is_named(ids: Sequence[Sequence[Any]]) -> bool:
-    """True where ids are names already (torch.distributed.checkpoint's flat state_dicts)."""
-    return any(ids) and all(isinstance(id_, str) for group in ids for id_ in group)
-
-
 def is_flat(optimizer: Any, model: Mapping[str, TensorRef]) -> bool:
     """True where state is not kept a parameter (LBFGS, FSDP): nothing proves whose it is."""
-    state = mapping((mapping(optimizer) or {}).get("state")) or {}
-    flat = any(optimizer_states.is_flat(mapping(one) or {}) for one in state.values())
-    return flat or _flat_param(model) is not None
-
-
-def _flat_param(model: Iterable[str]) -> str | None:
-    return next(
-        (name for name in model if name.rpartition(".")[2].lstrip("_") == "flat_param"), None
-    )
+    return read_groups(optimizer).flat or flat_param(model) is not None
 
 
 def assign_names(
@@ -91,6 +40,8 @@ def assign_names(
         AmbiguousError: its state fits the model in more than one way.
     """
     groups = read_groups(optimizer)
+    if groups.flat:
+        raise RefusedError("LBFGS keeps one flat state for all parameters", hint=_DROP)
     if groups.names is not None:
         try:
             return _by_names(groups, model)
@@ -128,10 +79,10 @@ def _prove(
     frozen: Collection[str] = (),
 ) -> list[list[str]]:
     """The only names that groups of parameters with these shapes can have in the model."""
-    flat = _flat_param(model)
+    flat = flat_param(model)
     if flat is not None:
         raise RefusedError(f"'{flat}' is several parameters in one (FSDP)", hint=way_out)
-    candidates = _candidates(model)
+    candidates = trainable(model)
     total = sum(map(len, shapes))
     if total > len(candidates):
         raise RefusedError(
@@ -213,11 +164,3 @@ def _by_names(groups: Groups, model: Mapping[str, TensorRef]) -> list[list[str]]
             names.append(found)
         out.append(names)
     return out
-
-
-def _candidates(model: Mapping[str, TensorRef]) -> dict[str, Shape]:
-    """The parameters that an optimizer can have: no buffers, tied ones once."""
-    found: dict[Any, tuple[str, Shape]] = {}
-    for name, ref in parameters(dict(model)).items():
-        found.setdefault(ref.identity, (name, ref.shape))
-    return dict(found.values())

@@ -5,18 +5,26 @@ Every edit that renames or removes tensors says what becomes of each name; this 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
-from ...core.nodes import mapping, with_entries
-from ...core.notes import info
+from ...core.nodes import Obj, mapping, with_attributes, with_entries
+from ...core.notes import info, warning
 from ...core.records import frozen_names, unread_freeze
 from ...core.sections import Sections, StateDict
+from ...core.sections.copies import Aliases, aliases, shapes_of
+from ...core.sections.copies import inside as copies_in
+from ...core.sections.pairing import merged, under
 from ...core.tensors import TensorRef
-from ...core.tree import path_text, rebuild, set_at, walk
-from ...errors import RefusedError, UsageError
-from .optimizer import drop_parameters, permute_parameters, rename_parameters
+from ...core.tree import Path, get, path_text, rebuild, walk
+from ...errors import AmbiguousError, RefusedError, UsageError
+from .optimizer import (
+    drop_from_object,
+    drop_parameters,
+    permute_parameters,
+    rename_parameters,
+)
 from .optimizer_names import surviving
 from .state_dict import Plan, Renaming, rename_state_dict
 from .whole_module import rename_module
@@ -49,18 +57,23 @@ def remap(
     sections = ckpt.sections
     model = sections.model()
     renaming = plan(list(model.entries))
+    inner = {} if model.is_module or not renaming else copies_in(model)
+    renaming = {**renaming, **_followed(inner, renaming)}
     removed = {name for name, new in renaming.items() if new is None}
     if removed.issuperset(model.tensors()):
         raise RefusedError("no tensor would be left in the model")
     changes: dict[int, Any] = {}
     notes = []
     for copy in sections.ema:
-        of_copy = (copies or plan)(list(copy.entries))
+        of_copy = _of_copy(copy, model, copies or plan, renaming)
         changes[id(copy.node)] = _renamed(copy, of_copy, record=False)
+        what = _kind_of_copy(copy)
         if of_copy:
             gone = sum(new is None for new in of_copy.values())
-            what = f"{len(of_copy) - gone} renamed, {gone} removed"
-            notes.append(info(f"EMA copy '{path_text(copy.path)}': {what}"))
+            done = f"{len(of_copy) - gone} renamed, {gone} removed"
+            notes.append(info(f"{what}: {done}"))
+        elif renaming and copies is None:
+            notes.append(warning(f"{what} has none of these names: it stays as it was"))
     if removed:
         lists = _without_removed(sections, model.tensors(), removed)
         notes += [
@@ -76,17 +89,143 @@ def remap(
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
-        paths = [path for path, _ in (*sections.optimizers, *sections.schedulers)]
-        return ckpt.replace(root=_without(root, paths)).noting(*notes)
-    for _, node in sections.optimizers:
-        changed = node
-        if removed:
-            changed = drop_parameters(changed, model.tensors(), removed, frozen_names(ckpt))
-        elif renaming and set(renaming) == set(renaming.values()):
-            changed = permute_parameters(changed, model.tensors(), renaming, frozen_names(ckpt))
-        changes[id(node)] = rename_parameters(changed, plan)
+        own = (*sections.own_optimizers, *sections.own_schedulers, *sections.optimizer_objects)
+        return ckpt.replace(root=_without(root, [path for path, _ in own])).noting(*notes)
+    if removed:
+        notes += [
+            warning(
+                f"'{path_text(path)}' is called like an optimizer, but is none that is known: "
+                "it stays as it was"
+            )
+            for path in sections.unknown_optimizers
+        ]
+    changes.update(_optimizers(ckpt, renaming, removed, inner, plan))
     changes = {key: node for key, node in changes.items() if id(node) != key}
-    return ckpt.replace(root=rebuild(root, changes)).noting(*notes) if changes else ckpt
+    return ckpt.replace(root=rebuild(ckpt.root, changes)).noting(*notes) if changes else ckpt
+
+
+def cut_optimizers(
+    ckpt: Checkpoint, removed: Collection[str], frozen: Collection[str] = ()
+) -> dict[int, Any]:
+    """What becomes of the model's optimizers, by the ``id`` of each, without these parameters.
+
+    Raises:
+        RefusedError, AmbiguousError: which of their state it is can't be proved.
+    """
+    sections = ckpt.sections
+    model = sections.model()
+    inner = {} if model.is_module else copies_in(model)
+    changes: dict[int, Any] = {}
+    for path, node, of in _concerned(sections):
+        tensors, before = _parameters_of(path, of, model, inner)
+        names = {before + name for name in removed}
+        changes[id(node)] = drop_parameters(node, tensors, names, {before + n for n in frozen})
+    for path, node in sections.optimizer_objects:
+        changes[id(node)] = drop_from_object(path_text(path), node, model.tensors(), removed)
+    return changes
+
+
+def _optimizers(
+    ckpt: Checkpoint,
+    renaming: Renaming,
+    removed: Collection[str],
+    inner: Aliases,
+    plan: Plan,
+) -> dict[int, Any]:
+    """What becomes of the optimizers."""
+    sections = ckpt.sections
+    model = sections.model()
+    changes = cut_optimizers(ckpt, removed, frozen_names(ckpt)) if removed else {}
+    swapped = not removed and renaming and set(renaming) == set(renaming.values())
+    for path, node, of in _concerned(sections):
+        changed = changes.get(id(node), node)
+        if swapped:
+            tensors, before = _parameters_of(path, of, model, inner)
+            under_it = {before + old: f"{before}{new}" for old, new in renaming.items()}
+            frozen = {before + name for name in frozen_names(ckpt)}
+            changed = permute_parameters(changed, tensors, under_it, frozen)
+        if len(of) != 1:
+            changed = rename_parameters(changed, _of_one(plan, model, of))
+        else:
+            changed = rename_parameters(changed, plan)
+        changes[id(node)] = changed
+    return changes
+
+
+def _concerned(sections: Sections) -> Iterator[tuple[Path, Any, tuple[StateDict, ...]]]:
+    """The optimizers that are over the model, or may be, with all models that they are over."""
+    model = sections.models[0]
+    for (path, node), of in zip(sections.optimizers, sections.owners, strict=True):
+        if not of or any(one is model for one in of):
+            yield path, node, of
+
+
+def _parameters_of(
+    path: Path, of: tuple[StateDict, ...], model: StateDict, inner: Aliases
+) -> tuple[dict[str, TensorRef], str]:
+    """The tensors of all models that an optimizer is over, and what stands before the names of
+    this one there."""
+    if not of:
+        raise AmbiguousError(
+            f"whose optimizer '{path_text(path)}' is, is not clear: neither its name nor its "
+            "shapes tell",
+            hint="--optimizer drop leaves it out",
+        )
+    if len(of) > 1:
+        return merged(of), under(model)
+    return {name: ref for name, ref in model.tensors().items() if name not in inner}, ""
+
+
+def _of_one(plan: Plan, model: StateDict, of: tuple[StateDict, ...]) -> Plan:
+    """The plan for the names of an optimizer over several models, or for one that may be
+    another's: only what can be no other's name, or says whose it is."""
+    before = under(model)
+    others = {name for one in of if one is not model for name in one.entries}
+
+    def only(names: Sequence[str]) -> Renaming:
+        told = {n: n.removeprefix(before) for n in names if before and n.startswith(before)}
+        if of and not told:
+            told = {n: n for n in names if n in model.entries and n not in others}
+        renaming = plan(list(told.values()))
+        return {
+            name: new if new is None else name[: len(name) - len(bare)] + new
+            for name, bare in told.items()
+            if bare in renaming
+            for new in [renaming[bare]]
+        }
+
+    return only
+
+
+def _of_copy(copy: StateDict, model: StateDict, plan: Plan, renaming: Renaming) -> Renaming:
+    """What becomes of a copy's names: by themselves, or by what they are in the model."""
+    found = plan(list(copy.entries))
+    if found or not renaming or copy.is_module:
+        return found
+    known = aliases(shapes_of(model.entries), shapes_of(copy.entries))
+    return _followed(known, renaming)
+
+
+def _followed(known: Aliases, renaming: Renaming) -> dict[str, str | None]:
+    """What becomes of the names of a copy that nothing was said of, when the model's change."""
+    out: dict[str, str | None] = {}
+    for name, alias in known.items():
+        if name in renaming or alias.name not in renaming:
+            continue
+        new = renaming[alias.name]
+        called = None if new is None else alias.renamed(new)
+        if new is not None and called is None:
+            raise RefusedError(
+                f"'{name}' is a copy of '{alias.name}', and can't follow it to '{new}'",
+                hint=f"drop the copy first: modelctl drop --pattern '{alias.before}*'",
+            )
+        out[name] = called
+    return {name: new for name, new in out.items() if new != name}
+
+
+def _kind_of_copy(copy: StateDict) -> str:
+    what = "EMA copy" if "ema" in path_text(copy.path).lower() else "copy"
+    return f"{what} '{path_text(copy.path)}'"
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
@@ -107,7 +246,7 @@ def _without_removed(
     parameters in the model's order, so the shapes must prove which is which."""
     changes: dict[int, Any] = {}
     for path in sections.nameless_ema:
-        for inner, node in walk(_at(sections.root, path)):
+        for inner, node in walk(get(sections.root, path)):
             refs = [ref for ref in node if isinstance(ref, TensorRef)] if _is_list(node) else []
             if not refs:
                 continue
@@ -128,13 +267,29 @@ def _is_list(node: Any) -> bool:
     return isinstance(node, list) or type(node) is tuple
 
 
-def _at(root: Any, path: tuple[Any, ...]) -> Any:
-    return (mapping(root) or {})[path[0]]
-
-
-def _without(root: Any, paths: Iterable[tuple[Any, ...]]) -> Any:
-    for path in {path[:1] for path in paths if path}:
-        entries = mapping(root) or {}
-        kept = {key: value for key, value in entries.items() if key != path[0]}
-        root = set_at(root, (), with_entries(root, kept))
-    return root
+def _without(root: Any, paths: Iterable[Path]) -> Any:
+    """The tree without these parts: a key goes, and a list of which nothing is left; in a tuple
+    or beside others in a list None takes the place, since places count there."""
+    going = {path for path in paths if path}
+    for parent in {path[:-1] for path in going}:
+        node = get(root, parent)
+        if (
+            parent
+            and isinstance(node, list)
+            and all((*parent, i) in going for i in range(len(node)))
+        ):
+            going = {path for path in going if path[:-1] != parent} | {parent}
+    changes: dict[int, Any] = {}
+    for parent in {path[:-1] for path in going}:
+        node = get(root, parent)
+        entries = mapping(node)
+        if entries is not None:
+            kept = {label: one for label, one in entries.items() if (*parent, label) not in going}
+            changes[id(node)] = with_entries(node, kept)
+        elif isinstance(node, list | tuple):
+            left = [None if (*parent, i) in going else one for i, one in enumerate(node)]
+            changes[id(node)] = left if isinstance(node, list) else tuple(left)
+        elif isinstance(node, Obj):
+            gone = {str(path[-1]): None for path in going if path[:-1] == parent}
+            changes[id(node)] = with_attributes(node, gone)
+    return rebuild(root, changes)

@@ -108,17 +108,16 @@ def _wrapped(node: Obj, names: Collection[str]) -> Obj | None:
 # ---------------------------------------------------------------------- what trains
 
 
-def set_requires_grad(module: Obj, trains: Mapping[str, bool]) -> Obj:
-    """The module with ``requires_grad`` of these parameters set, by their state_dict names."""
+def set_requires_grad(root: Any, module: Obj, trains: Mapping[str, bool]) -> Any:
+    """The tree with ``requires_grad`` of these parameters of a module in it set, by their names in
+    its state_dict: wherever they stand, since a pickled optimizer holds the very same."""
     changes: dict[int, Any] = {}
     for path, node in submodules(module):
         for name, ref in (mapping(attributes(node)["_parameters"]) or {}).items():
             full = f"{path}.{name}" if path else str(name)
             if isinstance(ref, TensorRef) and full in trains:
                 changes[id(ref)] = ref.replace(requires_grad=trains[full])
-    changed = rebuild(module, changes)
-    assert isinstance(changed, Obj)
-    return changed
+    return rebuild(root, changes)
 
 
 def frozen_batchnorm_in_eval(module: Obj) -> tuple[Obj, int]:

@@ -1,0 +1,417 @@
+"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress and rng.
+
+What a part is, its structure says (:mod:`.kinds`), wherever it stands. Which of several state_dicts
+is the model, and whose the rest is, names say, as real frameworks give them. Sources of the key
+names: the ImageNet and DCGAN examples of pytorch/examples (``state_dict``, ``optimizer``,
+``epoch``), timm (``state_dict_ema``), Lightning (``optimizer_states``, ``lr_schedulers``,
+``global_step``, ``current_model_state``), mmengine (``meta``, ``param_schedulers``,
+``ema_state_dict``), fairseq and DeiT (``model``), DeepSpeed (``module``), stable-baselines3
+(``policy.pth``, ``policy.optimizer.pth``), and torch's own tutorials (``model_state_dict``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...errors import AmbiguousError, NoMatchError
+from ..names import nearest
+from ..nodes import children, is_module, mapping
+from ..numbers import plain_number
+from ..tensors import TensorRef
+from ..text import some
+from ..tree import Path, get, holds_tensors, is_leaf, path_text, walk
+from . import copies, pairing
+from .kinds import (
+    StateDict,
+    is_model,
+    is_optimizer,
+    is_optimizer_object,
+    is_scheduler,
+    is_state_dict,
+    is_surely_scheduler,
+    param_groups,
+)
+from .optimizers import trainable
+
+_MODEL_KEYS = (
+    *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
+    *("weights", "params", "parameters", "policy.pth"),
+)
+_EMA_KEYS = frozenset(
+    (
+        *("state_dict_ema", "ema_state_dict", "model_ema", "ema", "ema_model", "params_ema"),
+        *("ema_model_state_dict", "model_ema_state_dict", "shadow_params"),
+    )
+)
+# Where state_dicts are no models: what a trainer keeps of itself.
+_OTHERS = frozenset(
+    (
+        *("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state", "callbacks"),
+        *("loops", "scaler", "amp_scaler", "amp", "grad_scaler", "message_hub", "metrics"),
+        *("averaging_state", "hyper_parameters", "datamodule", "state", "param_groups"),
+    )
+)
+_EPOCH_KEYS = ("epoch", "epochs", "last_epoch", "current_epoch", "start_epoch")
+_STEP_KEYS = (
+    *("step", "global_step", "steps", "iteration", "iter", "iterations", "global_steps"),
+    *("num_updates", "iter_num"),
+)
+_LR_KEYS = ("lr", "learning_rate")
+# Where progress is kept that does not stand at the top.
+_PROGRESS = ("meta", "trainer", "trainer_state", "train_state", "progress")
+_RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state")
+# Names that only tensors of layers have, where there are no dots.
+_OF_LAYERS = frozenset(("weight", "bias", "running_mean"))
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The parts of a checkpoint with a meaning; what isn't there is empty or None.
+
+    Attributes:
+        models: the state_dicts of models, best first; ``certain`` says whether the first is
+            clearly the one that is meant.
+        ema: copies of that model (averaged, best, target); ``nameless_ema`` are the paths of those
+            that are no state_dict (a list ``shadow_params``).
+        raw: the copy that holds what was being trained, where the model's own place holds the
+            average (mmengine, Lightning's weight averaging).
+        optimizers, schedulers: (path, node) of each, whichever model's it is.
+        optimizer_objects: optimizers that were pickled themselves.
+        epoch, step, lr, rng: (path, value) of each, or None.
+    """
+
+    root: Any
+    models: tuple[StateDict, ...] = ()
+    certain: bool = True
+    ema: tuple[StateDict, ...] = ()
+    nameless_ema: tuple[Path, ...] = ()
+    raw: StateDict | None = None
+    optimizers: tuple[tuple[Path, Any], ...] = ()
+    schedulers: tuple[tuple[Path, Any], ...] = ()
+    optimizer_objects: tuple[tuple[Path, Any], ...] = ()
+    epoch: tuple[Path, Any] | None = None
+    step: tuple[Path, Any] | None = None
+    lr: tuple[Path, Any] | None = None
+    rng: tuple[Path, Any] | None = None
+
+    def model(self) -> StateDict:
+        """The model's state_dict.
+
+        Raises:
+            NoMatchError: there is none.
+            AmbiguousError: there are several, and none is clearly the model's.
+        """
+        if not self.models:
+            raise NoMatchError(
+                "no state_dict is found in this file",
+                hint="'modelctl ls --section all' lists every tensor, 'modelctl show' all else",
+            )
+        if not self.certain:
+            found = some([path_text(model.path) for model in self.models], 6)
+            raise AmbiguousError(
+                f"which state_dict is meant? found {found}", hint="pick one with --key"
+            )
+        return self.models[0]
+
+    @cached_property
+    def owners(self) -> tuple[tuple[StateDict, ...], ...]:
+        """For each optimizer the models that it is over, in its order; none where it isn't
+        clear."""
+        return tuple(
+            tuple(self.models[i] for i in pairing.owners(path, node, self.models))
+            for path, node in self.optimizers
+        )
+
+    @property
+    def own_optimizers(self) -> tuple[tuple[Path, Any], ...]:
+        """Those of the first model, and those that may be."""
+        return tuple(
+            found
+            for found, of in zip(self.optimizers, self.owners, strict=True)
+            if not of or any(one is self.models[0] for one in of)
+        )
+
+    @property
+    def unknown_optimizers(self) -> tuple[Path, ...]:
+        """What is called like an optimizer and holds tensors, but is none that is known."""
+        known = [path for path, _ in (*self.optimizers, *self.optimizer_objects, *self.schedulers)]
+        known += [one.path for one in (*self.models, *self.ema)]
+        top = mapping(self.root) or {}
+        return tuple(
+            (name,)
+            for name, node in top.items()
+            if isinstance(name, str)
+            and "optim" in name.lower()
+            and () not in known
+            and not any(path[:1] == (name,) for path in known)
+            and not is_leaf(node)
+            and holds_tensors(node)
+        )
+
+    @property
+    def own_schedulers(self) -> tuple[tuple[Path, Any], ...]:
+        """Those that no name gives to another model."""
+        others = [pairing.words(model.path) for model in self.models[1:]]
+        own = [pairing.words(model.path) for model in self.models[:1]]
+        return tuple(
+            (path, node)
+            for path, node in self.schedulers
+            if not any(
+                said and pairing.alike(said, other)
+                for said in [pairing.words(path)]
+                for other in others
+                if other not in own
+            )
+        )
+
+    @property
+    def kind(self) -> str:
+        """What the file is, in the field's words."""
+        if not self.models:
+            if isinstance(self.root, TensorRef):
+                return "tensor"
+            return "optimizer" if self.optimizers or self.optimizer_objects else "object"
+        if self.models[0].path == ():
+            return "whole module" if self.models[0].is_module else "state_dict"
+        extra = (self.optimizers, self.optimizer_objects, self.schedulers, self.epoch, self.step)
+        return "training checkpoint" if any((*extra, self.ema)) else "checkpoint"
+
+    def lrs(self) -> list[float]:
+        """The learning rate of each param_group, or the one recorded beside the model."""
+        found = [
+            lr
+            for _, node in self.optimizers
+            for group in param_groups(node)
+            if isinstance(lr := plain_number(group.get("lr")), int | float)
+        ]
+        if not found and self.lr is not None:
+            found = [self.lr[1]]
+        return found
+
+
+def find_sections(root: Any, key: Path | None = None) -> Sections:
+    """Find the sections of a tree; ``key`` is the path of the model's state_dict where known."""
+    found = _search(root)
+    top = mapping(root) or {}
+    models, certain = _models(found.models)
+    if key is not None:
+        chosen = next((one for one in found.models if one.path == key), None)
+        chosen = chosen or StateDict(key, _chosen(root, key))
+        models, certain = [chosen, *(one for one in models if one.path != key)], True
+    first = models[0] if models else None
+    ema = _copies(found, models, named=certain and key is None) if first else []
+    ours = {one.path for one in ema}
+    return Sections(
+        root,
+        models=tuple(one for one in models if one.path not in ours),
+        certain=certain,
+        ema=tuple(ema),
+        nameless_ema=tuple(_nameless(top, found, first)),
+        raw=_raw(top, first, ema),
+        optimizers=tuple(found.optimizers),
+        schedulers=tuple(found.schedulers),
+        optimizer_objects=tuple(found.objects),
+        epoch=_number(top, _EPOCH_KEYS, int),
+        step=_number(top, _STEP_KEYS, int),
+        lr=_number(top, _LR_KEYS, int | float),
+        rng=next(((((name,), top[name])) for name in _RNG_KEYS if name in top), None),
+    )
+
+
+@dataclass
+class _Found:
+    """The parts of a tree by what they are, in order."""
+
+    state_dicts: list[tuple[Path, Any]] = field(default_factory=list)
+    optimizers: list[tuple[Path, Any]] = field(default_factory=list)
+    objects: list[tuple[Path, Any]] = field(default_factory=list)
+    schedulers: list[tuple[Path, Any]] = field(default_factory=list)
+    lists: list[tuple[Path, Any]] = field(default_factory=list)
+
+    @cached_property
+    def models(self) -> list[StateDict]:
+        """State_dicts and whole modules."""
+        return [StateDict(path, node) for path, node in self.state_dicts]
+
+
+def _search(root: Any) -> _Found:
+    """Every part that stands in a tree, at any depth, on each of its paths; what is no part is
+    looked into once."""
+    found = _Found()
+    known: dict[int, list[tuple[Path, Any]] | None] = {}
+    todo: list[tuple[Path, Any, bool]] = [((), root, False)]
+    while todo:
+        path, node, inside = todo.pop()
+        if is_leaf(node):
+            continue
+        if id(node) in known:
+            kind = known[id(node)]
+            if kind is not None:
+                kind.append((path, node))
+            continue
+        kind = None
+        if is_optimizer(node):
+            kind = found.optimizers
+        elif is_optimizer_object(node):
+            kind = found.objects
+        elif is_surely_scheduler(node) or (_says_scheduler(path) and is_scheduler(node)):
+            kind = found.schedulers
+        elif is_module(node):
+            kind = found.state_dicts
+        elif isinstance(node, list | tuple) and all(isinstance(one, TensorRef) for one in node):
+            kind = found.lists
+        else:
+            state_dict = is_state_dict(node)
+            if state_dict and not inside:
+                kind = found.state_dicts
+            below = [
+                ((*path, label), child, inside or state_dict)
+                for label, child in children(node)
+                if not is_leaf(child)
+            ]
+            todo += reversed(below)
+        known[id(node)] = kind
+        if kind is not None:
+            kind.append((path, node))
+    return found
+
+
+def _says_scheduler(path: Path) -> bool:
+    return any("sched" in str(label).lower() for label in path)
+
+
+def _chosen(root: Any, key: Path) -> Any:
+    try:
+        node = get(root, key)
+    except KeyError:
+        node = None
+    if node is None or not is_model(node):
+        known = [path_text(path) for path in state_dicts(root)]
+        near = [name for name in nearest(path_text(key), known) if name in known] or known[:3]
+        raise NoMatchError(
+            f"there is no state_dict at '{path_text(key)}'",
+            hint=f"found: {', '.join(near)}" if near else None,
+        )
+    return node
+
+
+def state_dicts(root: Any) -> list[Path]:
+    """The paths of all state_dicts and whole modules, in order."""
+    return [model.path for model in _search(root).models]
+
+
+# ---------------------------------------------------------------------- models and copies
+
+
+def _models(found: list[StateDict]) -> tuple[list[StateDict], bool]:
+    """The models among all state_dicts, best first, and whether the first is clearly meant."""
+    if found and found[0].path == ():
+        return found[:1], True
+    named = [one for name in _MODEL_KEYS for one in found if one.path == (name,)]
+    others = [one for one in found if one not in named and not _is_others(one.path)]
+    plain = [one for one in others if not _says_copy(one.path)]
+    likely = [one for one in plain if _is_likely(one)]
+    if named:
+        return [*named, *likely], True
+    candidates = likely or plain or others
+    return candidates, len(candidates) <= 1
+
+
+def _is_others(path: Path) -> bool:
+    return any(
+        isinstance(label, str)
+        and (label in _OTHERS or "optim" in label.lower() or "sched" in label.lower())
+        for label in path
+    )
+
+
+def _says_copy(path: Path) -> bool:
+    known = path[:1] and path[0] in _EMA_KEYS
+    return bool(known) or not pairing.COPY_WORDS.isdisjoint(pairing.words(path))
+
+
+def _is_likely(model: StateDict) -> bool:
+    """A state_dict that does look like a model's, not like some tensors under names."""
+    return model.is_module or any("." in name or name in _OF_LAYERS for name in model.entries)
+
+
+def _copies(found: _Found, models: list[StateDict], *, named: bool) -> list[StateDict]:
+    """The copies of the first of the models among all state_dicts.
+
+    A name that says so is enough where it says of no other model; with the same names and shapes
+    one that says nothing is a copy, too, where the first is known by its name (``named``) and no
+    optimizer is called like the other.
+    """
+    first, rest = models[0], [one for one in models[1:] if not _says_copy(one.path)]
+    shapes = copies.shapes_of(first.entries)
+    own = pairing.words(first.path)
+    others = [pairing.words(one.path) for one in rest]
+    optimizers = [pairing.words(path) for path, _ in (*found.optimizers, *found.objects)]
+    out = []
+    for one in found.models:
+        if one is first or _is_others(one.path) or first.path == ():
+            continue
+        words = pairing.words(one.path)
+        if _says_copy(one.path):
+            said = pairing.without_copy_words(words)
+            if said and said != own and any(said == other for other in others):
+                continue
+            if said and own and not pairing.alike(said, own) and _is_alike_any(said, others):
+                continue
+            known = one.path[0] in _EMA_KEYS
+            if (known and not said) or copies.aliases(shapes, copies.shapes_of(one.entries)):
+                out.append(one)
+        elif named and _is_unnamed_copy(shapes, one) and not _is_alike_any(words, optimizers):
+            out.append(one)
+    return out
+
+
+def _is_alike_any(words: pairing.Words, others: list[pairing.Words]) -> bool:
+    return any(words and pairing.alike(words, other) for other in others)
+
+
+def _is_unnamed_copy(shapes: dict[str, tuple[int, ...]], other: StateDict) -> bool:
+    found = copies.shapes_of(other.entries)
+    return len(found) == len(shapes) and len(copies.aliases(shapes, found)) == len(found)
+
+
+def _nameless(top: dict[Any, Any], found: _Found, first: StateDict | None) -> Iterator[Path]:
+    """Copies without names: under keys that say so, or lists of just the model's shapes."""
+    under = []
+    for name in _EMA_KEYS & top.keys():
+        named = any(one.path[:1] == (name,) for one in found.models)
+        if not named and any(isinstance(part, TensorRef) for _, part in walk(top[name])):
+            under.append((name,))
+            yield (name,)
+    if first is None or first.path == () or not found.lists:
+        return
+    wanted = list(trainable(first.tensors()).values())
+    for path, node in found.lists:
+        if path[:1] not in under and copies.is_nameless_copy(node, wanted):
+            yield path
+
+
+def _raw(top: dict[Any, Any], first: StateDict | None, ema: list[StateDict]) -> StateDict | None:
+    """mmengine's EMAHook puts the average in ``state_dict`` when it saves, as Lightning's
+    WeightAveraging does, and what is trained beside it."""
+    if first is None or first.path != ("state_dict",):
+        return None
+    for one in ema:
+        swapped = one.path == ("ema_state_dict",) and "steps" in one.entries
+        if (swapped and "message_hub" in top) or one.path == ("current_model_state",):
+            return one
+    return None
+
+
+def _number(top: dict[Any, Any], names: tuple[str, ...], kind: Any) -> tuple[Path, Any] | None:
+    places: list[tuple[Path, dict[Any, Any]]] = [((), top)]
+    places += [((name,), mapping(top.get(name)) or {}) for name in _PROGRESS]
+    for path, entries in places:
+        for name in names:
+            value = entries.get(name)
+            if isinstance(value, kind) and not isinstance(value, bool):
+                return (*path, name), value
+    return None
