@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ..core.notes import Note, info
@@ -167,7 +168,7 @@ class SplitReport:
         rows = [(p.part, p.tensors, p.bytes_written, p.output) for p in self.parts]
         table = Table([*columns, Column("file", none="(dry run)")], rows)
         notes = list(self.notes)
-        if not self.dry_run:
-            options = " ".join(f"--{part.part} {part.output}" for part in self.parts)
+        if not self.dry_run and any(part.part == "model" for part in self.parts):
+            options = " ".join(f"--{one.part} {quote(str(one.output))}" for one in self.parts)
             notes.append(info(f"together again: modelctl merge {options} -o whole.pt"))
         return Page([table], table, notes=notes)

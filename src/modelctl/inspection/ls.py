@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from ..core.checkpoint import Checkpoint, named
 from ..core.names import Patterns, role_of, select
 from ..core.nodes import Composite
-from ..core.notes import info
+from ..core.notes import Note, info
 from ..core.pages import Column, Page, Table
 from ..core.records import read_freeze
+from ..core.sections.pairing import under
 from ..core.tensors import TensorRef
+from ..core.text import count, some
 from ..core.tree import Path, path_text, walk
 from ..errors import NoMatchError, UsageError
 
@@ -141,7 +143,7 @@ def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Compos
     if section == "model":
         found: dict[str, tuple[TensorRef | Composite, str | None]] = {
             name: (node, "model")
-            for name, node in ckpt.sections.model().entries.items()
+            for name, node in shown_entries(ckpt).items()
             if isinstance(node, TensorRef | Composite)
         }
     else:
@@ -160,6 +162,31 @@ def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Compos
     return found
 
 
+def shown_entries(ckpt: Checkpoint) -> dict[str, Any]:
+    """What reports show of a checkpoint's model: its entries; those of all models, under the path
+    of each, where none is clearly the one that is meant."""
+    sections = ckpt.sections
+    if sections.certain:
+        return sections.models[0].entries if sections.models else {}
+    return {
+        under(model) + name: node
+        for model in sections.models
+        for name, node in model.entries.items()
+    }
+
+
+def other_models(ckpt: Checkpoint) -> list[Note]:
+    """A note where the file has more models than the one that a report shows."""
+    sections = ckpt.sections
+    if not sections.certain or len(sections.models) < 2:
+        return []
+    others = [
+        f"{path_text(model.path)} ({count(len(model.tensors()), 'tensor')})"
+        for model in sections.models[1:]
+    ]
+    return [info(f"other models in the file: {some(others, 4)}; --key shows one")]
+
+
 def _composite(name: str, node: Composite, section: str | None) -> TensorRow:
     dtype = node.dtype
     return TensorRow(
@@ -176,10 +203,12 @@ def trainability(ckpt: Checkpoint) -> Mapping[str, bool | None]:
     """
     if not ckpt.sections.models:
         return {}
-    record = read_freeze(ckpt)
+    record = read_freeze(ckpt) if ckpt.sections.certain else None
     frozen = set() if record is None else {*record.frozen}
     out: dict[str, bool | None] = {}
-    for name, ref in ckpt.sections.models[0].tensors().items():
+    for name, ref in shown_entries(ckpt).items():
+        if not isinstance(ref, TensorRef):
+            continue
         role, inferred = role_of(name, ref)
         if role == "buffer":
             out[name] = None if inferred else False
@@ -190,16 +219,18 @@ def trainability(ckpt: Checkpoint) -> Mapping[str, bool | None]:
 
 def _model_prefix(ckpt: Checkpoint) -> str:
     models = ckpt.sections.models
-    return path_text(models[0].path) + "." if models and models[0].path else ""
+    clear = bool(models) and ckpt.sections.certain
+    return path_text(models[0].path) + "." if clear and models[0].path else ""
 
 
 def section_of(ckpt: Checkpoint, path: Path) -> str | None:
     """The section that a path lies in."""
     sections = ckpt.sections
     places: list[tuple[Path, str]] = [
-        *((model.path, "model") for model in sections.models[:1] if sections.certain),
+        *((model.path, "model") for model in sections.models),
         *((copy.path, "ema") for copy in sections.ema),
-        *((at, "optimizer") for at, _ in sections.optimizers),
+        *((at, "ema") for at in sections.nameless_ema),
+        *((at, "optimizer") for at, _ in (*sections.optimizers, *sections.optimizer_objects)),
         *((at, "scheduler") for at, _ in sections.schedulers),
     ]
     if sections.rng is not None:

@@ -102,7 +102,8 @@ def split_file(
     with files.open(source, key=key, follow_symlinks=follow_symlinks) as before:
         parts = split(before)
         if history:
-            parts["model"] = add_history(parts["model"], ["split"])
+            models = ["model"] if "model" in parts else [*parts]
+            parts.update({name: add_history(parts[name], ["split"]) for name in models})
         if not dry_run and output is not None:
             saved = files.save_parts(
                 parts,

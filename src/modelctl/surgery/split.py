@@ -20,13 +20,16 @@ def split(ckpt: Checkpoint) -> dict[str, Checkpoint]:
     as they are there, and ``rest``: the checkpoint with a short text in the place of each, so that
     :func:`~modelctl.merge` can put them back where they were.
 
-    Of several optimizers, schedulers or EMA copies none is a part: they stay in the rest.
+    Of several optimizers, schedulers or EMA copies none is a part: they stay in the rest. Where
+    there are several models and none is clearly meant, each of them is a part, and so is each
+    optimizer and scheduler: under what they are called in the file.
 
     Raises:
         NoMatchError: it has no parts, or no model.
-        AmbiguousError: which state_dict is the model's is not clear.
     """
     sections = ckpt.sections
+    if not sections.certain:
+        return _each(ckpt)
     model = sections.model()
     if model.path == ():
         raise NoMatchError(f"nothing to split: this is a {sections.kind}, all of it")
@@ -47,6 +50,23 @@ def split(ckpt: Checkpoint) -> dict[str, Checkpoint]:
             where = ", ".join(path_text(path) for path, _ in found[part])
             rest = rest.noting(info(f"several of them stay in the rest: {where}"))
     parts["rest"] = rest.noting(*_torn(parts))
+    return parts
+
+
+def _each(ckpt: Checkpoint) -> dict[str, Checkpoint]:
+    """The parts of a checkpoint of several models."""
+    sections = ckpt.sections
+    found = [(model.path, model.node) for model in sections.models]
+    found += [*sections.optimizers, *sections.schedulers]
+    rest = ckpt
+    parts: dict[str, Checkpoint] = {}
+    for path, node in found:
+        name = path_text(path).replace("/", "_")
+        parts[name] = ckpt.replace(root=node, key=None)
+        rest = rest.replace(root=set_at(rest.root, path, _PLACE + name), key=None)
+    models = ", ".join(path_text(model.path) for model in sections.models)
+    told = info(f"several models ({models}): merge puts one back, not all of them")
+    parts["rest"] = rest.noting(told, *_torn(parts))
     return parts
 
 

@@ -225,8 +225,11 @@ def test_the_training_panel(tmp_path: Path, name: str) -> None:
 def test_two_models_are_not_mixed(tmp_path: Path) -> None:
     state = nn.Linear(2, 2).state_dict()
     with opened(tmp_path, {"encoder": state, "decoder": state}) as ckpt:
+        both = mc.summarize(ckpt)
+        assert [row.path for row in both.rows] == ["encoder", "decoder"]
+        assert both.totals.params == 6  # tied here
         with pytest.raises(AmbiguousError):
-            mc.summarize(ckpt)
+            ckpt.state_dict()
         assert mc.summarize(ckpt.replace(key=("decoder",))).totals.params == 6
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from ...core.checkpoint import Checkpoint
 from ...core.notes import Note
 from ...core.pages import Column, Line, Page, Table
+from ...core.tensors import TensorRef
 from ...core.text import count, size
-from ..ls import TensorRow, list_tensors, trainability
+from ..ls import TensorRow, list_tensors, shown_entries, trainability
 from ..stats import Stats
 from .rows import Row
 from .training import Training
@@ -246,8 +247,11 @@ def file_line(ckpt: Checkpoint, end: str) -> str:
     """What a file is, in a line."""
     sections, origin = ckpt.sections, ckpt.origin
     # a file without a model (an optimizer by itself) has tensors, too
-    tensors = len(ckpt.state_dict() if sections.models else ckpt.tensors())
+    entries = shown_entries(ckpt) if sections.models else ckpt.tensors()
+    tensors = sum(isinstance(ref, TensorRef) for ref in entries.values())
     name = os.path.basename(origin.path) if origin else "checkpoint"
     label = origin.label if origin else "in memory"
     on_disk = size(origin.bytes_on_disk) if origin else ""
-    return f"{name}   {' · '.join((label, sections.kind, count(tensors, 'tensor'), on_disk, end))}"
+    models = () if sections.certain else (count(len(sections.models), "model"),)
+    said = (label, sections.kind, *models, count(tensors, "tensor"), on_disk, end)
+    return f"{name}   {' · '.join(said)}"

@@ -8,12 +8,12 @@ from typing import Any
 from ...core.checkpoint import Checkpoint
 from ...core.modules import is_training, submodules
 from ...core.names import STRIPPED, common_prefix, natural, role_of
-from ...core.nodes import Obj
+from ...core.nodes import Composite, Obj
 from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
-from ..ls import trainability
+from ..ls import other_models, shown_entries, trainability
 from ..stats import tensor_stats
 from .folding import folded
 from .report import Summary, Totals
@@ -34,12 +34,10 @@ def summarize(
     """Rows, totals and warnings of a checkpoint's model, and its training panel.
 
     ``depth`` is how many levels of modules get rows of their own (None: all); whatever it is,
-    the rows sum to the totals. ``fold`` puts runs of numbered modules that are alike into one
+    the rows sum to the totals. Of several models of which none is clearly meant all have rows,
+    each under its path. ``fold`` puts runs of numbered modules that are alike into one
     row; by default when there would be over 40 rows. ``sort`` is ``file`` (the file's order),
     ``name``, ``params`` or ``size`` (the largest first). ``stats`` reads the values, too.
-
-    Raises:
-        NoMatchError, AmbiguousError: there are tensors, but no state_dict is clearly the model's.
     """
     sections = ckpt.sections
     if not sections.models and (sections.optimizers or not ckpt.tensors()):
@@ -47,7 +45,10 @@ def summarize(
     elif not sections.models:
         tensors = ckpt.tensors()
     else:
-        tensors = ckpt.state_dict()
+        shown = shown_entries(ckpt)
+        tensors = {name: ref for name, ref in shown.items() if isinstance(ref, TensorRef)}
+        if not sections.certain and depth is not None:
+            depth += max(len(model.path) for model in sections.models)
     grads = trainability(ckpt)
     first: dict[Any, str] = {}
     shared: dict[str, list[str]] = {}
@@ -56,7 +57,8 @@ def summarize(
         if kept != name:
             shared.setdefault(kept, [kept]).append(name)
     once = set(first.values())
-    module = sections.models[0].node if sections.models and sections.models[0].is_module else None
+    clear = sections.models[:1] if sections.certain else ()
+    module = next((one.node for one in clear if one.is_module), None)
     try:
         recorded = ckpt.program if tensors else None
         program, unread = recorded.recorded() if recorded is not None else [], None
@@ -157,9 +159,10 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
             "don't load it with torch.load(weights_only=False)",
         )
     yield from ckpt.warnings
-    composites = ckpt.sections.models[0].composites() if ckpt.sections.models else {}
+    yield from other_models(ckpt)
+    composites = [node for node in shown_entries(ckpt).values() if isinstance(node, Composite)]
     if composites:
-        kinds = ", ".join(sorted({node.layout for node in composites.values()}))
+        kinds = ", ".join(sorted({node.layout for node in composites}))
         yield warning(
             f"{len(composites)} tensors ({kinds}) are not in the totals: no plain tensors"
         )

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from ...core.checkpoint import Checkpoint
 from ...core.matching.optimizer_states import kinds
 from ...core.nodes import mapping
-from ...core.sections import param_groups
+from ...core.sections import is_optimizer_object, param_groups
+from ...core.sections.kinds import optimizer_entries
 from ...core.tensors import StorageRef, TensorRef
 from ...core.text import count, size
-from ...core.tree import walk
+from ...core.tree import path_text, walk
 
 _MOST = 4  # of many lrs
 
@@ -58,14 +59,16 @@ class Training(NamedTuple):
 
 def training_of(ckpt: Checkpoint) -> Training | None:
     sections = ckpt.sections
-    if not any((sections.optimizers, sections.epoch, sections.step, sections.schedulers)):
+    optimizers = [node for _, node in (*sections.optimizers, *sections.optimizer_objects)]
+    copies = [path_text(copy.path) for copy in sections.ema]
+    copies += [path_text(path) for path in sections.nameless_ema]
+    found = (optimizers, sections.epoch, sections.step, sections.schedulers, copies)
+    if not any(found):
         return None
-    kinds = [kind for _, node in sections.optimizers if (kind := optimizer_kind(node))]
-    states = sum(
-        len(mapping((mapping(node) or {}).get("state")) or {}) for _, node in sections.optimizers
-    )
+    kinds = [kind for node in optimizers if (kind := optimizer_kind(node))]
+    states = sum(len(_states(node)) for node in optimizers)
     storages: dict[int, int] = {}
-    for _, node in sections.optimizers:
+    for node in optimizers:
         for _, value in walk(node):
             if isinstance(value, TensorRef | StorageRef):
                 storages[id(value.storage)] = value.storage.nbytes
@@ -74,17 +77,24 @@ def training_of(ckpt: Checkpoint) -> Training | None:
         sections.step[1] if sections.step else None,
         list(dict.fromkeys(sections.lrs())),
         ", ".join(dict.fromkeys(kinds)) or None,
-        sum(len(param_groups(node)) for _, node in sections.optimizers),
+        sum(len(param_groups(node)) for node in optimizers),
         states,
         sum(storages.values()),
         bool(sections.schedulers),
-        [".".join(map(str, copy.path)) for copy in sections.ema],
+        copies,
     )
+
+
+def _states(optimizer: Any) -> list[Any]:
+    """What it keeps of each parameter."""
+    state = optimizer_entries(optimizer).get("state")
+    return state if isinstance(state, list) else [*(mapping(state) or {}).values()]
 
 
 def optimizer_kind(optimizer: Any) -> str | None:
     """Which optimizer a state_dict is of, as far as the keys of its state and groups tell."""
-    state = mapping((mapping(optimizer) or {}).get("state")) or {}
-    keys = [key for value in state.values() for key in (mapping(value) or {})]
+    if is_optimizer_object(optimizer):
+        return str(optimizer.func.name)
+    keys = [key for value in _states(optimizer) for key in (mapping(value) or {})]
     groups = param_groups(optimizer)
     return " or ".join(kinds(keys, groups[0] if groups else {})) or None

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import UsageError
+from ...core.checkpoint import Checkpoint
+from ...core.sections import StateDict
+from ...core.tree import path_text
+from ...errors import AmbiguousError, UsageError
 from ...files import open as open_checkpoint
 from ..devices import Device, choose_device
 from ..freezing.freeze import apply_record
@@ -48,7 +51,7 @@ def load(
         raise UsageError("device=None is no device", hint="device='cpu' is the default")
     where = choose_device(device)
     with open_checkpoint(path, key=key) as ckpt:
-        section = ckpt.sections.model()
+        section = chosen_model(ckpt)
         only_plain(section, [*section.composites()])
         tensors = to_tensors(section.tensors(), where)
         state: OrderedDict[str, Any] = OrderedDict(
@@ -60,6 +63,20 @@ def load(
             recorded = live(section.metadata, "_metadata")
             state.__dict__["_metadata"] = OrderedDict(recorded)
         return state
+
+
+def chosen_model(ckpt: Checkpoint) -> StateDict:
+    """The model's state_dict in a file.
+
+    Raises:
+        NoMatchError, AmbiguousError: there is none, or which one is not clear.
+    """
+    try:
+        return ckpt.sections.model()
+    except AmbiguousError as e:
+        paths = [path_text(model.path) for model in ckpt.sections.models]
+        e.hint = f"pick one with key=, as key={paths[0]!r}"
+        raise
 
 
 # ------------------------------------------------------------------ load_into
@@ -125,7 +142,7 @@ def load_into(
             hint="a model that was built on meta loads onto the CPU, or onto device='auto'",
         )
     with open_checkpoint(path, key=key) as ckpt:
-        section = ckpt.sections.model()
+        section = chosen_model(ckpt)
         if prefix is None:
             start = find_prefix(section, slots(model))
         else:

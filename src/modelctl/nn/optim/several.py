@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 from ...core.text import some
+from ...core.tree import path_text
 from ...errors import RefusedError
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ def by_label(found: Sequence[tuple[tuple[Any, ...], T]]) -> dict[Label, T]:
     """Saved ones, as (path, state), by what they are called: a name, or a place in a list."""
     if len(found) == 1 and len(found[0][0]) < 2:
         return {None: found[0][1]}
-    return {path[-1]: node for path, node in found}
+    last = [path[-1] if path else None for path, _ in found]
+    labels = last if len({*last}) == len(last) else [path_text(path) for path, _ in found]
+    return {label: node for label, (_, node) in zip(labels, found, strict=True)}
 
 
 def called(what: str, label: Label) -> str:

@@ -61,7 +61,9 @@ class OptimizersPart(Part):
                 "the model is on meta, so the optimizer holds parameters that loading replaces",
                 hint="load_into(model, path) first, then build the optimizer and resume",
             )
-        saved = by_label(self.saved.sections.optimizers)
+        sections = self.saved.sections
+        own = sections.own_optimizers  # of several models; all where more are given
+        saved = by_label(own if len(self.live) <= len(own) else sections.optimizers)
         if not self._wanted(self.live, saved):
             return
         pairs = paired("optimizer", self.live, saved)
@@ -227,7 +229,7 @@ class SchedulersPart(Part):
 
 def saved_schedulers(saved: Saved) -> dict[Label, Any]:
     """Those in the file, by what they are called; one of a kind of its own, too."""
-    found = by_label(saved.sections.schedulers)
+    found = by_label(saved.sections.own_schedulers)
     return found or ({None: saved.top["scheduler"]} if "scheduler" in saved.top else {})
 
 

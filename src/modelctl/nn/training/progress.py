@@ -32,8 +32,8 @@ class ProgressPart(Part):
         sections, top = self.saved.sections, self.saved.top
         self.epoch = finished_epochs(sections, top)
         self.step, self.lr = (found[1] if found else None for found in (sections.step, sections.lr))
-        parts: list[Path] = [found.path for found in (*sections.models, *sections.ema)]
-        parts += [path for path, _ in (*sections.optimizers, *sections.schedulers)]
+        parts: list[Path] = [found.path for found in (*sections.models[:1], *sections.ema)]
+        parts += [path for path, _ in (*sections.own_optimizers, *sections.own_schedulers)]
         parts += [found[0] for found in (sections.epoch, sections.step, sections.lr) if found]
         parts += [*sections.nameless_ema, *([sections.rng[0]] if sections.rng else [])]
         scaler = find_scaler(top)

@@ -30,6 +30,8 @@ class Resumed:
         joined: parameters that joined an optimizer, because they had when this was saved.
         fresh: parameters of an optimizer without a state: the saved one has none that fits.
         dropped: parameters of a saved optimizer whose state was left aside.
+        swapped: where the weights came from, and where their average is, in a file that keeps the
+            average in the model's place (mmengine, Lightning's weight averaging); else None.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Resumed:
     joined: tuple[str, ...] = field(default=())
     fresh: tuple[str, ...] = field(default=())
     dropped: tuple[str, ...] = field(default=())
+    swapped: tuple[str, str] | None = None
 
     @property
     def thawed(self) -> tuple[str, ...]:
@@ -58,6 +61,9 @@ class Resumed:
         lines = [
             f"resumed at {at or 'an unknown point'} from {self.path}: {some(self.restored, 9)}"
         ]
+        if self.swapped is not None:
+            raw, average = self.swapped
+            lines.append(f"weights from '{raw}', which were trained; '{average}' is their average")
         lines += self.model.problems()
         for what, names in (
             ("was frozen, trains as when this was saved", self.thawed),

@@ -49,6 +49,11 @@ def resume(
     each parameter), the scheduler, the scaler, the EMA copy, and last the random number
     generators.
 
+    A file that has the average of the weights in the model's place, and what was trained beside it
+    (mmengine, Lightning's weight averaging), gives the model what was trained, and ``ema`` the
+    average. Of a file of several models ``key`` says which; its own optimizers are those that
+    are named like it, or fit no other.
+
     The optimizer's entries are matched by name, so that it may have been re-ordered or grouped
     in another way; where the file has no ``param_names``, by position or by the only order that
     fits. Those that are not the model's and were given no name go by their place, with a warning.
@@ -117,4 +122,5 @@ def resume(
         joined=tuple(optimizers.joined),
         fresh=tuple(optimizers.fresh),
         dropped=tuple(optimizers.dropped),
+        swapped=weights.swapped,
     )

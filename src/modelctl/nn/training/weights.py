@@ -14,10 +14,12 @@ from ...core.freeze_record import FreezeRecord
 from ...core.matching.matcher import match_names
 from ...core.sections import StateDict
 from ...core.text import some
+from ...core.tree import path_text
 from ...errors import RefusedError
 from ..freezing.batchnorm import held_batchnorms, release_batchnorms
 from ..freezing.freeze import Frozen, apply_record, count_trainable, set_grad
 from ..loading.file_names import find_prefix
+from ..loading.load import chosen_model
 from ..loading.plan import Plan, plan_load, removed_names, saved_freeze
 from ..loading.report import LoadReport
 from ..model_names import Parameters, slots
@@ -31,6 +33,8 @@ class ModelPart(Part):
         params: the live model's parameters.
         freezing: what the freeze record changes; None where the file has none.
         frozen: what it did.
+        swapped: where the weights come from, and where their average is, in a file that keeps the
+            average in the model's place; else None.
     """
 
     name = "model"
@@ -40,9 +44,15 @@ class ModelPart(Part):
         self.live, self.params = model, Parameters(model)
         self.freezing: Refreezing | None = None
         self.frozen: Frozen | None = None
+        self.swapped: tuple[str, str] | None = None
 
     def fit(self) -> None:
-        section = self.saved.sections.model()
+        found = chosen_model(self.saved.ckpt)
+        # moments belong to what was being trained, not to its average
+        raw = self.saved.sections.raw
+        section = found if raw is None else raw
+        if raw is not None:
+            self.swapped = (path_text(raw.path), path_text(found.path))
         self.plan = _loading(self.saved, self.live, section, str(self.saved.path))
         record = saved_freeze(self.saved.ckpt, self.prefix)
         if record is not None:
@@ -89,7 +99,10 @@ class EmaPart(Part):
         self.numbers: dict[str, Any] = {}
 
     def fit(self) -> None:
-        copies = self.saved.sections.ema
+        sections = self.saved.sections
+        copies = [one for one in sections.ema if one is not sections.raw]
+        if sections.raw is not None:
+            copies.insert(0, sections.model())
         if not self._wanted(self.live is not None, copies) or self.live is None:
             return
         section, model = copies[0], self.live

@@ -99,9 +99,10 @@ def remap(
             )
             for path in sections.unknown_optimizers
         ]
-    changes.update(_optimizers(ckpt, renaming, removed, inner, plan))
-    changes = {key: node for key, node in changes.items() if id(node) != key}
-    return ckpt.replace(root=rebuild(ckpt.root, changes)).noting(*notes) if changes else ckpt
+    # one after the other: an optimizer may stand in the state_dict itself
+    for step in (changes, _optimizers(ckpt, renaming, removed, inner, plan)):
+        root = rebuild(root, {key: node for key, node in step.items() if id(node) != key})
+    return ckpt if root is ckpt.root else ckpt.replace(root=root).noting(*notes)
 
 
 def cut_optimizers(
