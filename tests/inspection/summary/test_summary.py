@@ -227,7 +227,7 @@ def test_two_models_are_not_mixed(tmp_path: Path) -> None:
     with opened(tmp_path, {"encoder": state, "decoder": state}) as ckpt:
         both = mc.summarize(ckpt)
         assert [row.path for row in both.rows] == ["encoder", "decoder"]
-        assert both.totals.params == 6  # tied here
+        assert (both.totals.params, both.totals.params_unique) == (12, 6)  # tied here
         with pytest.raises(AmbiguousError):
             ckpt.state_dict()
         assert mc.summarize(ckpt.replace(key=("decoder",))).totals.params == 6
