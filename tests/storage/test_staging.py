@@ -180,7 +180,9 @@ def test_what_is_made_late_may_stand_before_what_it_is_made_of(tmp_path: Path) -
         out.late(4, lambda sums, one=one: sums[id(one)].to_bytes(4, "little"))
     for one in storages:
         out.copy(one, checked=True)
-    carried(tmp_path / "f", out)
+    told: list[int] = []
+    carried(tmp_path / "f", out, told.append)
+    assert sum(told) == out.position  # room that is filled later counts once
     data = [one.read(0, one.nbytes) for one in storages]
     sums = b"".join(zlib.crc32(one).to_bytes(4, "little") for one in data)
     assert (tmp_path / "f").read_bytes() == sums + b"".join(data)
