@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from ..core.notes import Note
@@ -172,7 +173,11 @@ def write_json(schema: str, data: dict[str, Any]) -> None:
     import json
 
     document = {"schema": f"modelctl.{schema}/1", **data}
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    encoder = json.JSONEncoder(indent=2, allow_nan=False)
+    pieces = encoder.iterencode(document)  # one text of all of it would be as large as its tree
+    while piece := "".join(islice(pieces, 10_000)):
+        sys.stdout.write(piece)
+    sys.stdout.write("\n")
 
 
 def _write_csv(table: Table) -> None:

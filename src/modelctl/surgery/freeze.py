@@ -41,7 +41,7 @@ def freeze(
     check_choice("optimizer", optimizer, ("keep", "drop"))
     model = ckpt.sections.model()
     known = parameters(model.tensors())
-    chosen = select(list(known), pattern, exclude=exclude, regex=regex, what="parameter")
+    chosen = {*select(list(known), pattern, exclude=exclude, regex=regex, what="parameter")}
     before = frozen_names(ckpt)
     # tied names are one parameter: it trains or it doesn't
     tied = {known[name].identity for name in known if name in before or name in chosen}
