@@ -102,20 +102,30 @@ def table(page: str, head: str) -> dict[str, str]:
 
 def test_the_limits_are_those_of_the_code() -> None:
     from modelctl.core import tree
+    from modelctl.storage import zipdir
 
     written = table("safety.md", "| of | most |")
     limits = {
         "bytes of a pickle": f"{interpreter.MAX_SIZE >> 20} MiB",
         "opcodes": f"{interpreter.MAX_OPCODES:,}",
-        "lists, dicts (ordered ones, too) and objects": f"{machine.MAX_CONTAINERS:,}",
-        "tuples": f"{machine.MAX_TUPLES:,}",
+        "lists, dicts (ordered ones, too) and objects": (
+            f"{machine.MAX_CONTAINERS:,}; {machine.CONTAINERS:,} and one for each "
+            f"{machine.BYTES_A_CONTAINER} bytes of the pickle"
+        ),
+        "tuples": (
+            f"{machine.MAX_TUPLES:,}; {machine.TUPLES:,} and one for each "
+            f"{machine.BYTES_A_TUPLE} bytes of the pickle"
+        ),
+        "compressed structure, inflated": (
+            f"{zipdir.MOST_RATIO} times its bytes, or {zipdir.LITTLE >> 10} KiB"
+        ),
         "memo slots": f"{machine.MAX_MEMO:,}",
         "memo slots that are out of order": f"{machine.MAX_MEMO_ANYHOW:,}",
         "open marks": f"{machine.MAX_MARKS:,}",
         "levels of nesting": f"{interpreter.MAX_DEPTH:,}",
         "digits of an integer in text, bytes of a long one": f"{opcodes._MAX_DIGITS:,}",
         "a line of text": f"{machine._MAX_LINE >> 10} KiB",
-        "paths in the tree that lead to tensors": f"{tree._MOST_PATHS:,}",
+        "paths in the tree": f"{tree.PATHS_ANYHOW:,}, and {tree.PATHS_EACH} for each thing in it",
     }
     assert {of: most for of, most in written.items() if of in limits} == limits
 

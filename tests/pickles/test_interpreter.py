@@ -568,3 +568,13 @@ def test_plain_containers_are_no_finding() -> None:
     for one in value:
         for protocol in range(2, 5):
             assert findings(pickle.dumps(one, protocol)) == [], one
+
+
+@pytest.mark.parametrize("depth", [40, 400])
+def test_what_is_no_name_is_not_spelt_out(depth: int) -> None:
+    """A tensor of a class that is a tuple: of tuples, each twice in the next one."""
+    twice = b"N" + b"2\x86" * depth if depth < 100 else b"N" + b"\x85" * depth
+    head = b"\x80\x02ctorch._utils\n_rebuild_wrapper_subclass\n("
+    tail = b"ctorch\nfloat32\nK\x02\x85NK\x00Nctorch\nstrided\n\x89tR."
+    found = unpickle(head + twice + tail)
+    assert isinstance(found.value, Obj)

@@ -208,7 +208,7 @@ def deflated(data: bytes) -> bytes:
     return engine.compress(data) + engine.flush()
 
 
-@pytest.mark.parametrize("size", [0, 9, 11, 1 << 24])
+@pytest.mark.parametrize("size", [0, 9, 11, 1 << 17])
 def test_inflating_stops_at_the_declared_size(size: int, tmp_path: Path) -> None:
     raw = deflated(b"0123456789")
     lies = {"method": 8, "size": size, "crc": zlib.crc32(b"0123456789")}

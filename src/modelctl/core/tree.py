@@ -17,8 +17,9 @@ Path = tuple[Any, ...]
 
 _LEAVES = (str, int, float, bytes, type(None), TensorRef, StorageRef, Global, Absent)
 _LEAF_TYPES = frozenset((*_LEAVES, bool))  # nearly all of them, told apart faster
-# A few shared lists can spell out more paths than there are atoms: stop before that.
-_MOST_PATHS = 5_000_000
+# A few shared lists can spell out more paths than there are atoms: there are at most so many times
+# as many as things in the tree, or so many in a small one.
+PATHS_EACH, PATHS_ANYHOW = 16, 100_000
 
 # The containers of a tree by identity, with their children.
 Containers = dict[int, tuple[Any, Sequence[Any]]]
@@ -38,7 +39,9 @@ def walk(root: Any) -> Iterator[tuple[Path, Any]]:
     yield (), root
     if is_leaf(root):
         return
-    holds = _holding_tensors(root)
+    found = containers(root)
+    holds = _holding_tensors(found)
+    most = most_paths(found)
     seen, inside = {id(root)}, {id(root)}
     levels: list[tuple[Path, Iterator[tuple[Any, Any]], int]] = [((), children(root), id(root))]
     count = 1
@@ -46,8 +49,10 @@ def walk(root: Any) -> Iterator[tuple[Path, Any]]:
         path, rest, key = levels[-1]
         for label, node in rest:
             count += 1
-            if count > _MOST_PATHS:
-                raise UnreadableError(f"more than {_MOST_PATHS:,} paths: a decompression bomb?")
+            if count > most:
+                raise UnreadableError(
+                    f"what is shared in it would be spelt out on more than {most:,} paths: a bomb?"
+                )
             below = (*path, label)
             yield below, node
             if is_leaf(node):
@@ -61,6 +66,11 @@ def walk(root: Any) -> Iterator[tuple[Path, Any]]:
         else:
             levels.pop()
             inside.discard(key)
+
+
+def most_paths(found: Containers) -> int:
+    """How many paths a tree may have before what is shared in it is meant to burst."""
+    return PATHS_ANYHOW + PATHS_EACH * sum(len(inner) for _, inner in found.values())
 
 
 def containers(root: Any) -> Containers:
@@ -169,9 +179,9 @@ def _above(found: Containers, holds: Callable[[Sequence[Any]], bool]) -> set[int
     return reached
 
 
-def _holding_tensors(root: Any) -> set[int]:
+def _holding_tensors(found: Containers) -> set[int]:
     return _above(
-        containers(root),
+        found,
         lambda inner: any(isinstance(child, TensorRef | Composite) for child in inner),
     )
 
@@ -285,6 +295,8 @@ def set_at(root: Any, path: Path, value: Any) -> Any:
 
 def brief(node: Any) -> str:
     """A node in a few words, for messages: bounded, whatever it holds."""
+    if isinstance(node, int) and node.bit_length() > 256:  # Python spells out no absurd ones
+        return f"an integer of {node.bit_length():,} bits"
     if node is None or isinstance(node, bool | int | float):
         return repr(node)[:80]
     if isinstance(node, str | bytes):

@@ -112,6 +112,8 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
     """The checkpoints in a gzipped tar, unpacked, and its config."""
     import tarfile
 
+    from ..storage.tarheaders import BoundedTarInfo
+
     limit = max(_ALLOWED, _RATIO * place.size)
     found: dict[str, Place] = {}
     config: Any = None
@@ -119,7 +121,7 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
         with (
             place.source.stream() as raw,
             gzip.open(raw) as plain,
-            tarfile.open(fileobj=plain, mode="r|") as tar,
+            tarfile.open(fileobj=plain, mode="r|", tarinfo=BoundedTarInfo) as tar,
         ):
             for count, member in enumerate(tar):
                 if count > _MOST_MEMBERS or member.offset_data + member.size > limit:

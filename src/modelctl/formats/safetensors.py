@@ -258,7 +258,7 @@ def _records(metadata: dict[str, str], source: Source) -> dict[str, Any]:
         if name.startswith(PREFIX):
             try:
                 ours[name] = json.loads(text)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # also digits that Python does not take
                 raise UnreadableError(
                     f"the record {name} is no JSON", path=source.name, member="header"
                 ) from None
@@ -276,6 +276,8 @@ def _tensor(name: str, info: Any, source: Source, start: int) -> tuple[TensorRef
             if type(n) is not int or n < 0:
                 raise TypeError
             numel *= n
+        if numel >> 60:
+            raise TypeError
         if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
             raise TypeError
     except (KeyError, TypeError, ValueError):

@@ -16,8 +16,8 @@ from ..core.pages import Column, Line, Page, Table
 from ..core.sections import is_state_dict
 from ..core.tensors import StorageRef, TensorRef
 from ..core.text import count, shape
-from ..core.tree import Path, find_path, get, path_text
-from ..errors import NoMatchError
+from ..core.tree import Path, containers, find_path, get, most_paths, path_text
+from ..errors import NoMatchError, UnsupportedError
 
 _MOST_INLINE = 72
 _WIDEST = 40  # of the labels, for people
@@ -52,7 +52,7 @@ class Shown:
             return Page([Line(bare)], _values([(self.path, bare)]))
         about = [(f"metadata {name}", text) for name, text in self.metadata.items()]
         values = _values([*_flat(self.node, self.path), *about])
-        return Page(_indented(self.node, about), values)
+        return Page(_indented(self.node, self.path, about), values)
 
 
 def show(ckpt: Checkpoint, path: str | None = None) -> Shown:
@@ -78,9 +78,9 @@ def _bare(node: Any) -> str | None:
     return item(node) if isinstance(node, TensorRef) else literal(node)
 
 
-def _indented(node: Any, about: Iterable[tuple[str, str]]) -> Iterator[Line]:
+def _indented(node: Any, at: str | None, about: Iterable[tuple[str, str]]) -> Iterator[Line]:
     """The tree under a node; its root only where it is all there is."""
-    branches = list(outline(node))
+    branches = list(outline(node, at))
     if len(branches) > 1:
         branches = [one._replace(depth=one.depth - 1) for one in branches[1:]]
     width = min(max(2 * one.depth + len(one.label) for one in branches), _WIDEST)
@@ -94,7 +94,7 @@ def _indented(node: Any, about: Iterable[tuple[str, str]]) -> Iterator[Line]:
 def _flat(node: Any, path: str | None) -> Iterator[tuple[str, str]]:
     """The values under a node, each with its path."""
     above: list[str] = []
-    for one in outline(node):
+    for one in outline(node, path):
         above[max(one.depth - 1, 0) :] = [one.label] if one.depth else []
         if one.text:
             yield ".".join([*([path] if path else []), *above]) or "<root>", one.text
@@ -134,19 +134,24 @@ def _some(root: Any) -> Iterator[tuple[Path, Any]]:
         ]
 
 
-def outline(node: Any, depth: int = 0, label: str = "") -> Iterator[Branch]:
-    """The tree under ``node``, a line a value; state_dicts and optimizer state in one line each."""
-    stack: list[tuple[int, str, Any, tuple[int, ...]]] = [(depth, label, node, ())]
+def outline(node: Any, at: str | None = None) -> Iterator[Branch]:
+    """The tree under ``node``, a line a value; state_dicts and optimizer state in one line each,
+    and what stands in several places in the first of them. ``at`` is where ``node`` stands."""
+    start: Path = (at,) if at else ()
+    stack: list[tuple[Path, Any, frozenset[int]]] = [(start, node, frozenset())]
+    places: dict[int, Path] = {}
     while stack:
-        depth, label, node, above = stack.pop()
+        path, node, above = stack.pop()
         text, open_ = _describe(node)
-        if id(node) in above:
+        if open_ and id(node) in above:
             text, open_ = "(refers to itself)", False
-        yield Branch(depth, label, text)
+        elif open_ and places.setdefault(id(node), path) is not path:
+            text, open_ = f"(the same as '{path_text(places[id(node)])}')", False
+        depth = len(path) - len(start)
+        yield Branch(depth, str(path[-1]) if depth else "", text)
         if open_:
-            inner = [
-                (depth + 1, str(name), child, (*above, id(node))) for name, child in _shown(node)
-            ]
+            inside = above | {id(node)}
+            inner = [((*path, name), child, inside) for name, child in _shown(node)]
             stack.extend(reversed(inner))
 
 
@@ -228,7 +233,20 @@ def item(ref: TensorRef) -> str | None:
 
 def as_json(node: Any) -> Any:
     """A node as JSON: tensors as dtype and shape, inert objects by class and state, numbers that
-    JSON lacks (NaN, infinities) and bytes as text."""
+    JSON lacks (NaN, infinities) and bytes as text.
+
+    Raises:
+        UnsupportedError: more values than anybody can use: what is shared is spelt out each time.
+    """
+    return _spelt_out(node, iter(range(most_paths(containers(node)))))
+
+
+def _spelt_out(node: Any, left: Iterator[int]) -> Any:
+    if next(left, None) is None:
+        raise UnsupportedError(
+            "what is shared in it would be spelt out too often: a bomb?",
+            hint="without --format json each is shown once",
+        )
     node = plain_number(node)
     if node is None or isinstance(node, bool | int | str):
         return node
@@ -247,11 +265,11 @@ def as_json(node: Any) -> Any:
         return {"global": str(node)}
     entries = mapping(node)
     if entries is not None:
-        return {str(key): as_json(value) for key, value in entries.items()}
+        return {str(key): _spelt_out(value, left) for key, value in entries.items()}
     if isinstance(node, list | tuple):
-        return [as_json(value) for value in node]
+        return [_spelt_out(value, left) for value in node]
     if isinstance(node, Obj):
         out: dict[str, Any] = {"class": str(node.func)}
-        out.update((str(label), as_json(child)) for label, child in children(node))
+        out.update((str(label), _spelt_out(child, left)) for label, child in children(node))
         return out
     return str(node)

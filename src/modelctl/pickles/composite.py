@@ -35,11 +35,18 @@ def composite(func: Global, args: tuple[Any, ...]) -> Composite | None:
     return None if make is None else make(func, args)
 
 
+def _last(name: Any) -> str:
+    """The last part of a name; of nothing else, which might spell out to gigabytes."""
+    if not isinstance(name, str | Global):
+        raise TypeError
+    return str(name).rpartition(".")[2]
+
+
 def _sparse(func: Global, args: tuple[Any, ...]) -> Composite:
     layout, data = args[0], args[1]
     if isinstance(layout, Obj):  # torch.serialization._get_layout("torch.sparse_coo")
         layout = layout.args[0]
-    name = str(layout).rpartition(".")[2]
+    name = _last(layout)
     names = _SPARSE_PARTS[name]
     parts = dict(zip(names, data, strict=False))
     values = parts["values"]
@@ -52,7 +59,7 @@ def _quantized(func: Global, args: tuple[Any, ...]) -> Composite:
     storage, _, size, _, params, *_ = args
     if not isinstance(storage, StorageRef) or storage.dtype is None:
         raise TypeError
-    scheme = str(params[0]).rpartition(".")[2]
+    scheme = _last(params[0])
     parts = {
         name: part
         for name, part in zip(("scale", "zero_point"), params[1:3], strict=False)
@@ -78,16 +85,14 @@ def _nested(func: Global, args: tuple[Any, ...]) -> Composite:
 
 def _wrapper(func: Global, args: tuple[Any, ...]) -> Composite:
     cls, dtype, size, *_ = args
-    return Composite(
-        func, args, dtype=_dtype(dtype), shape=_shape(size), layout=str(cls).rpartition(".")[2]
-    )
+    return Composite(func, args, dtype=_dtype(dtype), shape=_shape(size), layout=_last(cls))
 
 
 def _from_cpu(func: Global, args: tuple[Any, ...]) -> Composite:
     data, dtype, device, *_ = args
     shape = data.shape if isinstance(data, TensorRef) else ()
     parts = {"data": data} if isinstance(data, TensorRef) else {}
-    layout = f"on {device}"[:40]
+    layout = f"on {device}"[:40] if isinstance(device, str) else "on another device"
     return Composite(func, args, dtype=_dtype(dtype), shape=shape, layout=layout, parts=parts)
 
 
@@ -111,7 +116,7 @@ def _from_type(func: Global, args: tuple[Any, ...]) -> Composite | None:
     for part in state if isinstance(state, tuple) else (state,):
         found = attributes(part) if isinstance(part, Obj) else mapping(part)
         parts.update((str(k), v) for k, v in (found or {}).items() if isinstance(v, TensorRef))
-    layout = str(cls).rpartition(".")[2]
+    layout = _last(cls)
     return Composite(func, args, dtype=made.dtype, shape=made.shape, layout=layout, parts=parts)
 
 

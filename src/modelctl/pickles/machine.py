@@ -27,9 +27,10 @@ from .tensor_calls import UNMADE, TensorCalls
 MAX_MEMO = 16_000_000
 MAX_MEMO_ANYHOW = 4_000_000
 MAX_MARKS = 10_000
-# What takes far more memory than the opcodes that make it, and tuples, which take a little more.
-MAX_CONTAINERS = 2_000_000
-MAX_TUPLES = 8_000_000
+# What takes far more memory than the opcodes that make it, and tuples, which take a little more: at
+# most so many, and so many a byte of the pickle (one that holds something takes more).
+MAX_CONTAINERS, CONTAINERS, BYTES_A_CONTAINER = 2_000_000, 50_000, 16
+MAX_TUPLES, TUPLES, BYTES_A_TUPLE = 8_000_000, 200_000, 5
 _MAX_LINE = 1 << 16
 _MAX_FINDINGS = 1_000
 _MAX_EQUAL = 64
@@ -58,6 +59,9 @@ class Machine:
         self.memo: list[Any] = []
         self.sparse: dict[int, Any] = {}
         self.made = self.tuples = 0
+        size = len(data) - start
+        self.most_made = min(MAX_CONTAINERS, CONTAINERS + size // BYTES_A_CONTAINER)
+        self.most_tuples = min(MAX_TUPLES, TUPLES + size // BYTES_A_TUPLE)
         # these few are compared by identity
         self.globals = {(one.module, one.name): one for one in (ORDERED_DICT, TENSOR_V2, TENSOR_V3)}
         self.tensors = TensorCalls(self.memo)
@@ -118,13 +122,13 @@ class Machine:
     def count(self) -> None:
         """One more list, dict or object, each of which takes far more memory than its opcode."""
         self.made += 1
-        if self.made > MAX_CONTAINERS:
-            raise self.error(f"more than {MAX_CONTAINERS:,} containers")
+        if self.made > self.most_made:
+            raise self.error(f"more than {self.most_made:,} containers in a pickle of its size")
 
     def add_tuple(self, parts: Iterable[Any]) -> None:
         self.tuples += 1
-        if self.tuples > MAX_TUPLES:
-            raise self.error(f"more than {MAX_TUPLES:,} tuples")
+        if self.tuples > self.most_tuples:
+            raise self.error(f"more than {self.most_tuples:,} tuples in a pickle of its size")
         self.stack.append(tuple(parts))
 
     def put(self, index: int) -> None:

@@ -18,6 +18,7 @@ from ..core.tree import brief
 from ..errors import UnreadableError
 
 _MAX_DIMS = 64
+_MOST = (1 << 63) - 1  # torch counts in int64
 
 
 def _plain(node: Any) -> Any:
@@ -50,6 +51,8 @@ def reach(size: tuple[Any, ...], stride: tuple[Any, ...]) -> Reach:
             raise UnreadableError(f"a tensor of size [{sizes:.200}] or of such strides")
         numel *= n
         last += (n - 1) * step
+    if max(numel, last, *size, 0) > _MOST:
+        raise UnreadableError("a tensor of more elements than there can be")
     return Reach(size, stride, numel, last)
 
 

@@ -126,6 +126,10 @@ class Place:
             ModelctlError: a link that is not followed.
         """
         plain = name not in ("", ".", "..") and not any(sign in name for sign in "/\\\0")
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:  # a lone surrogate: no file is called so
+            plain = False
         if not plain or name == self._path.name:
             raise UnreadableError(
                 f"names {name!r:.200}: not a plain file name beside it", path=self.name

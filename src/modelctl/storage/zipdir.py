@@ -29,6 +29,9 @@ _STREAMED = 0x0008
 _DESCRIPTOR = 24  # bytes that may follow a streamed entry
 _LINK = 0o12  # the kind of file that the upper bits of Unix attributes say
 _MOST_DIRECTORY = 1 << 30
+# Structure that is compressed shrinks to a fifth, a twentieth of what is much alike: what would be
+# much longer than it is was made to be so.
+MOST_RATIO, LITTLE = 64, 256 << 10
 STORED, DEFLATED = 0, 8
 # Where entries are this small on average, their local headers are read this much at once.
 _SMALL, _WINDOW = 4096, 1 << 16
@@ -381,6 +384,13 @@ class ZipDirectory:
         if member.method == STORED:
             data = self.source.read(member.offset, member.size)
         else:
+            if member.size > LITTLE and member.size > MOST_RATIO * member.compressed:
+                raise self._error(
+                    f"{member.compressed:,} bytes would inflate to {member.size:,}: "
+                    "a decompression bomb?",
+                    member.header,
+                    name,
+                )
             try:
                 data = b"".join(inflate(self.source, member.offset, member.compressed, member.size))
             except UnreadableError as e:

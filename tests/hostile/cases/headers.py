@@ -58,7 +58,7 @@ def _fields() -> Iterator[Case]:
     yield file(
         "sizes whose product overflows",
         {"a": described(shape=(2**32, 2**32), end=0)},
-        "bytes by its shape",
+        "described by",
         b"",
     )
     yield file(

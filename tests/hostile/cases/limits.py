@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
+import tarfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +27,8 @@ from ..build.pickles import (
     NONE,
     POP,
     get,
+    group,
+    mapping,
     name,
     number,
     ordered,
@@ -64,11 +68,15 @@ def _pickles() -> Iterator[Case]:
         "more containers than a checkpoint has", "containers", MARK + EMPTY_LIST * 2_000_001
     )
     yield refused(
-        "100,000 lists in each other",
+        "40,000 lists in each other",
         "nested deeper",
-        EMPTY_LIST * 10**5 + b"a" * (10**5 - 1),
+        EMPTY_LIST * 40_000 + b"a" * 39_999,
         at=None,
     )
+    yield refused(
+        "2 MB of empty lists", "in a pickle of its size", MARK + EMPTY_LIST * 1_999_000 + b"l"
+    )
+    yield refused("2 MB of tuples", "in a pickle of its size", NONE + b"\x85" * 1_999_000)
     yield refused("100,000 tuples in each other", "nested deeper", NONE + b"\x85" * 10**5, at=None)
     yield refused(
         "objects in each other",
@@ -82,6 +90,15 @@ def _pickles() -> Iterator[Case]:
     yield refused("a list as a key", "as a key", EMPTY_DICT + EMPTY_LIST + NONE + b"s")
     same = b"".join(number(k * (2**61 - 1)) + NONE for k in range(1, 20_000))
     yield refused("integer keys of one hash", "as a key", EMPTY_DICT + MARK + same + b"u")
+    yield one_file(
+        "tensors that are on 10^40 paths",
+        torch_zip(
+            program(
+                mapping(model=ordered({"w": tensor("1", (4,), numel=4)}), x=_laughs(tensors=True))
+            )
+        ),
+        Refused("a bomb", late=True),
+    )
     yield one_file("lists that spell out 10^40 paths", torch_zip(program(_laughs())), Fine())
     yield one_file(
         "a memo that is used out of order",
@@ -90,9 +107,9 @@ def _pickles() -> Iterator[Case]:
     )
 
 
-def _laughs() -> bytes:
+def _laughs(tensors: bool = False) -> bytes:
     """Ten times the same list of ten times the same list of …: few bytes, countless paths."""
-    body = sequence(*[text("ha")] * 10) + put(0)
+    body = sequence(*[tensor("1", (4,), numel=4) if tensors else text("ha")] * 10) + put(0)
     for level in range(1, 40):
         body += POP + sequence(*[get(level - 1)] * 10) + put(level)
     return body
@@ -106,7 +123,10 @@ def _tensors() -> Iterator[Case]:
     outside = "outside its storage"
     yield refused("a tensor of 10^12 elements over four", outside, (10**6, 10**6), numel=4)
     yield refused("a storage of 2^62 elements", "elements", (4,), numel=2**62)
-    yield refused("sizes whose product overflows", outside, (2**32, 2**32, 2**32), numel=4)
+    more = "more elements than there can be"
+    yield refused("sizes whose product overflows", more, (2**32, 2**32, 2**32), numel=4)
+    endless = (1 << 1900,) * 10
+    yield refused("sizes of 572 digits, expanded", more, endless, (0,) * 10, numel=4)
     yield refused("65 dimensions", "65 dimensions", (1,) * 65)
     expanded = ordered({"w": tensor("1", (10**12,), (0,), numel=4)})
     yield one_file(
@@ -131,6 +151,11 @@ def _containers() -> Iterator[Case]:
         "a data.pkl that inflates to more than it declares",
         torch_zip(data_pkl={**lies, "data": CLEAN + bytes(8 << 20)}),
         Refused("inflates to more", "a/data.pkl", -1),
+    )
+    yield one_file(
+        "a data.pkl of which 8 kB inflate to 8 MB",
+        torch_zip(data_pkl={"deflated": True, "data": CLEAN[:-1] + NONE * (8 << 20) + b"."}),
+        Refused("would inflate to", "a/data.pkl", -1),
     )
     yield one_file(
         "a data.pkl of over 256 MB",
@@ -179,8 +204,31 @@ def _containers() -> Iterator[Case]:
             tar(tar_members(dims=dims)),
             Refused("dimensions", "tensors", -1),
         )
+    for what, key in (("laughs", _laughs()), ("deep", NONE + b"\x85" * 400)):
+        listed = program(number(1)) + program(group(key, number(7), name("torch", "FloatTensor")))
+        yield one_file(
+            f"tar: a tensor called {what}",
+            tar(tar_members(tensors=listed + struct.pack("<i4x3q", 1, 4, 1, 0))),
+            Refused("is no id", "tensors"),
+        )
+    yield one_file(
+        "tar: a view of two numbers",
+        tar(tar_members(storage=program(number(0)) + program(sequence(group(number(1), NONE))))),
+        Refused("a broken view", "storages"),
+    )
+    yield one_file(
+        "a gzipped tar with a header of 4 MB", _long_header(4 << 20), Refused("a header of 4,194,3")
+    )
     yield one_file(
         "a gzipped tar that inflates a thousandfold",
         tar({"weights.th": bytes(65 << 20)}, "w:gz"),
         Refused("inflates to far more"),
     )
+
+
+def _long_header(size: int) -> bytes:
+    """A tar whose extended header says of itself that it is so long."""
+    made = tarfile.TarInfo("h")
+    made.type, made.size = tarfile.XGLTYPE, size
+    head = made.tobuf(tarfile.GNU_FORMAT)
+    return gzip.compress(head + bytes(size) + bytes(1024))

@@ -41,6 +41,7 @@ def _indices() -> Iterator[Case]:
         ".",
         "..",
         "x\0y",
+        "\ud800.safetensors",
         INDEX,
         7,
         None,

@@ -222,6 +222,19 @@ def test_the_training_panel(tmp_path: Path, name: str) -> None:
     assert training.optimizer_bytes == sum(tensor.nbytes for tensor in tensors)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"rnn.weight_ih_l0": torch.ones(4, 3)},
+        {"rnn.weight_ih_l0": torch.tensor(1.0), "rnn.weight_hh_l0": torch.tensor(1.0)},
+        {"rnn.weight_ih_l0": torch.ones(4, 3), "rnn.weight_hh_l0": torch.ones(4)},
+    ],
+)
+def test_a_part_of_a_recurrent_layer(entries: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with opened(tmp_path, entries) as ckpt:
+        assert [row.kind for row in mc.summarize(ckpt).rows] == ["rnn"]
+
+
 def test_two_models_are_not_mixed(tmp_path: Path) -> None:
     state = nn.Linear(2, 2).state_dict()
     with opened(tmp_path, {"encoder": state, "decoder": state}) as ckpt:

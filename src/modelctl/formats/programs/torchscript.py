@@ -22,6 +22,7 @@ from ..pytorch.zip import SavedZip
 MAX_CODE = 64 << 20
 _CLASS = re.compile(r"^class (\w+)\((\w+)\):\n((?:  .*\n|\n)*)", re.M)
 _NAMES = re.compile(r"^  __(parameters|buffers)__ = (\[[^\]]*\])", re.M)
+_STRING = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'")
 
 
 class TorchScript(Format):
@@ -127,10 +128,6 @@ class _Lists:
 
 
 def _strings(source: str) -> tuple[str, ...]:
-    import ast
-
-    try:
-        names = ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return ()
-    return tuple(name for name in names if isinstance(name, str))
+    """The texts in a list, as written: without Python's parser, whose stack they could fill."""
+    found = (one[1] or one[2] or "" for one in _STRING.finditer(source))
+    return tuple(re.sub(r"\\(.)", r"\1", text) for text in found)

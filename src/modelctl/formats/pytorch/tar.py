@@ -10,6 +10,7 @@ from ...core.dtypes import BY_STORAGE_CLASS, DType
 from ...core.nodes import Global
 from ...core.storages import RunStorage, Source
 from ...core.tensors import StorageRef, TensorRef
+from ...core.tree import brief
 from ...errors import UnreadableError
 from ...pickles.interpreter import unpickle
 from ...pickles.rebuild import view
@@ -59,9 +60,9 @@ class TorchTar(Format):
         def persistent(pid: Any) -> Any:
             if type(pid) is tuple and pid:  # a container class with its source text beside it
                 return pid[0]
-            found = tensors.get(str(pid), storages.get(str(pid)))
+            found = tensors.get(_id(pid), storages.get(_id(pid)))
             if found is None:
-                raise UnreadableError(f"a persistent id that names nothing: {pid!r:.80}")
+                raise UnreadableError(f"a persistent id that names nothing: {brief(pid)}")
             return found
 
         root, _ = next_pickle("pickle", places["pickle"][0], persistent)
@@ -91,16 +92,19 @@ class TorchTar(Format):
                     member="storages",
                     offset=at,
                 )
-            made = RunStorage(source, at, numel * itemsize, str(location))
-            found[str(key)] = StorageRef(made, dtype)
+            where = location if isinstance(location, str) else brief(location)
+            made = RunStorage(source, at, numel * itemsize, where)
+            found[_id(key)] = StorageRef(made, dtype)
             at += numel * itemsize
         views, _ = next_pickle("storages", at)
         for entry in views if isinstance(views, list) else []:
-            target, root, offset, numel = entry
-            of = found.get(str(root))
+            if type(entry) is not tuple or len(entry) != 4:
+                raise UnreadableError("a broken view", path=source.name, member="storages")
+            target, root, offset, _ = entry
+            of = found.get(_id(root))
             if of is None or of.dtype is None or type(offset) is not int or offset < 0:
                 raise UnreadableError("a broken view", path=source.name, member="storages")
-            found[str(target)] = StorageRef(of.storage, of.dtype, offset * of.dtype.itemsize)
+            found[_id(target)] = StorageRef(of.storage, of.dtype, offset * of.dtype.itemsize)
         return found
 
     def _tensors(
@@ -123,14 +127,16 @@ class TorchTar(Format):
             numbers = [
                 int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)
             ]
-            ref = storages.get(str(storage_id))
+            ref = storages.get(_id(storage_id))
             if ref is None:
                 raise UnreadableError(
-                    f"the storage {storage_id!r:.40} is missing", path=source.name, member="tensors"
+                    f"the storage {brief(storage_id)} is missing",
+                    path=source.name,
+                    member="tensors",
                 )
             size, stride = tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim])
             try:
-                found[str(key)] = view(ref, _dtype(cls), numbers[-1], size, stride, False)
+                found[_id(key)] = view(ref, _dtype(cls), numbers[-1], size, stride, False)
             except UnreadableError as e:
                 raise e.located(source.name, "tensors") from None
             at += 8 + 16 * ndim + 8
@@ -141,9 +147,14 @@ def _members(source: Source) -> dict[str, tuple[int, int]]:
     """Where each member's bytes lie in the file: (start, end)."""
     import tarfile
 
+    from ...storage.tarheaders import BoundedTarInfo
+
     places: dict[str, tuple[int, int]] = {}
     try:
-        with source.stream() as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with (
+            source.stream() as file,
+            tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedTarInfo) as tar,
+        ):
             for member in tar:
                 if member.isreg() and member.name in _MEMBERS:
                     if member.name in places:
@@ -165,8 +176,19 @@ def _members(source: Source) -> dict[str, tuple[int, int]]:
 
 def _count(count: Any, source: Source, member: str) -> int:
     if type(count) is not int or not 0 <= count <= _MOST:
-        raise UnreadableError(f"{count!r:.40} records", path=source.name, member=member)
+        raise UnreadableError(f"{brief(count)} records", path=source.name, member=member)
     return count
+
+
+def _id(node: Any) -> str:
+    """What a storage or tensor is called: a number, or a text.
+
+    Raises:
+        UnreadableError: something else.
+    """
+    if type(node) is not int and not isinstance(node, str):
+        raise UnreadableError(f"{brief(node)} is no id")
+    return str(node) if isinstance(node, str) or node.bit_length() < 128 else brief(node)
 
 
 def _dtype(cls: Any) -> DType:
@@ -175,4 +197,4 @@ def _dtype(cls: Any) -> DType:
         found = BY_STORAGE_CLASS.get(cls.name.replace("Tensor", "Storage"))
         if found is not None:
             return found
-    raise UnreadableError(f"a tensor of the class {cls!s:.80}")
+    raise UnreadableError(f"a tensor of the class {brief(cls)}")

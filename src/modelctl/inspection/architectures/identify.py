@@ -49,7 +49,7 @@ def identify(ckpt: Checkpoint) -> Candidates:
 def certain_of(ckpt: Checkpoint) -> Candidate | None:
     """The architecture that the tensors certainly are; files that are too large for any known
     one are not looked at."""
-    return identify(ckpt).certain if len(ckpt.tensors()) <= _MOST_KNOWN else None
+    return identify(ckpt).certain if len(shapes_of(ckpt)) <= _MOST_KNOWN else None
 
 
 def shapes_of(ckpt: Checkpoint) -> dict[str, Shape]:

@@ -167,7 +167,9 @@ def _kind(path: str, own: dict[str, TensorRef]) -> str | None:
     if "in_proj_weight" in own or "in_proj_bias" in own:
         return "attention"
     if "weight_ih_l0" in own:
-        gates = own["weight_ih_l0"].shape[0] // max(own["weight_hh_l0"].shape[-1], 1)
+        sizes = [own[name].shape for name in ("weight_ih_l0", "weight_hh_l0") if name in own]
+        whole = len(sizes) == 2 and all(len(size) == 2 for size in sizes)
+        gates = sizes[0][0] // max(sizes[1][1], 1) if whole else 0
         return {4: "lstm", 3: "gru"}.get(gates, "rnn")
     if own.keys() & STATISTICS:
         return "norm"
