@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "nn": {"inspection", "surgery", "files", *_BELOW_FILES},
     "rewrite": {"inspection", "surgery", "files", *_BELOW_FILES},
     "cli": {"nn", "rewrite", "inspection", "surgery", "files", *_BELOW_FILES},
+    "reports": {"inspection", "files", *_BELOW_FILES},
     "testing": {"inspection", "surgery", "files", *_BELOW_FILES},
     "__main__": {"cli"},
 }

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from .files import save as save
     from .files import save_parts as save_parts
     from .inspection.architectures.identify import identify as identify
-    from .inspection.diff import diff as diff
     from .inspection.ls import list_tensors as list_tensors
     from .inspection.matching.match import match as match
     from .inspection.summary.summarize import summarize as summarize
+    from .reports import diff as diff
+    from .reports import ls as ls
+    from .reports import show as show
+    from .reports import summary as summary
     from .rewrite.edit import edit as edit
     from .rewrite.parts import merge_files as merge_files
     from .rewrite.parts import split_file as split_file
@@ -37,6 +40,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Those that take an opened checkpoint first, and no path.
+_OF_CHECKPOINTS = frozenset(
+    (
+        *("strip_prefix", "add_prefix", "rename", "keep", "drop", "strip_head", "find_head"),
+        *("freeze", "unfreeze", "convert", "split", "apply", "summarize", "list_tensors"),
+        *("identify", "match", "save"),
+    )
+)
 # Resolved on first use: importing modelctl costs nothing, and never imports torch.
 _WHERE = {
     "Checkpoint": "core.checkpoint",
@@ -65,7 +76,10 @@ _WHERE = {
     "read_recipe": "rewrite.recipe_files",
     "summarize": "inspection.summary.summarize",
     "list_tensors": "inspection.ls",
-    "diff": "inspection.diff",
+    "summary": "reports",
+    "ls": "reports",
+    "show": "reports",
+    "diff": "reports",
     "identify": "inspection.architectures.identify",
     "match": "inspection.matching.match",
 }
@@ -78,6 +92,8 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'modelctl' has no attribute '{name}'")
     value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    if name in _OF_CHECKPOINTS:
+        value = import_module(".reports", __name__).of_checkpoint(value)
     globals()[name] = value
     return value
 

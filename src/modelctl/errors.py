@@ -19,6 +19,16 @@ class ModelctlError(Exception):
         self.hint = hint
 
     @property
+    def hint(self) -> str | None:
+        """The way out. A traceback shows it, too (Python 3.11 and later)."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, text: str | None) -> None:
+        self._hint = text
+        self.__notes__ = [] if text is None else [f"hint: {text}"]
+
+    @property
     def kind(self) -> str:
         """The kind of error, for programs: ``no_match``, ``unreadable``, ``usage``."""
         name = type(self).__name__.removesuffix("Error")

@@ -14,7 +14,7 @@ from ..core.notes import Note
 from ..core.pages import Column, Line, Page, Report, Table
 from ..core.text import printable
 from ..core.text import table as aligned
-from .show.cells import for_people, for_programs, is_number
+from ..inspection.cells import for_people, for_programs, is_number
 from .show.fitting import widths, without_spare
 
 # Seconds before a bar appears.

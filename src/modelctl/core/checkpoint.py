@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
+from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
+from ..errors import NoMatchError
+from .names import nearest
+from .nodes import children, mapping
 from .notes import Note
+from .numbers import plain_number
 from .sections import Sections, find_sections
 from .tensors import TensorRef
-from .tree import Path, path_text, walk
+from .text import some
+from .tree import Path, find_path, get, path_text, walk
 
 T = TypeVar("T")
+_MOST_ROWS = 30  # in a notebook
 
 
 class Finding(NamedTuple):
@@ -139,6 +147,47 @@ class Checkpoint:
     def sections(self) -> Sections:
         """Where the model, its EMA copies, the optimizer … are in the tree."""
         return find_sections(self.root, self.key)
+
+    def __getitem__(self, path: str) -> Any:
+        """What stands at a dotted path (``ckpt["epoch"]``, ``ckpt["model.fc.weight"]``): a plain
+        value, a :class:`TensorRef`, a list, a dict.
+
+        Raises:
+            NoMatchError: nothing does.
+        """
+        where = find_path(self.root, path)
+        if where is None:
+            near = nearest(path, [str(label) for label, _ in children(self.root)])
+            hint = f"nearest: {', '.join(near)}" if near else None
+            raise NoMatchError(f"there is nothing at '{path}'", hint=hint)
+        node = plain_number(get(self.root, where))
+        entries = mapping(node)
+        return node if entries is None else dict(entries)
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and find_path(self.root, path) is not None
+
+    def __iter__(self) -> Iterator[Any]:
+        """The keys at the top: of a training checkpoint its parts, of a state_dict its names."""
+        return iter([label for label, _ in children(self.root)])
+
+    def __repr__(self) -> str:
+        where = self.origin.path if self.origin is not None else "in memory"
+        keys = [str(key) for key in self]
+        return f"<Checkpoint {where}: {self.sections.kind}, {some(keys, 6) or 'no keys'}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the line, and a row a tensor of the model."""
+        models = self.sections.models
+        tensors = models[0].tensors() if models else self.tensors()
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{ref.dtype.short}</td>"
+            f"<td>{'x'.join(map(str, ref.shape)) or 'scalar'}</td></tr>"
+            for name, ref in islice(tensors.items(), _MOST_ROWS)
+        )
+        more = f"<p>… of {len(tensors):,}</p>" if len(tensors) > _MOST_ROWS else ""
+        head = "<tr><th>name</th><th>dtype</th><th>shape</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>{more}"
 
     def tensors(self) -> dict[str, TensorRef]:
         """Every tensor in the file, by its full path.

@@ -8,7 +8,7 @@ several elements.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class DType(NamedTuple):
@@ -95,3 +95,22 @@ BY_STORAGE_CLASS = {
     "QUInt2x4Storage": BY_NAME["quint2x4"],
 }
 STORAGE_CLASS = {d.name: name for name, d in BY_STORAGE_CLASS.items()}
+
+# How numpy reads the elements of a dtype that it has, little-endian.
+AS_NUMPY = {f"float{8 * n}": f"<f{n}" for n in (2, 4, 8)} | {
+    "complex64": "<c8",
+    "complex128": "<c16",
+    "bool": "u1",
+}
+AS_NUMPY |= {f"{u}int{8 * n}": f"<{u or 'i'}{n}" for n in (1, 2, 4, 8) for u in ("", "u")}
+
+
+def array(raw: bytes, dtype: DType) -> Any:
+    """The elements as an array of the dtype itself, bfloat16 as float32; None for a dtype that
+    numpy has not. Writable: of bytes of its own."""
+    import numpy as np
+
+    if dtype.name == "bfloat16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    code = "?" if dtype.name == "bool" else AS_NUMPY.get(dtype.name)
+    return None if code is None else np.frombuffer(bytearray(raw), code)

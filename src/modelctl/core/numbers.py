@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from .dtypes import DType
+from .dtypes import AS_NUMPY, DType
 from .nodes import Global, Obj
 from .tensors import TensorRef
 
@@ -20,13 +20,6 @@ _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i
     "u1": "B",
     "b1": "?",
 }
-# How numpy reads the elements of a dtype that it has, little-endian.
-_AS_NUMPY = {f"float{8 * n}": f"<f{n}" for n in (2, 4, 8)} | {
-    "complex64": "<c8",
-    "complex128": "<c16",
-    "bool": "u1",
-}
-_AS_NUMPY |= {f"{u}int{8 * n}": f"<{u or 'i'}{n}" for n in (1, 2, 4, 8) for u in ("", "u")}
 
 
 def numbers(raw: bytes, dtype: DType) -> Any:
@@ -37,7 +30,7 @@ def numbers(raw: bytes, dtype: DType) -> Any:
     if dtype.name == "bfloat16":
         wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
         return wide.view("<f4").astype("f8")
-    code = _AS_NUMPY.get(dtype.name)
+    code = AS_NUMPY.get(dtype.name)
     if code is None:
         return None
     values = np.frombuffer(raw, code)

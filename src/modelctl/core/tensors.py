@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from ..errors import UnreadableError, UnsupportedError
-from .dtypes import DType
+from .dtypes import DType, array
 from .storages import CHUNK, Storage, cut
 
 # An expanded view (stride 0) of more bytes than this, and of so many times those that are stored,
@@ -227,6 +228,42 @@ class TensorRef:
     def tobytes(self) -> bytes:
         """All bytes, row-major and little-endian."""
         return b"".join(self.chunks())
+
+    def numpy(self) -> Any:
+        """The values as a numpy array of its own, with the tensor's shape.
+
+        What numpy has no dtype for is given in the next one that holds it exactly: bfloat16 as
+        float32.
+
+        Raises:
+            UnsupportedError: a dtype that has no numbers here (fp8, packed, quantized), or the
+                lazy conj or neg bit.
+            UnreadableError: the file's data.
+        """
+        found = array(self.tobytes(), self.dtype)
+        if found is None:
+            raise UnsupportedError(
+                f"numpy has no numbers of the dtype {self.dtype.name}",
+                hint="tobytes() gives them as they are, torch() a tensor",
+            )
+        return found.reshape(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is False:
+            raise ValueError("the values are in a file: they are read into an array of their own")
+        found = self.numpy()
+        return found if dtype is None else found.astype(dtype)
+
+    def torch(self, device: Any = "cpu") -> Any:
+        """The values as a ``torch.Tensor`` on a device. Needs torch.
+
+        Raises:
+            UnsupportedError: a dtype that this torch lacks.
+            UnreadableError: the file's data.
+        """
+        # this half never imports torch: who asks for a tensor has it
+        loading = import_module("modelctl.nn.loading.tensors")
+        return loading.to_tensors({"": self}, device)[""]
 
     def __repr__(self) -> str:
         return f"TensorRef({self.dtype.short}, {list(self.shape)})"

@@ -17,6 +17,7 @@ from ..core.records import PREFIX
 from ..core.tensors import StorageRef, TensorRef
 from ..core.text import count, shape
 from ..core.tree import path_text, walk
+from .printed import Printed
 
 # How much a terminal shows of many differences, and of a long value.
 _MOST, _LONGEST = 200, 40
@@ -71,7 +72,7 @@ def _short(text: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Printed):
     """Names only in A (``removed``) or only in B (``added``), and what changed; ``a`` and ``b`` are
     where the two were read from."""
 

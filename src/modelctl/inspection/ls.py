@@ -16,6 +16,7 @@ from ..core.tensors import TensorRef
 from ..core.text import count, some
 from ..core.tree import Path, path_text, walk
 from ..errors import NoMatchError, UsageError
+from .printed import Printed
 
 SECTIONS = ("model", "optimizer", "ema", "constants", "all")
 
@@ -49,7 +50,7 @@ class TensorRow(NamedTuple):
         }
 
 
-class TensorList(list[TensorRow]):
+class TensorList(Printed, list[TensorRow]):
     """The report of ``ls``: a row a tensor."""
 
     def as_dict(self) -> dict[str, Any]:

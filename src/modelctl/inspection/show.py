@@ -18,6 +18,7 @@ from ..core.tensors import StorageRef, TensorRef
 from ..core.text import count, shape
 from ..core.tree import Path, containers, find_path, get, most_paths, path_text
 from ..errors import NoMatchError, UnsupportedError
+from .printed import Printed
 
 _MOST_INLINE = 72
 _WIDEST = 40  # of the labels, for people
@@ -32,7 +33,7 @@ class Branch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Printed):
     """The report of ``show``: what is at ``path`` of a checkpoint, or (None) all that is in it."""
 
     node: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...core.pages import Column
-from .cells import is_number
+from ...inspection.cells import is_number
 
 _GAP = 2  # between columns
 # What texts and names are cut to, while something else can go, and at last.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ...core.notes import Note, info
 from ...core.pages import Column, Line, Page, Table
+from ..printed import Printed
 from .index import Shape, index
 
 # How many people want to read; JSON has all. And how wide their lines are.
@@ -80,7 +81,7 @@ class Candidate(NamedTuple):
         }
 
 
-class Candidates(list[Candidate]):
+class Candidates(Printed, list[Candidate]):
     """The report of ``identify``: candidates, best first. ``source`` is the file, or None."""
 
     source: str | None = None

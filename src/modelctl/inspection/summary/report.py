@@ -13,6 +13,7 @@ from ...core.pages import Column, Line, Page, Table
 from ...core.tensors import TensorRef
 from ...core.text import count, size
 from ..ls import TensorRow, list_tensors, shown_entries, trainability
+from ..printed import Printed
 from ..stats import Stats
 from .rows import Row
 from .training import Training
@@ -53,7 +54,7 @@ def counts(totals: Any) -> dict[str, int | None]:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Printed):
     """All of it. ``ckpt`` is the checkpoint, which may be closed; ``module`` a whole module's class
     and mode; ``depth`` how many levels of modules have rows, None for all; ``seconds`` how long it
     took, if somebody looked."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...core.pages import Column, Table
-from ...core.text import printable, shape, size
+from ..core.pages import Column, Table
+from ..core.text import printable, shape, size
 
 _ANSWERS = {True: "yes", False: "no", None: "?"}
 _RIGHT = ("count", "number", "percent", "bytes")

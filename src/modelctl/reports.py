@@ -1,0 +1,136 @@
+"""The commands that look, as functions of the same names: of a path, or of an opened checkpoint.
+
+What they give prints as the command does, and is data: rows, totals, ``as_dict()``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from typing import Any, Literal, TypeVar
+
+from .core.checkpoint import Checkpoint
+from .core.names import Patterns
+from .errors import UsageError
+from .files import PathLike
+from .files import open as open_checkpoint
+from .inspection.diff import Diff
+from .inspection.diff import diff as compare
+from .inspection.ls import TensorList, list_tensors
+from .inspection.show import Shown
+from .inspection.show import show as look_up
+from .inspection.summary.report import Summary
+from .inspection.summary.summarize import summarize
+
+T = TypeVar("T")
+Source = PathLike | Checkpoint
+
+
+@contextmanager
+def opened(source: Source, key: str | None = None) -> Iterator[Checkpoint]:
+    """A checkpoint: the one that is given, or that of a path, closed afterwards.
+
+    Raises:
+        UsageError: something else; ``key`` with a checkpoint, which was opened with or without.
+        ModelctlError: what :func:`modelctl.open` raises.
+    """
+    if isinstance(source, Checkpoint):
+        if key is not None:
+            raise UsageError("key= goes with a path", hint="mc.open(path, key=...)")
+        yield source
+    elif isinstance(source, str | os.PathLike):
+        with open_checkpoint(source, key=key) as ckpt:
+            yield ckpt
+    else:
+        raise UsageError(
+            f"a path or an opened checkpoint is wanted, not a {type(source).__name__}",
+            hint="mc.open(path) opens one; of a live model, modelctl.nn.summary(model)",
+        )
+
+
+def of_checkpoint(function: Callable[..., T]) -> Callable[..., T]:
+    """The same function, with an error that helps where something else is given than a
+    checkpoint."""
+
+    @wraps(function)
+    def checked(*args: Any, **options: Any) -> T:
+        if args and not isinstance(args[0], Checkpoint):
+            raise UsageError(
+                f"{function.__name__} takes an opened checkpoint, not a {type(args[0]).__name__}",
+                hint=f"with mc.open(path) as ckpt: mc.{function.__name__}(ckpt, ...)",
+            )
+        return function(*args, **options)
+
+    return checked
+
+
+def summary(
+    source: Source,
+    depth: int | None = 1,
+    fold: bool | None = None,
+    sort: Literal["file", "name", "params", "size"] = "file",
+    stats: bool = False,
+    key: str | None = None,
+) -> Summary:
+    """What is in a checkpoint, at a glance: see :func:`modelctl.summarize`.
+
+    Raises:
+        ModelctlError: what :func:`modelctl.open` and :func:`modelctl.summarize` raise.
+    """
+    with opened(source, key) as ckpt:
+        return summarize(ckpt, depth=depth, fold=fold, sort=sort, stats=stats)
+
+
+def ls(
+    source: Source,
+    pattern: Patterns = (),
+    section: str = "model",
+    regex: bool = False,
+    key: str | None = None,
+) -> TensorList:
+    """A row a tensor: see :func:`modelctl.list_tensors`.
+
+    Raises:
+        ModelctlError: what :func:`modelctl.open` and :func:`modelctl.list_tensors` raise.
+    """
+    with opened(source, key) as ckpt:
+        return list_tensors(ckpt, pattern, section=section, regex=regex)
+
+
+def show(source: Source, path: str | None = None) -> Shown:
+    """Every value that is no tensor, or what is at a dotted path.
+
+    Raises:
+        NoMatchError: nothing is there.
+        ModelctlError: what :func:`modelctl.open` raises.
+    """
+    with opened(source) as ckpt:
+        return look_up(ckpt, path)
+
+
+def diff(
+    a: Source,
+    b: Source,
+    pattern: Patterns = (),
+    regex: bool = False,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> Diff:
+    """What differs between two checkpoints, whatever their formats.
+
+    The model's tensors are compared by the names that ``load_state_dict`` would see, all else by
+    its path. With ``pattern`` only the tensors that it matches in either, and no other values.
+    Values are compared bit for bit, or with ``rtol``/``atol`` as ``torch.allclose`` does
+    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs are the same.
+
+    Raises:
+        NoMatchError: ``pattern`` matches nothing in either.
+        ModelctlError: what :func:`modelctl.open` raises.
+    """
+    with opened(a) as left, opened(b) as right:
+        found = compare(left, right, pattern, regex=regex, rtol=rtol, atol=atol)
+    names = [None if isinstance(one, Checkpoint) else os.fspath(one) for one in (a, b)]
+    return replace(found, a=names[0] or found.a, b=names[1] or found.b)
