@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import combinations, islice, permutations
 from typing import Any
 
@@ -23,6 +23,7 @@ _KINDS = frozenset(
         *("scheduler", "schedulers", "sched", "lr"),
     )
 )
+_LONG_KINDS = sorted((kind for kind in _KINDS if len(kind) > 2), key=len, reverse=True)
 # Words of keys that say that a part is a copy of another one.
 COPY_WORDS = frozenset(
     (
@@ -39,7 +40,7 @@ _MOST_TOGETHER, _MOST_TRIED = 4, 12
 Words = tuple[str, ...]
 
 
-@cache
+@lru_cache(10_000)
 def _words(text: str) -> Words:
     found = []
     for word in _WORD.findall(text):
@@ -52,10 +53,11 @@ def _words(text: str) -> Words:
 
 def _inside(word: str) -> str:
     """``netg``, ``goptim``: what is left of a word without what it is."""
-    for kind in sorted(_KINDS, key=len, reverse=True):
-        for rest in (word.removeprefix(kind), word.removesuffix(kind)):
-            if len(kind) > 2 and len(rest) < len(word) and 1 <= len(rest) <= 2:
-                return rest
+    for kind in _LONG_KINDS:
+        if 1 <= len(word) - len(kind) <= 2:
+            for rest in (word.removeprefix(kind), word.removesuffix(kind)):
+                if rest != word:
+                    return rest
     return word
 
 
