@@ -130,12 +130,14 @@ def test_the_files_own_order_tells_whose_state_it_is(sizes, tmp_path):
 
 
 def test_an_order_of_its_own_goes_by_place(tmp_path):
-    """All but the sizes of the trunk's fit in the model's order, too."""
     model, optimizer = saved_heads(tmp_path / "a.pt", "hm", "wh", reverse=True)
     other, made = of_heads("hm", "wh", reverse=True)
     mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
     found, expected = moments(other, made), moments(model, optimizer)
     assert all(torch.equal(found[name], expected[name]) for name in found)
+    other, made = of_heads("wh", "hm", reverse=True)
+    with pytest.raises(AmbiguousError, match="in another order than the checkpoint's"):
+        mnn.resume(tmp_path / "a.pt", model=other, optimizer=made)
 
 
 def test_an_order_that_changed_and_is_not_proved_is_refused(tmp_path):

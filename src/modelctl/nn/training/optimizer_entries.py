@@ -43,8 +43,8 @@ def find_targets(
     model's, by their place among such of their group. Without any names by position, where groups
     have the same sizes and all shapes fit; else by the names that only the file's own model can
     give them; else in the only order that fits. With ``reordered`` (the model has its parameters
-    in another order than the file's) positions say something only of an optimizer that does not
-    follow the model's order.
+    in another order than the file's) positions say nothing, and the file's names only where the
+    optimizer follows the model's order.
 
     Raises:
         RefusedError: parameters that are not there.
@@ -69,15 +69,15 @@ def find_targets(
     )
     by_place = dict(zip(ids, lives, strict=True)) if sizes == own_sizes else None
     fits = by_place and all(misfit(state.get(pid), p) is None for pid, p in by_place.items())
-    moved = reordered and _follows(optimizer, params)
-    if by_place and fits and not moved:
+    if by_place and fits and not reordered:
         return by_place
-    proved = names_in_file()
+    moved = fits and reordered
+    proved = None if moved and not _follows(optimizer, params) else names_in_file()
     if proved is not None:
         found = _by_name(proved, {}, params, skip)
     if found is not None:
         return found
-    if fits and moved:
+    if moved:
         raise AmbiguousError(
             "the model has its parameters in another order than the checkpoint's, and the "
             "checkpoint's optimizer does not say which is which",
