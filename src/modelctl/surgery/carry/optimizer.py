@@ -189,12 +189,3 @@ def _rename_ids(optimizer: Any, plan: Callable[[Sequence[str]], Mapping[str, str
     ]
     top = {**top, "state": with_entries(top["state"], state), "param_groups": changed}
     return with_entries(optimizer, top)
-
-
-def set_lr(optimizer: Any, lr: float) -> Any:
-    """The optimizer with this learning rate in each group, and in ``initial_lr`` where it is."""
-    groups = [
-        {**group, "lr": lr, **({"initial_lr": lr} if "initial_lr" in group else {})}
-        for group in param_groups(optimizer)
-    ]
-    return with_entries(optimizer, {**(mapping(optimizer) or {}), "param_groups": groups})
