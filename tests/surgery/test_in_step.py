@@ -302,6 +302,44 @@ def test_an_average_without_names_may_have_the_buffers(tmp_path: Path) -> None:
     assert all(map(torch.equal, kept, found["state_dict"].values()))
 
 
+def test_another_training_in_the_file_is_left(tmp_path: Path) -> None:
+    """The best and the last, each with an optimizer: the one is no copy of the other."""
+    p, q = One(), One()
+    saved = {
+        "best": {"model": p.model, "optimizer": p.state, "ema": p.average},
+        "last": {"model": q.model, "optimizer": q.state, "ema": q.average},
+    }
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.drop(ckpt.replace(key=("last", "model")), GONE), tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert [holdings(found[key]) for key in saved] == [[4, 4, 4], [2, 2, 2]]
+
+
+def test_lists_of_models_targets_and_optimizers_go_by_place(tmp_path: Path) -> None:
+    p = Two(twins=True)
+    saved = {
+        "qs": [p.g.state_dict(), p.d.state_dict()],
+        "q_targets": [copy.deepcopy(p.g).state_dict(), copy.deepcopy(p.d).state_dict()],
+        "q_optims": [p.og.state_dict(), p.od.state_dict()],
+    }
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.drop(ckpt.replace(key=("qs", 1)), GONE), tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert {key: holdings(part) for key, part in found.items()} == dict.fromkeys(saved, [4, 2])
+
+
+def test_what_is_kept_of_each_parameter_is_no_other_model(tmp_path: Path) -> None:
+    model = WithNorm()
+    fisher = {name: p.detach() ** 2 for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step()
+    saved = {"model": model.state_dict(), "fisher": fisher, "optimizer": optimizer.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        out = mc.drop(ckpt, GONE)
+    assert [*out.root["fisher"]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert "copy 'fisher': 0 renamed, 2 removed" in [note.text for note in out.notes]
+
+
 def test_an_optimizer_over_twins_is_not_cut_by_a_guess(tmp_path: Path) -> None:
     p = Two(twins=True)
     saved = {"net_A": p.g.state_dict(), "net_B": p.d.state_dict(), "optim": p.both.state_dict()}

@@ -82,10 +82,9 @@ class Known(NamedTuple):
                 return found
         return {}
 
-    def is_whole(self, copy: StateDict) -> bool:
-        """Whether another state_dict has all names and shapes of the model, and no others."""
-        shapes = shapes_of(copy.entries)
-        return len(shapes) == len(self.shapes) and len(self.aliases(copy)) == len(shapes)
+    def has_all_of(self, copy: StateDict) -> bool:
+        """Whether another state_dict has no names and shapes but the model's."""
+        return len(self.aliases(copy)) == len(shapes_of(copy.entries))
 
 
 def _under_prefixes(known: Known, copy: Mapping[str, Shape], style: str) -> Aliases:

@@ -12,14 +12,14 @@ names: the ImageNet and DCGAN examples of pytorch/examples (``state_dict``, ``op
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from ...errors import AmbiguousError, NoMatchError
 from ..matching.matcher import Shape
 from ..names import nearest
-from ..nodes import children, is_module, mapping
+from ..nodes import mapping
 from ..numbers import plain_number
 from ..tensors import TensorRef
 from ..text import some
@@ -29,13 +29,10 @@ from .kinds import (
     StateDict,
     is_model,
     is_optimizer,
-    is_optimizer_object,
-    is_scheduler,
-    is_state_dict,
-    is_surely_scheduler,
     param_groups,
 )
 from .optimizers import held_by, trainable
+from .search import Found, search
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
@@ -149,8 +146,15 @@ class Sections:
         )
 
     def _tensors_beside(self) -> dict[Path, Shape]:
-        """The tensors that stand beside the optimizers, and are of no model."""
-        places = {path[:-1] for path, _ in self.optimizers} - {one.path for one in self.models}
+        """The tensors that stand beside the optimizers or in what does, and are of no model."""
+        parts = (*self.models, *self.ema)
+        places = {path[:-1] for path, _ in self.optimizers}
+        places |= {
+            (label,)
+            for label, node in (mapping(self.root) or {}).items()
+            if mapping(node) and not is_optimizer(node)
+        }
+        places -= {one.path for one in parts}
         return {
             (*place, label): node.shape
             for place in places
@@ -218,7 +222,7 @@ class Sections:
 
 def find_sections(root: Any, key: Path | None = None) -> Sections:
     """Find the sections of a tree; ``key`` is the path of the model's state_dict where known."""
-    found = _search(root)
+    found = search(root)
     top = mapping(root) or {}
     models, certain = _models(found.models)
     if key is not None:
@@ -248,68 +252,6 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
     )
 
 
-@dataclass
-class _Found:
-    """The parts of a tree by what they are, in order."""
-
-    state_dicts: list[tuple[Path, Any]] = field(default_factory=list)
-    optimizers: list[tuple[Path, Any]] = field(default_factory=list)
-    objects: list[tuple[Path, Any]] = field(default_factory=list)
-    schedulers: list[tuple[Path, Any]] = field(default_factory=list)
-    lists: list[tuple[Path, Any]] = field(default_factory=list)
-
-    @cached_property
-    def models(self) -> list[StateDict]:
-        """State_dicts and whole modules."""
-        return [StateDict(path, node) for path, node in self.state_dicts]
-
-
-def _search(root: Any) -> _Found:
-    """Every part that stands in a tree, at any depth, on each of its paths; what is no part is
-    looked into once."""
-    found = _Found()
-    known: dict[int, list[tuple[Path, Any]] | None] = {}
-    todo: list[tuple[Path, Any, bool]] = [((), root, False)]
-    while todo:
-        path, node, inside = todo.pop()
-        if is_leaf(node):
-            continue
-        if id(node) in known:
-            kind = known[id(node)]
-            if kind is not None:
-                kind.append((path, node))
-            continue
-        kind = None
-        if is_optimizer(node):
-            kind = found.optimizers
-        elif is_optimizer_object(node):
-            kind = found.objects
-        elif is_scheduler(node) and (is_surely_scheduler(node) or _says_scheduler(path)):
-            kind = found.schedulers
-        elif is_module(node):
-            kind = found.state_dicts
-        elif isinstance(node, list | tuple) and all(isinstance(one, TensorRef) for one in node):
-            kind = found.lists
-        else:
-            state_dict = is_state_dict(node)
-            if state_dict and not inside:
-                kind = found.state_dicts
-            below = [
-                ((*path, label), child, inside or state_dict)
-                for label, child in children(node)
-                if not is_leaf(child)
-            ]
-            todo += reversed(below)
-        known[id(node)] = kind
-        if kind is not None:
-            kind.append((path, node))
-    return found
-
-
-def _says_scheduler(path: Path) -> bool:
-    return any("sched" in str(label).lower() for label in path)
-
-
 def _chosen(root: Any, key: Path) -> Any:
     try:
         node = get(root, key)
@@ -327,7 +269,7 @@ def _chosen(root: Any, key: Path) -> Any:
 
 def state_dicts(root: Any) -> list[Path]:
     """The paths of all state_dicts and whole modules, in order."""
-    return [model.path for model in _search(root).models]
+    return [model.path for model in search(root).models]
 
 
 # ---------------------------------------------------------------------- models and copies
@@ -365,7 +307,7 @@ def _is_likely(model: StateDict) -> bool:
     return model.is_module or any("." in name or name in _OF_LAYERS for name in model.entries)
 
 
-def _copies(found: _Found, models: list[StateDict], *, named: bool) -> list[StateDict]:
+def _copies(found: Found, models: list[StateDict], *, named: bool) -> list[StateDict]:
     """The copies of the first of the models among all state_dicts.
 
     A name that says so is enough where it says of no other model; with the same names and shapes
@@ -381,7 +323,7 @@ def _copies(found: _Found, models: list[StateDict], *, named: bool) -> list[Stat
     optimizers = [pairing.words(path) for path, _ in (*found.optimizers, *found.objects)]
     out = []
     for one in found.models:
-        if one is first:
+        if one is first or found.is_of_another(one.path, first.path):
             continue
         words = pairing.words(one.path)
         kept = _is_others(one.path)
@@ -394,7 +336,7 @@ def _copies(found: _Found, models: list[StateDict], *, named: bool) -> list[Stat
             by_name = not kept and one.path[0] in _EMA_KEYS and not said
             if by_name or known.aliases(one):
                 out.append(one)
-        elif named and known.is_whole(one) and not _is_alike_any(words, optimizers):
+        elif named and known.has_all_of(one) and not _is_alike_any(words, optimizers):
             out.append(one)
     return out
 
@@ -403,7 +345,7 @@ def _is_alike_any(words: pairing.Words, others: list[pairing.Words]) -> bool:
     return any(words and pairing.alike(words, other) for other in others)
 
 
-def _nameless(top: dict[Any, Any], found: _Found, first: StateDict | None) -> Iterator[Path]:
+def _nameless(top: dict[Any, Any], found: Found, first: StateDict | None) -> Iterator[Path]:
     """Copies without names: under keys that say so, or lists of just the model's shapes."""
     under = []
     for name in _EMA_KEYS & top.keys():

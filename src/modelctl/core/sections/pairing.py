@@ -47,7 +47,7 @@ def _words(text: str) -> Words:
         word = word.lower()
         if word in _KINDS:
             continue
-        found.append(_inside(word))
+        found.append(word[:-1] if word[:-1] in COPY_WORDS else _inside(word))
     return tuple(found)
 
 
