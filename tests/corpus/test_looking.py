@@ -41,9 +41,7 @@ def look(cli: Cli, path: Path) -> list[int]:
 
 @each(lambda card: card in OWN)
 def test_every_file_of_our_own(file: Made, cli: Cli) -> None:
-    with mc.open(file.path) as ckpt:
-        certain = ckpt.sections.certain
-    assert set(look(cli, file.path)) == ({0} if certain else {0, 2})
+    assert set(look(cli, file.path)) == {0}
 
 
 @pytest.mark.parametrize("path", THEIRS, ids=lambda path: path.name[-40:])

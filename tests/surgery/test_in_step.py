@@ -104,6 +104,28 @@ LAYOUTS: dict[str, Callable[[One], Any]] = {
         "state_dict": {**under("generator.", p.model), **under("generator_ema.", p.average)},
         "optimizer": {"generator": p.state},
     },
+    "a callback's": lambda p: {
+        "state_dict": p.model,
+        "callbacks": {"EMACallback": {"ema_state_dict": p.average, "ready": True}},
+        "optimizer_states": [p.state],
+    },
+    "beside its numbers": lambda p: {
+        "model": p.model,
+        "optimizer": p.state,
+        "ema_state": {"decay": 0.9, "state": p.average},
+    },
+    "running": lambda p: {"generator": p.model, "g_running": p.average, "g_optim": p.state},
+    "the optimizer's own": lambda p: {
+        "model": p.model,
+        "optimizer": {"opt": p.state, "ema": tuple(p.average.values()), "decay": 0.9},
+    },
+    "Lookahead": lambda p: {
+        "model": p.model,
+        "optimizer": {
+            **p.state,
+            "slow_state": {i: {"slow": v} for i, v in enumerate(p.average.values())},
+        },
+    },
     "shadow_params": lambda p: {
         "model": p.model,
         "ema": {"decay": 0.9, "shadow_params": [*p.average.values()], "collected_params": None},
@@ -139,7 +161,8 @@ def holdings(node: Any) -> list[int]:
         if "param_groups" in node or "hypers" in node:
             ids = [i for group in node.get("param_groups", ()) for i in group["params"]]
             assert not ids or ids == [*range(len(node["state"]))]
-            return [len(node["state"])]
+            kept = [value for key, value in node.items() if key in ("state", "slow_state")]
+            return [len(value) for value in kept]
         own = [key for key, value in node.items() if torch.is_tensor(value) and value.dim()]
         starts = {"": own}
         for start in ("online_model.", "ema_model.", "model_ema.", "ema_", "generator_ema."):
@@ -246,6 +269,147 @@ def test_each_model_has_its_own_optimizer(
         found = torch.load(tmp_path / f"out{chosen}.pt", weights_only=True)
         counts = [len(found[key]["state"] if i > 1 else found[key]) for i, key in enumerate(keys)]
         assert counts == ([2, 4, 2, 4] if chosen == 0 else [4, 2, 4, 2])
+
+
+class WithNorm(nn.Sequential):
+    """A net with statistics, which an optimizer has not, nor have some averages."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def test_an_average_of_parameters_alone_follows(tmp_path: Path) -> None:
+    model = WithNorm()
+    shadow = {name: p.detach() * 0.5 for name, p in model.named_parameters()}
+    saved = {"net": model.state_dict(), "ema_state": {"decay": 0.9, "shadow": shadow}}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.rename(mc.drop(ckpt, GONE), "0=stem"), tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    names = ["stem.weight", "stem.bias", "1.weight", "1.bias"]
+    assert list(found["ema_state"]["shadow"]) == names
+    assert found["ema_state"]["decay"] == 0.9
+
+
+def test_an_average_without_names_may_have_the_buffers(tmp_path: Path) -> None:
+    model = WithNorm().state_dict()
+    lists = [value.clone() for value in model.values()]
+    saved = {"state_dict": model, "callbacks": {"EMA": {"ema_weights": lists}}}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.drop(ckpt, "1"), tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    kept = found["callbacks"]["EMA"]["ema_weights"]
+    assert len(kept) == len(found["state_dict"]) == 4
+    assert all(map(torch.equal, kept, found["state_dict"].values()))
+
+
+def test_another_training_in_the_file_is_left(tmp_path: Path) -> None:
+    """The best and the last, each with an optimizer: the one is no copy of the other."""
+    p, q = One(), One()
+    saved = {
+        "best": {"model": p.model, "optimizer": p.state, "ema": p.average},
+        "last": {"model": q.model, "optimizer": q.state, "ema": q.average},
+    }
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.drop(ckpt.replace(key=("last", "model")), GONE), tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert [holdings(found[key]) for key in saved] == [[4, 4, 4], [2, 2, 2]]
+
+
+def test_lists_of_models_targets_and_optimizers_go_by_place(tmp_path: Path) -> None:
+    p = Two(twins=True)
+    saved = {
+        "qs": [p.g.state_dict(), p.d.state_dict()],
+        "q_targets": [copy.deepcopy(p.g).state_dict(), copy.deepcopy(p.d).state_dict()],
+        "q_optims": [p.og.state_dict(), p.od.state_dict()],
+    }
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.drop(ckpt.replace(key=("qs", 1)), GONE), tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert {key: holdings(part) for key, part in found.items()} == {key: [4, 2] for key in saved}
+
+
+def test_what_is_kept_of_each_parameter_is_no_other_model(tmp_path: Path) -> None:
+    model = WithNorm()
+    fisher = {name: p.detach() ** 2 for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step()
+    saved = {"model": model.state_dict(), "fisher": fisher, "optimizer": optimizer.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        out = mc.drop(ckpt, GONE)
+    assert [*out.root["fisher"]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert "copy 'fisher': 0 renamed, 2 removed" in [note.text for note in out.notes]
+
+
+def test_an_optimizer_over_twins_is_not_cut_by_a_guess(tmp_path: Path) -> None:
+    p = Two(twins=True)
+    saved = {"net_A": p.g.state_dict(), "net_B": p.d.state_dict(), "optim": p.both.state_dict()}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        chosen = ckpt.replace(key=("net_B",))
+        with pytest.raises(AmbiguousError, match="over net_A, net_B; in which order is not clear"):
+            mc.drop(chosen, GONE)
+        out = mc.keep(chosen, "*", optimizer="drop")
+        assert out.sections.optimizers == ()
+
+
+@pytest.mark.parametrize("key", ["first", "second"])
+def test_one_over_several_has_them_in_the_files_order(key: str, tmp_path: Path) -> None:
+    p = Two()
+    state = p.both.state_dict()
+    saved = {"first": p.g.state_dict(), "second": p.d.state_dict(), "optimizer": state}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        out = mc.drop(ckpt.replace(key=(key,)), GONE)
+        mc.save(out, tmp_path / "out.pt")
+    left = [0, 1, 4, 5, 6, 7] if key == "first" else [0, 1, 2, 3, 4, 5]
+    found = torch.load(tmp_path / "out.pt", weights_only=True)["optimizer"]["state"]
+    assert [*found] == [*range(6)]
+    for i, old in enumerate(left):
+        assert torch.equal(found[i]["exp_avg"], state["state"][old]["exp_avg"])
+
+
+@pytest.mark.parametrize("logged", [True, False], ids=["its tensor beside it", "alone"])
+def test_an_optimizer_of_no_model_is_left(logged: bool, tmp_path: Path) -> None:
+    """SAC's temperature: its shape is that of the critic's last bias, too."""
+    actor, critic = net(4, 2), net(6, 1)
+    alpha = nn.Parameter(torch.zeros(1))
+    tuned = torch.optim.Adam([alpha])
+    alpha.grad = torch.ones(1)
+    tuned.step()
+    saved = {
+        "actor": actor.state_dict(),
+        "critic": critic.state_dict(),
+        "critic_target": copy.deepcopy(critic).state_dict(),
+        **({"log_alpha": alpha.detach()} if logged else {}),
+        "actor_optimizer": trained(actor).state_dict(),
+        "critic_optimizer": trained(critic).state_dict(),
+        "alpha_optimizer": tuned.state_dict(),
+    }
+    for edit in ("drop", "optimizer drop"):
+        with opened(tmp_path / "in.pt", saved) as ckpt:
+            chosen = ckpt.replace(key=("critic",))
+            out = (
+                mc.drop(chosen, GONE) if edit == "drop" else mc.keep(chosen, "*", optimizer="drop")
+            )
+            mc.save(out, tmp_path / "out.pt", overwrite=True)
+        if edit == "drop":
+            told = "'alpha_optimizer' is over none of the models: it stays as it was"
+            assert told in [note.text for note in out.notes]
+        found = torch.load(tmp_path / "out.pt", weights_only=True)
+        assert found["alpha_optimizer"] == saved["alpha_optimizer"]
+        assert len(found["actor_optimizer"]["state"]) == 4
+        assert ("critic_optimizer" in found) == (edit == "drop")
+
+
+def test_pickled_optimizers_of_several_models(tmp_path: Path) -> None:
+    p = Two(twins=True)
+    saved = {"netG": p.g, "netD": p.d, "optimG": p.og, "optimD": p.od}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        chosen = ckpt.replace(key=("netD",))
+        mc.save(mc.drop(chosen, GONE), tmp_path / "cut.pt")
+        mc.save(mc.keep(chosen, "*", optimizer="drop"), tmp_path / "dropped.pt")
+    cut = torch.load(tmp_path / "cut.pt", weights_only=False)
+    assert holdings([cut["optimG"], cut["optimD"]]) == [4, 2]
+    dropped = torch.load(tmp_path / "dropped.pt", weights_only=False)
+    assert [*dropped] == ["netG", "netD", "optimG"]
 
 
 def test_where_names_say_nothing_shapes_do(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import modelctl as mc
+import modelctl.nn as mnn
 from modelctl.errors import (
     AmbiguousError,
     CollisionError,
@@ -196,10 +198,95 @@ def test_lr_goes_into_chained_schedulers(tmp_path: Path, trained: Trained, chain
         "scheduler": made.state_dict(),
     }
     out = merged(tmp_path, parts, lr=0.5)
+    now = optimizer.param_groups[0]["lr"]
+    assert now != 0.1
     assert out["scheduler"]["_last_lr"] == [0.5]
     for state in out["scheduler"]["_schedulers"]:
-        assert (state["base_lrs"], state["_last_lr"]) == ([0.5], [0.5])
+        assert state["base_lrs"] == [pytest.approx(0.1 * 0.5 / now)]
     made.load_state_dict(out["scheduler"])
+
+
+LR = torch.optim.lr_scheduler
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda o: LR.LambdaLR(o, lambda t: 1 - t / 20),
+    "MultiplicativeLR": lambda o: LR.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o: LR.StepLR(o, 4),
+    "MultiStepLR": lambda o: LR.MultiStepLR(o, [4, 12]),
+    "ConstantLR": lambda o: LR.ConstantLR(o, 0.5, 12),
+    "LinearLR": lambda o: LR.LinearLR(o, 0.5, 1.0, 12),
+    "ExponentialLR": lambda o: LR.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: LR.PolynomialLR(o, 20, 2.0),
+    "warmup_cosine": lambda o: mnn.warmup_cosine(o, 2, 20),
+    "warmup_cosine, warming up": lambda o: mnn.warmup_cosine(o, 14, 20),
+    "CosineAnnealingWarmRestarts": lambda o: LR.CosineAnnealingWarmRestarts(o, 12, eta_min=0.01),
+    "CosineAnnealingLR": lambda o: LR.CosineAnnealingLR(o, 20, eta_min=0.01),
+    "CyclicLR": lambda o: LR.CyclicLR(o, 0.01, 0.1, step_size_up=6),
+    "OneCycleLR": lambda o: LR.OneCycleLR(o, max_lr=0.1, total_steps=20),
+    "ReduceLROnPlateau": lambda o: LR.ReduceLROnPlateau(o, patience=3, min_lr=0.002),
+    "SequentialLR": lambda o: LR.SequentialLR(
+        o, [LR.LinearLR(o, 0.1, 1.0, 4), LR.StepLR(o, 3), LR.ExponentialLR(o, 0.5)], [4, 12]
+    ),
+    "ChainedScheduler": lambda o: LR.ChainedScheduler(
+        [LR.ConstantLR(o, 0.5, 12), LR.ExponentialLR(o, 0.9)], optimizer=o
+    ),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, anneal_epochs=15),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_goes_on_from_another_lr(name: str, tmp_path: Path) -> None:
+    """A third of the present lr: each later one is a third of what it would be."""
+
+    def parts() -> tuple[Any, Any, Any]:
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        return net, optimizer, SCHEDULES[name](optimizer)
+
+    def step(optimizer: Any, scheduler: Any) -> float:
+        optimizer.step()
+        scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+        return float(optimizer.param_groups[0]["lr"])
+
+    net, optimizer, scheduler = parts()
+    lrs = [step(optimizer, scheduler) for _ in range(10)]
+    saved = {
+        "model": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+    }
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        mc.save(mc.merge(model=ckpt, lr=lrs[-1] / 3), tmp_path / "out.pt")
+    other, made, goes_on = parts()
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    other.load_state_dict(found["model"])
+    made.load_state_dict(found["optimizer"])
+    goes_on.load_state_dict(found["scheduler"])
+    assert made.param_groups[0]["lr"] == pytest.approx(lrs[-1] / 3)
+    for _ in range(8):
+        assert step(made, goes_on) == pytest.approx(step(optimizer, scheduler) / 3, rel=1e-6)
+
+
+def test_a_schedule_that_can_t_be_scaled_is_refused(tmp_path: Path, trained: Trained) -> None:
+    def refused(optimizer: Any, scheduler: Any, match: str) -> None:
+        saved = {
+            "model": trained.net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+        }
+        with opened(tmp_path / "in.pt", saved) as ckpt, pytest.raises(RefusedError, match=match):
+            mc.merge(model=ckpt, lr=0.5)
+
+    optimizer = torch.optim.SGD(trained.net.parameters(), lr=0.1)
+    refused(optimizer, LR.LambdaLR(optimizer, lambda t: 0.0), "'optimizer': the lr is 0 at this")
+    groups = [{"params": [p], "lr": 0.1 * (i + 1)} for i, p in enumerate(trained.net.parameters())]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    schedule = LR.CosineAnnealingLR(optimizer, 9, eta_min=0.01)
+    refused(optimizer, schedule, "'scheduler' has one eta_min for groups of different lrs")
+    optimizer = torch.optim.SGD(trained.net.parameters(), lr=0.1)
+    schedule = LR.StepLR(optimizer, 2)
+    optimizer.param_groups[0]["lr"] = None
+    refused(optimizer, schedule, "'optimizer' finds its own lr")
 
 
 def test_last_epoch_in_a_checkpoint_makes_it_no_scheduler(tmp_path: Path, trained: Trained) -> None:
@@ -336,11 +423,18 @@ def test_what_an_epoch_or_a_lr_does_not_reach_is_told(tmp_path: Path) -> None:
         "optimizer_states": [optimizer.state_dict()],
         "epoch": 2,
         "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 2}}}},
+        "lr_schedulers": [None],
+        "param_schedulers": [{"base_values": [0.1], "last_step": 3}],
     }
     with opened(tmp_path / "in.ckpt", saved) as ckpt:
         out = mc.merge(model=ckpt, epoch=5, lr=0.5)
     assert "lr" not in out.root  # nothing there reads one
     text = " ".join(map(str, out.notes))
     assert "Lightning goes on from 'loops'" in text
-    assert "max_lr" in text
+    assert "'param_schedulers' is called like a scheduler, but is none that is known" in text
+    rates = [(g["lr"], g["max_lr"]) for g in optimizer.param_groups]
+    for group, (now, most) in zip(
+        out.sections.optimizers[0][1]["param_groups"], rates, strict=True
+    ):
+        assert group["max_lr"] == pytest.approx(most * 0.5 / now)
     assert "2 different lrs become one" in text

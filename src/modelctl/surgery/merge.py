@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.matching.matcher import Names
-from ..core.nodes import Obj, children, mapping, with_entries
+from ..core.nodes import Obj, children, mapping
 from ..core.notes import Note, info, warning
 from ..core.records import frozen_names
 from ..core.sections import (
@@ -19,9 +19,9 @@ from ..core.sections import (
     param_groups,
 )
 from ..core.tensors import TensorRef
-from ..core.tree import Path, get, path_text, rebuild, set_at
+from ..core.tree import Path, get, path_text, rebuild, set_at, walk
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
-from .carry.optimizer import set_lr
+from .carry.lr import set_lr, set_scheduler_lr
 from .carry.optimizer_names import assign_names, is_flat
 from .split import PARTS, places
 
@@ -43,17 +43,19 @@ def merge(
     ``model`` is a state_dict, or a training checkpoint that is updated. Keys are ``model``,
     ``optimizer``, ``scheduler``, ``ema``, ``epoch`` (finished epochs: training goes on with
     ``range(epoch, epochs)``), ``step`` and ``lr``, or those that ``model`` or the reference
-    checkpoint ``like`` uses for them. ``lr`` goes to every place that holds it: each
-    param_group's ``lr`` and ``initial_lr``, the scheduler's ``base_lrs`` and ``_last_lr``, and
-    ``lr``. ``set`` adds values under other keys. ``rest`` is what :func:`~modelctl.split` left:
-    each part goes back where it was, among the values that were beside it.
+    checkpoint ``like`` uses for them. ``lr`` goes to every place that holds the present one: each
+    param_group's ``lr``, the scheduler's ``_last_lr``, and ``lr``; what a schedule began with or
+    goes to (``initial_lr``, ``base_lrs``, ``max_lr``, ``eta_min``) is scaled alike, so that it
+    goes on from there. ``set`` adds values under other keys. ``rest`` is what
+    :func:`~modelctl.split` left: each part goes back where it was, among the values that were
+    beside it.
 
     Raises:
         UsageError: nothing to merge, numbers that can't be, or a part that ``rest`` has a place
             for and that is not given.
         NoMatchError: a part is not in its file.
         RefusedError: the optimizer or the EMA copy does not belong to the model, or the scheduler
-            to the optimizer.
+            to the optimizer; or a schedule can't be scaled to ``lr``.
     """
     if model is None:
         raise UsageError(
@@ -256,8 +258,11 @@ def _part(ckpt: Checkpoint, what: str) -> Any:
 
 def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
     sections = find_sections(root, layout.paths["model"])
-    changes = {id(node): set_lr(node, lr) for _, node in sections.optimizers}
-    changes.update((id(node), _scheduler_lr(node, lr)) for _, node in sections.schedulers)
+    changes = {id(node): set_lr(path_text(path), node, lr) for path, node in sections.optimizers}
+    changes.update(
+        (id(node), set_scheduler_lr(path_text(path), node, lr))
+        for path, node in sections.schedulers
+    )
     root = rebuild(root, changes)
     # a checkpoint of somebody else's layout has no use for a value that nothing there reads
     ours = layout.paths["model"] == ("model",)
@@ -274,23 +279,16 @@ def _unreached(
         found.append(warning("Lightning goes on from 'loops', not from 'epoch': that is as it was"))
     if lr is None:
         return found
-    groups = [g for _, node in ckpt.sections.optimizers for g in param_groups(node)]
-    if any("max_lr" in group for group in groups):
-        found.append(warning("OneCycleLR and CyclicLR go by max_lr, which is as it was"))
+    known = {path[0] for path, _ in ckpt.sections.schedulers if path}
+    found += [
+        warning(f"'{key}' is called like a scheduler, but is none that is known: it is as it was")
+        for key, node in (mapping(ckpt.root) or {}).items()
+        if isinstance(key, str) and "sched" in key.lower() and key not in known
+        if any(isinstance(part, int | float) for _, part in walk(node))
+    ]
     if len(set(before.lrs())) > 1:
         found.append(warning(f"{len(set(before.lrs()))} different lrs become one"))
     return found
-
-
-def _scheduler_lr(scheduler: Any, lr: float) -> Any:
-    """``base_lrs`` and ``_last_lr``, also of the schedulers that it chains."""
-    entries = dict(mapping(scheduler) or {})
-    for key in ("base_lrs", "_last_lr"):
-        if isinstance(entries.get(key), list):
-            entries[key] = [lr] * len(entries[key])
-    if isinstance(entries.get("_schedulers"), list):
-        entries["_schedulers"] = [_scheduler_lr(one, lr) for one in entries["_schedulers"]]
-    return with_entries(scheduler, entries)
 
 
 def _checked(ckpt: Checkpoint) -> Checkpoint:

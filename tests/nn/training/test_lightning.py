@@ -269,3 +269,18 @@ def test_the_epoch_that_lightning_counts_from(trained, tmp_path):
     module = Lit()
     fit(module, 4, path)
     assert module.epochs == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("version", "epochs"), [("1.2.10", 2), ("1.5.10", 2), ("1.6.0", 3), ("x", 3)]
+)
+def test_before_1_6_the_next_epoch_was_noted(version, epochs, tmp_path):
+    net = nn.Linear(2, 2)
+    saved = {
+        "epoch": 2,
+        "global_step": 6,
+        "pytorch-lightning_version": version,
+        "state_dict": {f"model.{name}": value for name, value in net.state_dict().items()},
+    }
+    torch.save(saved, tmp_path / "a.ckpt")
+    assert mnn.resume(tmp_path / "a.ckpt", model=nn.Linear(2, 2)).epoch == epochs

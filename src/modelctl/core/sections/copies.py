@@ -62,17 +62,33 @@ def shapes_of(entries: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def aliases(model: Mapping[str, Shape], copy: Mapping[str, Shape]) -> Aliases:
-    """For each name of a copy that is one of the model's, which; empty where it is no copy."""
-    found: Aliases = {}
-    for style in STYLES:
-        found.update(_under_prefixes(model, copy, style))
-        if found:
-            break
-    return found
+class Known(NamedTuple):
+    """What is known of a model that other state_dicts may be copies of. ``least``: as many of its
+    names are in a copy, which may lack what does not train."""
+
+    shapes: dict[str, Shape]
+    least: float
+
+    @classmethod
+    def of(cls, model: StateDict) -> Known:
+        told = len(trainable(model.tensors())) + len(model.composites())
+        return cls(shapes_of(model.entries), max(1, _LEAST * told))
+
+    def aliases(self, copy: StateDict) -> Aliases:
+        """For each name of a copy that is one of the model's, which; empty where it is no copy."""
+        shapes = {} if len(copy.entries) < self.least else shapes_of(copy.entries)
+        for style in STYLES if len(shapes) >= self.least else ():
+            if found := _under_prefixes(self, shapes, style):
+                return found
+        return {}
+
+    def has_all_of(self, copy: StateDict) -> bool:
+        """Whether another state_dict has no names and shapes but the model's."""
+        return len(self.aliases(copy)) == len(shapes_of(copy.entries))
 
 
-def _under_prefixes(model: Mapping[str, Shape], copy: Mapping[str, Shape], style: str) -> Aliases:
+def _under_prefixes(known: Known, copy: Mapping[str, Shape], style: str) -> Aliases:
+    model = known.shapes
     write = STYLES[style]
     bare: dict[str, str] = {}
     for name in model:
@@ -95,10 +111,9 @@ def _under_prefixes(model: Mapping[str, Shape], copy: Mapping[str, Shape], style
             if not following or following <= start:
                 break
             start = following
-    least = _LEAST * len(model)
     out: Aliases = {}
     for group in groups.values():
-        if len({alias.name for alias in group.values()}) >= max(1, least):
+        if len({alias.name for alias in group.values()}) >= known.least:
             out.update(group)
     return out
 

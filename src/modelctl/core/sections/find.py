@@ -12,13 +12,14 @@ names: the ImageNet and DCGAN examples of pytorch/examples (``state_dict``, ``op
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from ...errors import AmbiguousError, NoMatchError
+from ..matching.matcher import Shape
 from ..names import nearest
-from ..nodes import children, is_module, mapping
+from ..nodes import mapping
 from ..numbers import plain_number
 from ..tensors import TensorRef
 from ..text import some
@@ -28,13 +29,10 @@ from .kinds import (
     StateDict,
     is_model,
     is_optimizer,
-    is_optimizer_object,
-    is_scheduler,
-    is_state_dict,
-    is_surely_scheduler,
     param_groups,
 )
-from .optimizers import trainable
+from .optimizers import held_by, trainable
+from .search import Found, search
 
 _MODEL_KEYS = (
     *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module"),
@@ -73,7 +71,7 @@ class Sections:
 
     Attributes:
         models: the state_dicts of models, best first; ``certain`` says whether the first is
-            clearly the one that is meant.
+            clearly the one that is meant; ``in_order`` are the same in the file's order.
         ema: copies of that model (averaged, best, target); ``nameless_ema`` are the paths of those
             that are no state_dict (a list ``shadow_params``).
         raw: the copy that holds what was being trained, where the model's own place holds the
@@ -85,6 +83,7 @@ class Sections:
 
     root: Any
     models: tuple[StateDict, ...] = ()
+    in_order: tuple[StateDict, ...] = ()
     certain: bool = True
     ema: tuple[StateDict, ...] = ()
     nameless_ema: tuple[Path, ...] = ()
@@ -117,22 +116,51 @@ class Sections:
         return self.models[0]
 
     @cached_property
-    def owners(self) -> tuple[tuple[StateDict, ...], ...]:
-        """For each optimizer the models that it is over, in its order; none where it isn't
-        clear."""
-        return tuple(
-            tuple(self.models[i] for i in pairing.owners(path, node, self.models))
-            for path, node in self.optimizers
-        )
+    def owners(self) -> tuple[tuple[StateDict, ...] | None, ...]:
+        """For each optimizer the models that it is over, in the file's order; () where it is over
+        none of them, None where that isn't clear."""
+        models = self.in_order
+        found = pairing.owners(self.optimizers, models, self._tensors_beside())
+        return tuple(None if of is None else tuple(models[i] for i in of) for of in found)
 
-    @property
+    @cached_property
     def own_optimizers(self) -> tuple[tuple[Path, Any], ...]:
         """Those of the first model, and those that may be."""
         return tuple(
             found
             for found, of in zip(self.optimizers, self.owners, strict=True)
-            if not of or any(one is self.models[0] for one in of)
+            if of is None or any(one is self.models[0] for one in of)
         )
+
+    @cached_property
+    def own_optimizer_objects(self) -> tuple[tuple[Path, Any], ...]:
+        """The pickled ones of the first model, and those that are no other model's in the file."""
+        if len(self.models) < 2:
+            return self.optimizer_objects
+        held = [{ref.identity for ref in one.tensors().values()} for one in self.models]
+        return tuple(
+            (path, node)
+            for path, node in self.optimizer_objects
+            for own in [{one.identity for one in held_by(node)}]
+            if own & held[0] or not any(own & other for other in held[1:])
+        )
+
+    def _tensors_beside(self) -> dict[Path, Shape]:
+        """The tensors that stand beside the optimizers or in what does, and are of no model."""
+        parts = (*self.models, *self.ema)
+        places = {path[:-1] for path, _ in self.optimizers}
+        places |= {
+            (label,)
+            for label, node in (mapping(self.root) or {}).items()
+            if mapping(node) and not is_optimizer(node)
+        }
+        places -= {one.path for one in parts}
+        return {
+            (*place, label): node.shape
+            for place in places
+            for label, node in (mapping(get(self.root, place)) or {}).items()
+            if isinstance(node, TensorRef)
+        }
 
     @property
     def unknown_optimizers(self) -> tuple[Path, ...]:
@@ -194,7 +222,7 @@ class Sections:
 
 def find_sections(root: Any, key: Path | None = None) -> Sections:
     """Find the sections of a tree; ``key`` is the path of the model's state_dict where known."""
-    found = _search(root)
+    found = search(root)
     top = mapping(root) or {}
     models, certain = _models(found.models)
     if key is not None:
@@ -204,9 +232,12 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
     first = models[0] if models else None
     ema = _copies(found, models, named=certain and key is None) if first else []
     ours = {one.path for one in ema}
+    models = [one for one in models if one.path not in ours]
+    place = {one.path: i for i, one in enumerate(found.models)}
     return Sections(
         root,
-        models=tuple(one for one in models if one.path not in ours),
+        models=tuple(models),
+        in_order=tuple(sorted(models, key=lambda one: place.get(one.path, -1))),
         certain=certain,
         ema=tuple(ema),
         nameless_ema=tuple(_nameless(top, found, first)),
@@ -219,68 +250,6 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         lr=_number(top, _LR_KEYS, int | float),
         rng=next(((((name,), top[name])) for name in _RNG_KEYS if name in top), None),
     )
-
-
-@dataclass
-class _Found:
-    """The parts of a tree by what they are, in order."""
-
-    state_dicts: list[tuple[Path, Any]] = field(default_factory=list)
-    optimizers: list[tuple[Path, Any]] = field(default_factory=list)
-    objects: list[tuple[Path, Any]] = field(default_factory=list)
-    schedulers: list[tuple[Path, Any]] = field(default_factory=list)
-    lists: list[tuple[Path, Any]] = field(default_factory=list)
-
-    @cached_property
-    def models(self) -> list[StateDict]:
-        """State_dicts and whole modules."""
-        return [StateDict(path, node) for path, node in self.state_dicts]
-
-
-def _search(root: Any) -> _Found:
-    """Every part that stands in a tree, at any depth, on each of its paths; what is no part is
-    looked into once."""
-    found = _Found()
-    known: dict[int, list[tuple[Path, Any]] | None] = {}
-    todo: list[tuple[Path, Any, bool]] = [((), root, False)]
-    while todo:
-        path, node, inside = todo.pop()
-        if is_leaf(node):
-            continue
-        if id(node) in known:
-            kind = known[id(node)]
-            if kind is not None:
-                kind.append((path, node))
-            continue
-        kind = None
-        if is_optimizer(node):
-            kind = found.optimizers
-        elif is_optimizer_object(node):
-            kind = found.objects
-        elif is_surely_scheduler(node) or (_says_scheduler(path) and is_scheduler(node)):
-            kind = found.schedulers
-        elif is_module(node):
-            kind = found.state_dicts
-        elif isinstance(node, list | tuple) and all(isinstance(one, TensorRef) for one in node):
-            kind = found.lists
-        else:
-            state_dict = is_state_dict(node)
-            if state_dict and not inside:
-                kind = found.state_dicts
-            below = [
-                ((*path, label), child, inside or state_dict)
-                for label, child in children(node)
-                if not is_leaf(child)
-            ]
-            todo += reversed(below)
-        known[id(node)] = kind
-        if kind is not None:
-            kind.append((path, node))
-    return found
-
-
-def _says_scheduler(path: Path) -> bool:
-    return any("sched" in str(label).lower() for label in path)
 
 
 def _chosen(root: Any, key: Path) -> Any:
@@ -300,7 +269,7 @@ def _chosen(root: Any, key: Path) -> Any:
 
 def state_dicts(root: Any) -> list[Path]:
     """The paths of all state_dicts and whole modules, in order."""
-    return [model.path for model in _search(root).models]
+    return [model.path for model in search(root).models]
 
 
 # ---------------------------------------------------------------------- models and copies
@@ -338,7 +307,7 @@ def _is_likely(model: StateDict) -> bool:
     return model.is_module or any("." in name or name in _OF_LAYERS for name in model.entries)
 
 
-def _copies(found: _Found, models: list[StateDict], *, named: bool) -> list[StateDict]:
+def _copies(found: Found, models: list[StateDict], *, named: bool) -> list[StateDict]:
     """The copies of the first of the models among all state_dicts.
 
     A name that says so is enough where it says of no other model; with the same names and shapes
@@ -346,25 +315,28 @@ def _copies(found: _Found, models: list[StateDict], *, named: bool) -> list[Stat
     optimizer is called like the other.
     """
     first, rest = models[0], [one for one in models[1:] if not _says_copy(one.path)]
-    shapes = copies.shapes_of(first.entries)
+    if first.path == () or len(found.models) < 2:
+        return []
+    known = copies.Known.of(first)
     own = pairing.words(first.path)
     others = [pairing.words(one.path) for one in rest]
     optimizers = [pairing.words(path) for path, _ in (*found.optimizers, *found.objects)]
     out = []
     for one in found.models:
-        if one is first or _is_others(one.path) or first.path == ():
+        if one is first or found.is_of_another(one.path, first.path):
             continue
         words = pairing.words(one.path)
-        if _says_copy(one.path):
+        kept = _is_others(one.path)
+        if _says_copy(one.path) or kept:
             said = pairing.without_copy_words(words)
             if said and said != own and any(said == other for other in others):
                 continue
             if said and own and not pairing.alike(said, own) and _is_alike_any(said, others):
                 continue
-            known = one.path[0] in _EMA_KEYS
-            if (known and not said) or copies.aliases(shapes, copies.shapes_of(one.entries)):
+            by_name = not kept and one.path[0] in _EMA_KEYS and not said
+            if by_name or known.aliases(one):
                 out.append(one)
-        elif named and _is_unnamed_copy(shapes, one) and not _is_alike_any(words, optimizers):
+        elif named and known.has_all_of(one) and not _is_alike_any(words, optimizers):
             out.append(one)
     return out
 
@@ -373,12 +345,7 @@ def _is_alike_any(words: pairing.Words, others: list[pairing.Words]) -> bool:
     return any(words and pairing.alike(words, other) for other in others)
 
 
-def _is_unnamed_copy(shapes: dict[str, tuple[int, ...]], other: StateDict) -> bool:
-    found = copies.shapes_of(other.entries)
-    return len(found) == len(shapes) and len(copies.aliases(shapes, found)) == len(found)
-
-
-def _nameless(top: dict[Any, Any], found: _Found, first: StateDict | None) -> Iterator[Path]:
+def _nameless(top: dict[Any, Any], found: Found, first: StateDict | None) -> Iterator[Path]:
     """Copies without names: under keys that say so, or lists of just the model's shapes."""
     under = []
     for name in _EMA_KEYS & top.keys():
@@ -388,9 +355,10 @@ def _nameless(top: dict[Any, Any], found: _Found, first: StateDict | None) -> It
             yield (name,)
     if first is None or first.path == () or not found.lists:
         return
-    wanted = list(trainable(first.tensors()).values())
+    tensors = first.tensors()
+    wanted = [[*trainable(tensors).values()], [ref.shape for ref in tensors.values()]]
     for path, node in found.lists:
-        if path[:1] not in under and copies.is_nameless_copy(node, wanted):
+        if path[:1] not in under and any(copies.is_nameless_copy(node, one) for one in wanted):
             yield path
 
 

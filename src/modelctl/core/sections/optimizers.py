@@ -54,6 +54,12 @@ def read_groups(optimizer: Any) -> Groups:
     return Groups(ids, shapes, names if usable and groups else None, flat)
 
 
+def held_by(optimizer: Any) -> list[TensorRef]:
+    """The parameters themselves, which a pickled optimizer holds."""
+    held = (one for group in param_groups(optimizer) for one in group.get("params", ()))
+    return [one for one in held if isinstance(one, TensorRef)]
+
+
 def is_named(ids: Sequence[Sequence[Any]]) -> bool:
     """True where ids are names already (torch.distributed.checkpoint's flat state_dicts)."""
     return any(ids) and all(isinstance(id_, str) for group in ids for id_ in group)

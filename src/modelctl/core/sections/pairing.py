@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from itertools import permutations
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import combinations, islice, permutations
 from typing import Any
 
+from ..matching.matcher import Shape
 from ..tensors import TensorRef
 from ..tree import Path
 from .kinds import StateDict
@@ -22,38 +23,41 @@ _KINDS = frozenset(
         *("scheduler", "schedulers", "sched", "lr"),
     )
 )
+_LONG_KINDS = sorted((kind for kind in _KINDS if len(kind) > 2), key=len, reverse=True)
 # Words of keys that say that a part is a copy of another one.
 COPY_WORDS = frozenset(
     (
         *("ema", "avg", "average", "averaged", "averaging", "mean", "shadow", "swa", "polyak"),
         *("target", "targ", "tgt", "teacher", "best", "last", "latest", "prev", "previous", "old"),
         *("copy", "backup", "raw", "current", "slow", "momentum", "master", "fp32", "initial"),
+        *("running", "moving", "smooth", "smoothed", "delayed", "reference", "ref"),
     )
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
-# More models are not tried together.
-_MOST_TOGETHER = 4
+# More models are not tried together, nor tried where so many might be.
+_MOST_TOGETHER, _MOST_TRIED = 4, 12
 
 Words = tuple[str, ...]
 
 
-@cache
+@lru_cache(10_000)
 def _words(text: str) -> Words:
     found = []
     for word in _WORD.findall(text):
         word = word.lower()
         if word in _KINDS:
             continue
-        found.append(_inside(word))
+        found.append(word[:-1] if word[:-1] in COPY_WORDS else _inside(word))
     return tuple(found)
 
 
 def _inside(word: str) -> str:
     """``netg``, ``goptim``: what is left of a word without what it is."""
-    for kind in sorted(_KINDS, key=len, reverse=True):
-        for rest in (word.removeprefix(kind), word.removesuffix(kind)):
-            if len(kind) > 2 and len(rest) < len(word) and 1 <= len(rest) <= 2:
-                return rest
+    for kind in _LONG_KINDS:
+        if 1 <= len(word) - len(kind) <= 2:
+            for rest in (word.removeprefix(kind), word.removesuffix(kind)):
+                if rest != word:
+                    return rest
     return word
 
 
@@ -74,34 +78,104 @@ def alike(one: Words, other: Words) -> bool:
     )
 
 
-def owners(path: Path, node: Any, models: Sequence[StateDict]) -> tuple[int, ...]:
-    """The models that an optimizer is over, in its order, as places in ``models``; none where it
-    isn't clear.
+def owners(
+    optimizers: Sequence[tuple[Path, Any]],
+    models: Sequence[StateDict],
+    tensors: Mapping[Path, Shape],
+) -> list[tuple[int, ...] | None]:
+    """For each optimizer the models that it is over, as places in ``models``, in its order; ()
+    where it is over none of them, None where that isn't clear.
 
     What its name says counts first, if it fits so; then what its parameters fit alone; then what
-    they fit together.
+    they fit together. What is left may be over a part of a model that no other is over.
+    ``tensors`` stand beside the optimizers, and may have one, too (``log_alpha``).
     """
-    if len(models) <= 1:
-        return (0,) * len(models)
-    groups = read_groups(node)
-    tensors = [model.tensors() for model in models]
+    if not models or len(models) == len(optimizers) == 1:
+        return [tuple(range(len(models)))] * len(optimizers)
+    known = [(path, read_groups(node)) for path, node in optimizers]
+    sizes = [len(trainable(model.tensors())) for model in models]
+    said = [words(model.path) for model in models]
+    found = [_whole(path, groups, models, sizes, said) for path, groups in known]
+    covered = {
+        i
+        for (_, groups), of in zip(known, found, strict=True)
+        if of and groups.total == sum(sizes[i] for i in of)
+        for i in of
+    }
+    for at, (path, groups) in enumerate(known):
+        if found[at] is None:
+            found[at] = _part(path, groups, models, said, covered)
+        if groups.total == 1 and not _named(words(path), said):
+            (shown,) = (shape for group in groups.shapes for shape in group)
+            if any(
+                shown in (None, shape) and _of_tensor(path, one) for one, shape in tensors.items()
+            ):
+                found[at] = ()
+    return found
+
+
+def _of_tensor(path: Path, tensor: Path) -> bool:
+    """Whether an optimizer is called like a tensor: ``alpha_optimizer`` like ``log_alpha``."""
+    own, other = words(path), words(tensor)
+    least = min(len(own), len(other))
+    return least > 0 and alike(own[-least:], other[-least:])
+
+
+def _named(own: Words, said: Sequence[Words]) -> list[int]:
+    return [i for i, other in enumerate(said) if own and alike(own, other)]
+
+
+def _whole(
+    path: Path,
+    groups: Groups,
+    models: Sequence[StateDict],
+    sizes: Sequence[int],
+    said: Sequence[Words],
+) -> tuple[int, ...] | None:
+    """The models that an optimizer is called like, or that have just its parameters."""
     fits = _fitting(groups, models)
     own = words(path)
-    of_models = [words(model.path) for model in models]
-    named = [i for i, other in enumerate(of_models) if own and alike(own, other)]
+    named = _named(own, said)
     if len(named) == 1 and fits(named):
         return (named[0],)
-    together = [i for i, other in enumerate(of_models) if own and alike(own, other[: len(own)])]
-    if len(together) > 1 and fits(together):
-        return tuple(together)
-    sizes = [len(trainable(one)) for one in tensors]
-    for equal in (True, False):
-        alone = [i for i, n in enumerate(sizes) if (n == groups.total or not equal) and fits([i])]
-        if len(alone) == 1:
-            return (alone[0],)
-        if alone:
-            return ()
+    together = [i for i, other in enumerate(said) if own and alike(own, other[: len(own)])]
+    if len(together) > 1 and groups.total == sum(sizes[i] for i in together):
+        if len(together) > _MOST_TOGETHER:
+            return tuple(together) if fits(together) else None
+        orders = [one for one in permutations(together) if fits(one)]
+        if orders:
+            return orders[0]
+    alone = _first_two(i for i, size in enumerate(sizes) if size == groups.total and fits([i]))
+    if alone:
+        return (alone[0],) if len(alone) == 1 else None
     return _joint(groups, sizes, fits, named)
+
+
+def _part(
+    path: Path,
+    groups: Groups,
+    models: Sequence[StateDict],
+    said: Sequence[Words],
+    covered: Collection[int],
+) -> tuple[int, ...] | None:
+    """The model that an optimizer may be over a part of."""
+    if len(models) == 1 and not covered:
+        return (0,)  # whose else, even where it doesn't seem to fit
+    fits = _fitting(groups, models)
+    free = [i for i in range(len(models)) if i not in covered]
+    possible = _first_two(i for i in free if fits([i]))
+    if possible or free:
+        return (possible[0],) if len(possible) == 1 else None
+    # each model has its optimizer: this one is none's, unless it may be a second one
+    if words(path) and all(said):
+        return ()
+    possible = _first_two(i for i in range(len(models)) if fits([i]))
+    return (possible[0],) if len(possible) == 1 else None if possible else ()
+
+
+def _first_two(found: Iterator[int]) -> list[int]:
+    """As many as tell whether there is one."""
+    return [*islice(found, 2)]
 
 
 def _joint(
@@ -109,17 +183,27 @@ def _joint(
     sizes: Sequence[int],
     fits: Callable[[Sequence[int]], bool],
     named: Iterable[int],
-) -> tuple[int, ...]:
+) -> tuple[int, ...] | None:
     found: list[tuple[int, ...]] = []
-    for count in range(2, min(len(sizes), _MOST_TOGETHER) + 1):
-        for several in permutations(range(len(sizes)), count):
-            total = sum(sizes[i] for i in several)
-            if total == groups.total and fits(several):
-                found.append(several)
+    small = [i for i, size in enumerate(sizes) if size < groups.total]
+    for count in range(2, _MOST_TOGETHER + 1) if len(small) <= _MOST_TRIED else ():
+        for several in combinations(small, count):
+            if sum(sizes[i] for i in several) == groups.total:
+                found += [one for one in permutations(several) if fits(one)][:1]
     best = [one for one in found if set(named) <= set(one)] or found
-    in_order = [one for one in best if list(one) == sorted(one)]
-    best = in_order or best
-    return best[0] if len(best) == 1 else ()
+    return best[0] if len(best) == 1 else None
+
+
+def is_ordered(node: Any, of: Sequence[StateDict]) -> bool:
+    """Whether an optimizer over several models can have them in this order alone."""
+    groups = read_groups(node)
+    if groups.names is not None:
+        return True
+    fits = _fitting(groups, of)
+    if len(of) > _MOST_TOGETHER:
+        return False
+    others = [one for one in permutations(range(len(of))) if list(one) != sorted(one)]
+    return not any(fits(one) for one in others)
 
 
 def _fitting(groups: Groups, models: Sequence[StateDict]) -> Callable[[Sequence[int]], bool]:

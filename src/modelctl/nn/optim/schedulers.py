@@ -101,6 +101,12 @@ def check_owner(schedulers: Schedulers, *optimizers: Optimizer) -> None:
             raise UsageError(f"the {type(scheduler).__name__} belongs to another optimizer")
 
 
+def lr_of(group: Mapping[str, Any], key: str = "lr") -> float | None:
+    """A group's lr, or what it began with; None where the optimizer finds its own (Adafactor)."""
+    value = group.get(key)
+    return None if value is None else float(value)
+
+
 def own_lr(group: Mapping[str, Any]) -> float:
     """The lr that a group was given, whatever its schedule made of it: what the optimizer says,
     or OneCycleLR's ``max_lr`` and CyclicLR's ``base_lr``, which take the place of that."""

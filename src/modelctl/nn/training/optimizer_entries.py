@@ -35,17 +35,21 @@ def find_targets(
     params: Parameters,
     names_in_file: Callable[[], Mapping[Any, str] | None],
     skip: bool,
+    reordered: bool = False,
 ) -> Targets:
     """The live parameter of each saved id; with ``skip`` without those that the model lacks.
 
     By the names that the saved groups carry; those without one in between, which were not the
     model's, by their place among such of their group. Without any names by position, where groups
     have the same sizes and all shapes fit; else by the names that only the file's own model can
-    give them; else in the only order that fits.
+    give them; else in the only order that fits. With ``reordered`` (the model has its parameters
+    in another order than the file's) positions say nothing, and the file's names only where the
+    optimizer follows the model's order.
 
     Raises:
         RefusedError: parameters that are not there.
-        AmbiguousError: more than one order fits.
+        AmbiguousError: more than one order fits, or the order changed and nothing proves the old
+            one.
     """
     named = _names(groups)
     found = None
@@ -64,14 +68,30 @@ def find_targets(
         [len(group["params"]) for group in each] for each in (groups, optimizer.param_groups)
     )
     by_place = dict(zip(ids, lives, strict=True)) if sizes == own_sizes else None
-    if by_place and all(misfit(state.get(pid), p) is None for pid, p in by_place.items()):
+    fits = by_place and all(misfit(state.get(pid), p) is None for pid, p in by_place.items())
+    if by_place and fits and not reordered:
         return by_place
-    proved = names_in_file()
+    moved = fits and reordered
+    proved = None if moved and not _follows(optimizer, params) else names_in_file()
     if proved is not None:
         found = _by_name(proved, {}, params, skip)
     if found is not None:
         return found
+    if moved:
+        raise AmbiguousError(
+            "the model has its parameters in another order than the checkpoint's, and the "
+            "checkpoint's optimizer does not say which is which",
+            hint="build the model as it was, with its parts in the same order; or resume without "
+            "optimizer=",
+        )
     return by_place or _by_order(ids, lives, state, sizes)
+
+
+def _follows(optimizer: Optimizer, params: Parameters) -> bool:
+    """Whether each group has its parameters in the model's order."""
+    place = {id(p): i for i, p in enumerate(params.by_name.values())}
+    places = [[place.get(id(p), -1) for p in g["params"]] for g in optimizer.param_groups]
+    return all(found == sorted(found) for found in places)
 
 
 def misfit(state: Mapping[str, Any] | None, parameter: Tensor) -> tuple[str, Tensor] | None:

@@ -80,8 +80,9 @@ class OptimizerPlan:
         """How far the schedule has brought the lr, for groups that it did not know."""
         for i in self.source:
             group = {} if i is None else self.saved["param_groups"][i]
-            if float(group.get("initial_lr", 0)) > 0:
-                return float(group["lr"]) / float(group["initial_lr"])
+            now, first = (schedulers.lr_of(group, key) for key in ("lr", "initial_lr"))
+            if now is not None and first:
+                return now / first
         return 1.0
 
     def _state_of(self, parameter: Tensor, optimizer: Optimizer) -> Any:
@@ -102,6 +103,7 @@ def plan_optimizer(
     *,
     skip: bool = False,
     scheduled: bool = False,
+    reordered: bool = False,
 ) -> OptimizerPlan:
     """Match a saved optimizer with a live one over a model's parameters.
 
@@ -110,6 +112,7 @@ def plan_optimizer(
     are added to it (they were thawed in between). With ``skip`` saved parameters that the model
     lacks, or that have another shape there, are left aside. ``scheduled`` says that a scheduler
     moved the saved lr: its start is only known where that is recorded (``initial_lr``).
+    ``reordered`` says that the file has the model's parameters in another order.
 
     Raises:
         RefusedError: another kind of optimizer, state of other shapes, or parameters that are
@@ -120,7 +123,9 @@ def plan_optimizer(
     _same_kind(optimizer, groups)
     where = {pid: i for i, group in enumerate(groups) for pid in group["params"]}
     live = [p for group in optimizer.param_groups for p in group["params"]]
-    targets = find_targets(optimizer, groups, saved["state"], params, names_in_file, skip)
+    targets = find_targets(
+        optimizer, groups, saved["state"], params, names_in_file, skip, reordered
+    )
     if len({id(p) for p in targets.values()}) < len(targets):
         raise RefusedError("two of the checkpoint's optimizer entries mean one tied parameter")
     for pid, parameter in [*targets.items()]:
@@ -201,7 +206,7 @@ def _differences(
         own, theirs = (group[key] for group in (live, saved))
         if key == "lr":
             own, theirs = (
-                float(group["initial_lr" if "initial_lr" in group else "lr"])
+                schedulers.lr_of(group, "initial_lr" if "initial_lr" in group else "lr")
                 for group in (live, saved)
             )
         if _plain(own) != _plain(theirs):

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.matching.matcher import match_names, without
+from ...core.names import alphabetical
 from ...core.nodes import mapping
 from ...core.records import frozen_names
 from ...core.text import some
@@ -79,13 +80,14 @@ class OptimizersPart(Part):
             self.reordered = order != sorted(order)
             nodes = {i: nodes[j] for i, j in enumerate(order)}
             states = {i: states[j] for i, j in enumerate(order)}
-        scheduled = bool(saved_schedulers(self.saved))
+        scheduled, reordered = bool(saved_schedulers(self.saved)), self._is_reordered()
         for label, state in states.items():
             names = partial(self._names_in_file, nodes[label])
             self.plans[label] = plan = plan_optimizer(
                 *(self.live[label], state, params, names),
                 skip=self.saved.skip,
                 scheduled=scheduled,
+                reordered=reordered,
             )
             self._note(called("optimizer", label), self.live[label], plan)
         check_apart(self.live, self.plans)
@@ -150,6 +152,27 @@ class OptimizersPart(Part):
             if isinstance(names, list):
                 group["param_names"] = [n and (without(str(n), prefix) or n) for n in names]
         return saved
+
+    def _is_reordered(self) -> bool:
+        """Whether the file has the model's parameters in another order: then it was built so. One
+        with sorted names has lost its order."""
+        names, params = [*self.saved.sections.model().entries], self.model.params
+        if alphabetical(names):
+            return False
+        bare = {name: without(name, self.model.prefix) or name for name in names}
+        try:
+            found = match_names(bare.values(), params.called)
+        except CollisionError:
+            return False
+        order = [
+            first
+            for name in bare.values()
+            if name in found
+            for first in params.called[found[name]][:1]
+        ]
+        place = {name: i for i, name in enumerate(params.by_name)}
+        places = [place[name] for name in dict.fromkeys(order)]
+        return places != sorted(places)
 
     def _names_in_file(self, node: Any) -> dict[Any, str] | None:
         """Names of a saved optimizer's ids, where the file's own model proves them."""

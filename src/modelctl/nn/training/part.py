@@ -100,7 +100,12 @@ class Notes(list[str]):
         """
         tail = "; build it after resume() to start from the checkpoint's" if new else ""
         for (lr, first), group in zip(built, groups, strict=False):
-            if first is None or float(lr) == float(group["lr"]):
+            if (
+                first is None
+                or lr is None
+                or group["lr"] is None
+                or float(lr) == float(group["lr"])
+            ):
                 continue
             self.append(
                 f"{what}: the checkpoint's lr {shown(float(group['lr']))} holds until the "

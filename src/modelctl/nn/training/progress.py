@@ -9,6 +9,7 @@ from ...core.sections import Sections, is_model, is_optimizer
 from ...core.tree import Path
 from ...errors import UnsupportedError
 from ..loading.values import live as made
+from ..optim import schedulers
 from .optimizers import OptimizersPart
 from .part import Part, Saved
 from .scaler import find_scaler
@@ -45,8 +46,8 @@ class ProgressPart(Part):
         noted, live = self.lr, self.optimizers.live
         if not live:
             return
-        lr = self.lr = float(next(iter(live.values())).param_groups[0]["lr"])
-        if not self.optimizers.plans and noted not in (None, lr):
+        lr = self.lr = schedulers.lr_of(next(iter(live.values())).param_groups[0])
+        if lr is not None and not self.optimizers.plans and noted not in (None, lr):
             self.notes.append(
                 f"the checkpoint's lr is {noted:g}, the optimizer's {lr:g} stays: the file has "
                 "no optimizer state"
@@ -59,6 +60,8 @@ def finished_epochs(sections: Sections, top: dict[Any, Any]) -> int | None:
         return None
     noted: int = sections.epoch[1]
     if "pytorch-lightning_version" in top:
+        if _before(top["pytorch-lightning_version"], 1, 6):  # that noted the next one
+            return noted
         done: Any = top
         for key in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
             done = (mapping(done) or {}).get(key)
@@ -67,6 +70,13 @@ def finished_epochs(sections: Sections, top: dict[Any, Any]) -> int | None:
     if {"arch", "state_dict", "optimizer"} <= top.keys() and type(version) is int and version > 1:
         return noted + 1  # before version 2, timm noted the next one
     return noted
+
+
+def _before(version: Any, *numbers: int) -> bool:
+    """Whether a version is an earlier one; one that isn't readable is not."""
+    parts = version.split(".") if isinstance(version, str) else ()
+    known = [int(part) for part in parts[: len(numbers)] if part.isdecimal()]
+    return len(known) == len(numbers) and known < [*numbers]
 
 
 def own_values(top: dict[Any, Any], known: set[Any]) -> tuple[Any, list[str]]:

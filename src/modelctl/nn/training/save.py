@@ -20,6 +20,7 @@ from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ..freezing.freeze import record_of
 from ..model_names import Parameters, places, slots
+from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
 from .optimizer_entries import recordable
 from .rng import gathered, rank, rng_state
@@ -118,7 +119,7 @@ def save_checkpoint(
     content: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
     optimizers = labelled(optimizer)
     if lr is None and optimizers:
-        content["lr"] = float(next(iter(optimizers.values())).param_groups[0]["lr"])
+        content["lr"] = lr_of(next(iter(optimizers.values())).param_groups[0])
     content["extra"] = {**(extra or {}), **extras}
     plain = {key: storable(value, key) for key, value in content.items() if value is not None}
     for key, kind in (("epoch", int), ("step", int), ("lr", float)):

@@ -12,7 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
 from ...core.matching.matcher import match_names
+from ...core.names import AVERAGED
+from ...core.nodes import mapping, with_entries
 from ...core.sections import StateDict
+from ...core.tensors import TensorRef
 from ...core.text import some
 from ...core.tree import path_text
 from ...errors import RefusedError
@@ -24,6 +27,9 @@ from ..loading.plan import Plan, plan_load, removed_names, saved_freeze
 from ..loading.report import LoadReport
 from ..model_names import Parameters, slots
 from .part import Part, Saved
+
+# What mmengine's averaged models call torch's ``n_averaged``.
+STEPS = "steps"
 
 
 class ModelPart(Part):
@@ -50,7 +56,7 @@ class ModelPart(Part):
         found = chosen_model(self.saved.ckpt)
         # moments belong to what was being trained, not to its average
         raw = self.saved.sections.raw
-        section = found if raw is None else raw
+        section = found if raw is None else _without_count(raw)
         if raw is not None:
             self.swapped = (path_text(raw.path), path_text(found.path))
         self.plan = _loading(self.saved, self.live, section, str(self.saved.path))
@@ -102,7 +108,7 @@ class EmaPart(Part):
         sections = self.saved.sections
         copies = [one for one in sections.ema if one is not sections.raw]
         if sections.raw is not None:
-            copies.insert(0, sections.model())
+            copies.insert(0, self._average(sections.model(), sections.raw))
         if not self._wanted(self.live is not None, copies) or self.live is None:
             return
         section, model = copies[0], self.live
@@ -112,6 +118,17 @@ class EmaPart(Part):
             section, model = StateDict(section.path, section.tensors()), _holding(model)
         self.plan = _loading(self.saved, model, section, f"{self.saved.path}, ema")
 
+    def _average(self, model: StateDict, raw: StateDict) -> StateDict:
+        """What stands in the model's place, with the count of what was averaged that the file has
+        elsewhere, where the live copy has one."""
+        live = self.live
+        names = [slot.name for slot in slots(live)] if isinstance(live, nn.Module) else live or ()
+        beside = mapping(self.saved.top.get("averaging_state")) or {}
+        count = beside.get(AVERAGED, raw.entries.get(STEPS))
+        if AVERAGED not in names or not isinstance(count, TensorRef) or model.is_module:
+            return model
+        return StateDict(model.path, with_entries(model.node, {**model.entries, AVERAGED: count}))
+
     def run(self) -> None:
         if self.plan is None:
             return
@@ -119,6 +136,14 @@ class EmaPart(Part):
         if isinstance(self.live, MutableMapping):
             self.live.update(self.numbers)
         self.restored = True
+
+
+def _without_count(raw: StateDict) -> StateDict:
+    """What was trained, without mmengine's count of what was averaged, which is its copy's."""
+    if raw.is_module or STEPS not in raw.entries:
+        return raw
+    entries = {name: node for name, node in raw.entries.items() if name != STEPS}
+    return StateDict(raw.path, with_entries(raw.node, entries))
 
 
 def _loading(saved: Saved, model: nn.Module, section: StateDict, where: str) -> Plan:

@@ -15,6 +15,7 @@ from ...core.sections import param_groups
 from ...core.sections.kinds import optimizer_entries
 from ...core.sections.optimizers import is_named
 from ...core.tensors import TensorRef
+from ...core.tree import holds_tensors
 from ...errors import RefusedError
 from .optimizer_names import assign_names
 
@@ -116,12 +117,11 @@ def _reissued(
         place = {name: i for i, name in enumerate(new_order or order)}
         stay = [(place[new], i) for i, name in enumerate(of_all) if (new := now(name)) is not None]
         return with_entries(optimizer, {**top, "state": [top["state"][i] for _, i in sorted(stay)]})
-    state = mapping(top.get("state")) or {}
     groups = param_groups(optimizer)
     before = {name: i for i, name in enumerate(order)}
     after = {name: i for i, name in enumerate(new_order or order)}
     named = is_named([group["params"] for group in groups])
-    new_groups, new_state = [], dict[Any, Any]()
+    new_groups, moved_to = [], dict[Any, Any]()
     next_id = 0
     for group, of_group in zip(groups, names, strict=True):
         kept = []  # each one's id, its name in the model, and the one to record
@@ -137,17 +137,23 @@ def _reissued(
         recorded = [record for _, _, record in kept]
         ids = recorded if named else list(range(next_id, next_id + len(kept)))
         next_id += len(kept)
-        new_state.update(
-            (new, state[old]) for new, (old, _, _) in zip(ids, kept, strict=True) if old in state
-        )
+        moved_to.update((old, new) for new, (old, _, _) in zip(ids, kept, strict=True))
         changed = {**group, "params": ids}
         if isinstance(group.get("param_names"), list):
             changed["param_names"] = recorded
         new_groups.append(changed)
-    return with_entries(
-        optimizer,
-        {**top, "state": with_entries(top["state"], new_state), "param_groups": new_groups},
-    )
+    known = {id_ for group in groups for id_ in group["params"]}
+    changed = {
+        key: with_entries(part, {new: by_id[old] for old, new in moved_to.items() if old in by_id})
+        for key, part in top.items()
+        if (by_id := mapping(part)) is not None and (key == "state" or _is_by_id(by_id, known))
+    }
+    return with_entries(optimizer, {**top, **changed, "param_groups": new_groups})
+
+
+def _is_by_id(entries: Mapping[Any, Any], ids: Collection[Any]) -> bool:
+    """Whether it is more state, by the numbers of parameters (Lookahead's ``slow_state``)."""
+    return bool(entries) and entries.keys() <= {*ids} and holds_tensors(entries)
 
 
 def rename_parameters(
@@ -183,12 +189,3 @@ def _rename_ids(optimizer: Any, plan: Callable[[Sequence[str]], Mapping[str, str
     ]
     top = {**top, "state": with_entries(top["state"], state), "param_groups": changed}
     return with_entries(optimizer, top)
-
-
-def set_lr(optimizer: Any, lr: float) -> Any:
-    """The optimizer with this learning rate in each group, and in ``initial_lr`` where it is."""
-    groups = [
-        {**group, "lr": lr, **({"initial_lr": lr} if "initial_lr" in group else {})}
-        for group in param_groups(optimizer)
-    ]
-    return with_entries(optimizer, {**(mapping(optimizer) or {}), "param_groups": groups})

@@ -66,7 +66,10 @@ def surviving(
     """
     if not any(name in removed for name in parameters(dict(model))):
         return [True] * len(shapes)
-    (names,) = _prove(f"the EMA copy '{what}'", [list(shapes)], model, _DROP_EMA)
+    if [*shapes] == [ref.shape for ref in model.values()] and not alphabetical(list(model)):
+        names = list(model)  # one of each, buffers too
+    else:
+        (names,) = _prove(f"the EMA copy '{what}'", [list(shapes)], model, _DROP_EMA)
     alive = {ref.identity for name, ref in model.items() if name not in removed}
     return [model[name].identity in alive for name in names]
 

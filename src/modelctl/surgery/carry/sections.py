@@ -13,9 +13,9 @@ from ...core.nodes import Obj, mapping, with_attributes, with_entries
 from ...core.notes import info, warning
 from ...core.records import frozen_names, unread_freeze
 from ...core.sections import Sections, StateDict
-from ...core.sections.copies import Aliases, aliases, shapes_of
+from ...core.sections.copies import Aliases, Known
 from ...core.sections.copies import inside as copies_in
-from ...core.sections.pairing import merged, under
+from ...core.sections.pairing import is_ordered, merged, under
 from ...core.tensors import TensorRef
 from ...core.tree import Path, get, path_text, rebuild, walk
 from ...errors import AmbiguousError, RefusedError, UsageError
@@ -89,7 +89,10 @@ def remap(
     root = ckpt.root
     if optimizer == "drop":
         root = rebuild(root, changes)
-        own = (*sections.own_optimizers, *sections.own_schedulers, *sections.optimizer_objects)
+        own = (
+            *(*sections.own_optimizers, *sections.own_optimizer_objects),
+            *sections.own_schedulers,
+        )
         return ckpt.replace(root=_without(root, [path for path, _ in own])).noting(*notes)
     if removed:
         notes += [
@@ -98,6 +101,11 @@ def remap(
                 "it stays as it was"
             )
             for path in sections.unknown_optimizers
+        ]
+        notes += [
+            info(f"'{path_text(path)}' is over none of the models: it stays as it was")
+            for (path, _), of in zip(sections.optimizers, sections.owners, strict=True)
+            if of == ()
         ]
     # one after the other: an optimizer may stand in the state_dict itself
     for step in (changes, _optimizers(ckpt, renaming, removed, inner, plan)):
@@ -118,10 +126,10 @@ def cut_optimizers(
     inner = {} if model.is_module else copies_in(model)
     changes: dict[int, Any] = {}
     for path, node, of in _concerned(sections):
-        tensors, before = _parameters_of(path, of, model, inner)
+        tensors, before = _parameters_of(path, node, of, model, inner)
         names = {before + name for name in removed}
         changes[id(node)] = drop_parameters(node, tensors, names, {before + n for n in frozen})
-    for path, node in sections.optimizer_objects:
+    for path, node in sections.own_optimizer_objects:
         changes[id(node)] = drop_from_object(path_text(path), node, model.tensors(), removed)
     return changes
 
@@ -141,7 +149,7 @@ def _optimizers(
     for path, node, of in _concerned(sections):
         changed = changes.get(id(node), node)
         if swapped:
-            tensors, before = _parameters_of(path, of, model, inner)
+            tensors, before = _parameters_of(path, node, of, model, inner)
             under_it = {before + old: f"{before}{new}" for old, new in renaming.items()}
             frozen = {before + name for name in frozen_names(ckpt)}
             changed = permute_parameters(changed, tensors, under_it, frozen)
@@ -157,12 +165,12 @@ def _concerned(sections: Sections) -> Iterator[tuple[Path, Any, tuple[StateDict,
     """The optimizers that are over the model, or may be, with all models that they are over."""
     model = sections.models[0]
     for (path, node), of in zip(sections.optimizers, sections.owners, strict=True):
-        if not of or any(one is model for one in of):
-            yield path, node, of
+        if of is None or any(one is model for one in of):
+            yield path, node, of or ()
 
 
 def _parameters_of(
-    path: Path, of: tuple[StateDict, ...], model: StateDict, inner: Aliases
+    path: Path, node: Any, of: tuple[StateDict, ...], model: StateDict, inner: Aliases
 ) -> tuple[dict[str, TensorRef], str]:
     """The tensors of all models that an optimizer is over, and what stands before the names of
     this one there."""
@@ -173,6 +181,12 @@ def _parameters_of(
             hint="--optimizer drop leaves it out",
         )
     if len(of) > 1:
+        if not is_ordered(node, of):
+            raise AmbiguousError(
+                f"'{path_text(path)}' is over {', '.join(path_text(one.path) for one in of)}; in "
+                "which order is not clear, since they are alike",
+                hint="--optimizer drop leaves it out",
+            )
         return merged(of), under(model)
     return {name: ref for name, ref in model.tensors().items() if name not in inner}, ""
 
@@ -203,8 +217,7 @@ def _of_copy(copy: StateDict, model: StateDict, plan: Plan, renaming: Renaming) 
     found = plan(list(copy.entries))
     if found or not renaming or copy.is_module:
         return found
-    known = aliases(shapes_of(model.entries), shapes_of(copy.entries))
-    return _followed(known, renaming)
+    return _followed(Known.of(model).aliases(copy), renaming)
 
 
 def _followed(known: Aliases, renaming: Renaming) -> dict[str, str | None]:
