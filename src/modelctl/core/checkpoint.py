@@ -8,6 +8,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
+from ..errors import DamagedError
 from .notes import Note
 from .sections import Sections, find_sections
 from .tensors import TensorRef
@@ -124,6 +125,10 @@ class Checkpoint:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+        if isinstance(value, DamagedError) and value.tensor is None:
+            for name, ref in self.tensors().items():
+                if ref.storage is value.storage:
+                    raise value.of(name) from None
 
     def close(self) -> None:
         """Close the files. What was not read by then can't be read any more."""

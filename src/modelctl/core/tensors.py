@@ -176,10 +176,27 @@ class TensorRef:
         """Equal for references that are the same view of the same storage: tied tensors."""
         return (id(self.storage), self.start, self.shape, self.stride, self.dtype.name)
 
-    def chunks(self) -> Iterator[bytes]:
-        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB.
+    @property
+    def is_whole(self) -> bool:
+        """Whether it takes all of its storage."""
+        return self.start == 0 and self.span == self.storage.nbytes
+
+    def check(self) -> None:
+        """Compare what :meth:`chunks` won't with its checksum: the whole storage of which this is
+        a part.
 
         Raises:
+            DamagedError: the storage is not what was saved.
+        """
+        if not self.is_whole:
+            self.storage.check()
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB. What takes
+        all of its storage is compared with the checksum of that.
+
+        Raises:
+            DamagedError: it is not what was saved; after the last piece at the latest.
             UnsupportedError: for a tensor with a lazy conj or neg bit, whose stored bytes are
                 not its values.
             UnreadableError: for a view that is out of all proportion to what is stored.
@@ -194,9 +211,13 @@ class TensorRef:
             raise UnreadableError(
                 f"a view of {self.nbytes:,} bytes over {self.storage.nbytes:,} stored ones"
             )
+        is_whole = self.is_whole
         if self.is_contiguous:
-            yield from self.storage.chunks(self.start, self.start + self.nbytes)
+            pieces = self.storage.checked if is_whole else self.storage.chunks
+            yield from pieces(self.start, self.start + self.nbytes)
         elif self.nbytes:
+            if is_whole:
+                self.storage.check()
             yield from self._gather()
 
     def _gather(self) -> Iterator[bytes]:
@@ -241,6 +262,15 @@ class ValuesStorage(Storage):
     def __init__(self, ref: TensorRef) -> None:
         super().__init__(ref.nbytes, ref.storage.location)
         self.ref = ref
+        self.compared = ref.storage.compared
+
+    def check(self) -> None:
+        self.ref.storage.check()
+        self.compared = True
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        self.ref.check()
+        yield from self.chunks(start, stop)
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         yield from cut(self.ref.chunks(), start, self.nbytes if stop is None else stop)

@@ -234,6 +234,8 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
     if a is b or (a.identity == b.identity):
         return None
     differ, largest, close = 0, None, True
+    a.check()
+    b.check()
     for x, y in _aligned(a.chunks(), b.chunks()):
         if x == y:
             continue
@@ -260,6 +262,7 @@ def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, by
         n = min(len(left), len(right))
         yield left[:n], right[:n]
         left, right = left[n:], right[n:]
+    right += b"".join(b)  # to its end, where a damaged one says so
     if left or right:
         yield left, right
 

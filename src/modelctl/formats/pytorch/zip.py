@@ -118,7 +118,7 @@ class SavedZip:
         member = self.directory.members.get(name)
         if member is None:
             raise self._broken(name, f"the storage '{key}' is missing")
-        crc: int | None = member.crc32
+        crc = self.directory.crc32(member)
         if member.size == nbytes:
             nbytes = member.size  # one integer for both: there can be a million of them
         else:
