@@ -154,7 +154,7 @@ class TensorRef:
         if 0 in self.shape:
             return 0
         last = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        return (last + 1) * self.dtype.itemsize
+        return self.dtype.nbytes(last + 1)
 
     @property
     def is_contiguous(self) -> bool:

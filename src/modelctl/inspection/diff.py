@@ -236,7 +236,7 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
     differ, largest, close = 0, None, True
     a.check()
     b.check()
-    for x, y in _aligned(a.chunks(), b.chunks()):
+    for x, y in _aligned(a.chunks(), b.chunks(), a.dtype.itemsize):
         if x == y:
             continue
         n, most, all_close = _measure(x, y, a, rtol, atol)
@@ -249,8 +249,10 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
     return Change(name, "values", shape(a.shape), shape(b.shape), differ, a.numel, largest)
 
 
-def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Pieces of equal length from two streams of the same total length, cut at 16 bytes."""
+def _aligned(
+    a: Iterator[bytes], b: Iterator[bytes], itemsize: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """Pieces of equal length from two streams of the same total length, cut at items."""
     left = right = b""
     for piece in a:
         left += piece
@@ -260,6 +262,7 @@ def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, by
                 break
             right += more
         n = min(len(left), len(right))
+        n -= n % itemsize
         yield left[:n], right[:n]
         left, right = left[n:], right[n:]
     right += b"".join(b)  # to its end, where a damaged one says so

@@ -370,8 +370,9 @@ class ZipDirectory:
         return reached <= directory <= reached + _DESCRIPTOR
 
     def crc32(self, member: Member) -> int | None:
-        """The checksum of an entry; None where the zip was saved without."""
-        return member.crc32 if self.has_checksums else None
+        """The checksum of an entry; None where none was recorded, as by ``skip_data`` of torch,
+        which leaves storages to be filled in later."""
+        return member.crc32 or None
 
     def read(self, name: str, most: int) -> bytes:
         """An entry's bytes, inflated, with its CRC checked where it has one.
