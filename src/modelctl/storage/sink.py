@@ -52,18 +52,17 @@ class Sink:
         """All of ``data``, after what was written before."""
         self._put(memoryview(data).cast("B"), self.position)
 
-    def carry_out(self, file: FileLayout) -> None:
+    def carry_out(self, file: FileLayout, checker: Checker) -> None:
         """All of a file, by its layout; nothing was written before.
+
+        Args:
+            checker: what compares checksums that the output does not keep.
 
         Raises:
             UnreadableError: what it is made from can't be read.
             OSError: it can't be written.
         """
         _allocate(self.fd, file.nbytes)
-        with _Checker() as self._checker:
-            self._carry_out(file)
-
-    def _carry_out(self, file: FileLayout) -> None:
         sums: dict[int, int] = {}
         waiting: list[Late] = []
         batch: list[Segment] = []
@@ -74,7 +73,7 @@ class Sink:
                 self._put_batch(batch, sums, waiting)
                 batch, size = [], 0
             if isinstance(segment, Piece) and large:
-                self._copy(segment, sums)
+                self._copy(segment, sums, checker)
             else:
                 batch.append(segment)
                 size += segment.nbytes
@@ -100,7 +99,7 @@ class Sink:
                 parts.append(_made(segment, sums, waiting))
         self._put(memoryview(b"".join(parts)), batch[0].offset)
 
-    def _copy(self, piece: Piece, sums: dict[int, int]) -> None:
+    def _copy(self, piece: Piece, sums: dict[int, int], checker: Checker) -> None:
         """A range of a storage: copied by the kernel where it lies in a file as it is."""
         at = piece.offset
         runs = piece.storage.runs(piece.start, piece.stop)
@@ -113,7 +112,7 @@ class Sink:
             sums[id(piece.storage)] = crc
             return
         if piece.checksum == "compare":
-            self._checker.check(piece.storage)
+            checker.check(piece.storage)
         for run in runs:
             done = self._copy_range(run, at)
             for start in range(done, run.nbytes, _BATCH):
@@ -174,7 +173,7 @@ class Sink:
         self._sent = self.position
 
 
-class _Checker:
+class Checker:
     """Compares storages with their checksums while they are copied: the kernel shows nothing of
     what it moves, but another thread finds it in memory."""
 
@@ -182,7 +181,7 @@ class _Checker:
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
 
-    def __enter__(self) -> _Checker:
+    def __enter__(self) -> Checker:
         return self
 
     def check(self, storage: Storage) -> None:
