@@ -402,6 +402,18 @@ def fastest_crc32() -> Callable[[bytes | memoryview, int], int]:
     return crc32
 
 
+def crc32_of_pieces(data: memoryview, found: Iterable[tuple[int, int]]) -> int:
+    """The checksum of all of ``data``, given (checksum, bytes) of its pieces in their order."""
+    try:
+        from isal.isal_zlib import crc32_combine
+    except ImportError:
+        return zlib.crc32(data)
+    crc = 0
+    for more, nbytes in found:
+        crc = crc32_combine(crc, more, nbytes)
+    return crc
+
+
 def cut(pieces: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
     """The bytes from ``start`` to ``stop`` of a stream that comes in pieces; it is read to its end,
     so that what is wrong with it comes to light."""

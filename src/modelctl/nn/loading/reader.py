@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.storages import Run, Source, Storage, fastest_crc32
+from ...core.storages import Run, Source, Storage, crc32_of_pieces, fastest_crc32
 from ...core.tensors import TensorRef
 from ...errors import UnsupportedError
 
@@ -141,37 +142,39 @@ class Reader:
             at += run.nbytes
 
     def _fill_run(self, run: Run, out: memoryview, comparison: _Comparison | None) -> None:
+        read = run.source.read_into
+        if comparison is not None:
+            read = partial(comparison.read, run.source)
         if len(out) <= PIECE or _THREADS == 1:
-            _read(run.source, run.offset, out, comparison)
+            read(run.offset, out)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, "modelctl")
         for at in range(0, len(out), PIECE):
             part = out[at : at + PIECE]
-            job = self._pool.submit(_read, run.source, run.offset + at, part, comparison)
-            self._jobs.append(job)
-
-
-def _read(source: Source, offset: int, out: memoryview, comparison: _Comparison | None) -> None:
-    source.read_into(offset, out)
-    if comparison is not None:
-        comparison.done(len(out))
+            self._jobs.append(self._pool.submit(read, run.offset + at, part))
 
 
 class _Comparison:
-    """A storage whose checksum is compared once all of it is in memory, by whoever reads the
-    last piece."""
+    """A storage whose checksum is compared once all of it is in memory: made piece by piece, while
+    each is in the cache of who read it."""
 
     def __init__(self, storage: Storage, out: memoryview) -> None:
         self.storage, self.out, self.left = storage, out, len(out)
+        self.found: dict[int, tuple[int, int]] = {}  # by where the piece lies in its file
         self.lock = Lock()
 
-    def done(self, nbytes: int) -> None:
+    def read(self, source: Source, offset: int, out: memoryview) -> None:
+        """A piece, into its place."""
+        source.read_into(offset, out)
+        crc = fastest_crc32()(out, 0)
         with self.lock:
-            self.left -= nbytes
+            self.found[offset] = crc, len(out)
+            self.left -= len(out)
             is_last = not self.left
         if is_last:
-            self.storage.compare(fastest_crc32()(self.out, 0))
+            pieces = (self.found[at] for at in sorted(self.found))
+            self.storage.compare(crc32_of_pieces(self.out, pieces))
 
 
 class _Stage:
