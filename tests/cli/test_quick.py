@@ -80,7 +80,7 @@ def a_line(command: Command, picked: random.Random) -> list[str]:
         if "bool" in str(kind):
             parts.append([picked.choice([flag] * 18 + [f"{flag}=1", f"{flag}x"])])
             continue
-        for _ in range(picked.choice([1, 1, 2])):
+        for _ in range(picked.choice([1, 1, 1, 1, 1, 2])):
             value = words_of(kind, picked)
             spelled = [[flag, value]] * 9 + [[f"{flag}={value}"]] * 9 + [[flag + value], [flag]]
             parts.append(picked.choice(spelled))
