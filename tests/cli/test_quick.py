@@ -99,7 +99,7 @@ def test_what_is_read_is_read_as_typer_reads_it(
 ) -> None:
     command, picked = COMMANDS[name], random.Random(name)
     read = 0
-    for _ in range(80):
+    for _ in range(150):
         line = a_line(command, picked)
         options = said(command, line)
         if options is not None:

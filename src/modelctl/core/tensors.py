@@ -105,6 +105,11 @@ class TensorRef:
         fields = {name: getattr(self, name) for name in names} | {"stride": self._stride} | changes
         return TensorRef(fields.pop("dtype"), fields.pop("shape"), fields.pop("storage"), **fields)
 
+    def settle(self, requires_grad: bool, rebuild: Rebuild | None) -> None:
+        """What a pickle says of a tensor after it made it: for who reads it, before anybody else
+        has it."""
+        self._known = (requires_grad, self.role, rebuild)
+
     @property
     def requires_grad(self) -> bool | None:
         """Whether it trains, where the file says."""
