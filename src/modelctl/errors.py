@@ -75,6 +75,30 @@ class UnreadableError(ModelctlError):
         return {**super().as_dict(), "path": path, "member": self.member, "offset": self.offset}
 
 
+class DamagedError(UnreadableError):
+    """Bytes of a storage that are not those that were saved: their checksum says so.
+
+    ``storage`` is the one that is damaged; whoever knows its tensors names one by :meth:`of`.
+    """
+
+    def __init__(
+        self, storage: Any, path: str | Path | None, offset: int | None, tensor: str | None = None
+    ) -> None:
+        self.storage, self.tensor = storage, tensor
+        what = "a storage" if tensor is None else f"the tensor {tensor!r:.200}"
+        rest = "" if tensor is None else "; 'modelctl drop' of it keeps the rest"
+        super().__init__(
+            f"{what} is damaged: its bytes don't have the CRC-32 that the file records",
+            path=path,
+            offset=offset,
+            hint=f"get the file again{rest}",
+        )
+
+    def of(self, tensor: str) -> DamagedError:
+        """The same error, with the name of the tensor."""
+        return DamagedError(self.storage, self.path, self.offset, tensor)
+
+
 class UnsupportedError(ModelctlError):
     """Something that is sound but that modelctl does not handle (yet)."""
 

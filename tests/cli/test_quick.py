@@ -80,7 +80,7 @@ def a_line(command: Command, picked: random.Random) -> list[str]:
         if "bool" in str(kind):
             parts.append([picked.choice([flag] * 18 + [f"{flag}=1", f"{flag}x"])])
             continue
-        for _ in range(picked.choice([1, 1, 2])):
+        for _ in range(picked.choice([1, 1, 1, 1, 1, 2])):
             value = words_of(kind, picked)
             spelled = [[flag, value]] * 9 + [[f"{flag}={value}"]] * 9 + [[flag + value], [flag]]
             parts.append(picked.choice(spelled))
@@ -99,7 +99,7 @@ def test_what_is_read_is_read_as_typer_reads_it(
 ) -> None:
     command, picked = COMMANDS[name], random.Random(name)
     read = 0
-    for _ in range(80):
+    for _ in range(150):
         line = a_line(command, picked)
         options = said(command, line)
         if options is not None:

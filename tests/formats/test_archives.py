@@ -67,6 +67,24 @@ def test_a_bomb_is_refused_before_it_inflates(tmp_path: Path) -> None:
         modelctl.open(path)
 
 
+def test_the_checksum_of_a_gzipped_tar(tmp_path: Path) -> None:
+    """It stands at the very end, behind what a tar's reader needs."""
+    path = tar_gz(tmp_path / "a.tar.gz", {"weights.th": weights()})
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UnreadableError, match="not a gzipped tar: CRC check failed"):
+        modelctl.open(path)
+
+
+def test_zeros_behind_a_gzipped_tar_are_not_inflated_for_ever(tmp_path: Path) -> None:
+    path = tar_gz(tmp_path / "a.tar.gz", {"weights.th": weights()})
+    plain = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(plain + bytes(200 << 20)))
+    with pytest.raises(UnreadableError, match="inflates to far more"):
+        modelctl.open(path)
+
+
 @pytest.mark.parametrize("members", [{}, {"README": b"hello"}, {"config.json": b"{"}])
 def test_an_archive_without_a_checkpoint(tmp_path: Path, members: dict[str, bytes]) -> None:
     with pytest.raises(UnreadableError):

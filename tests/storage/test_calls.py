@@ -1,4 +1,5 @@
-"""What passes through this process when a checkpoint is saved: its structure, none of its tensors.
+"""What passes through this process when a checkpoint is saved: its structure, and of its tensors
+only what a checksum needs.
 
 The calls of the system are counted, so that a copy that goes through user space is seen whatever
 the time that it takes.
@@ -121,7 +122,9 @@ def test_tensors_do_not_pass_user_space(
     else:
         assert moved["copy_file_range"] >= payload
         assert moved["pwrite"] <= STRUCTURE
-        assert moved["read"] <= STRUCTURE
+        # where the checksum is left behind it is compared, beside the copy
+        compared = payload if (source, target) == ("in.pt", "out.safetensors") else 0
+        assert compared <= moved["read"] <= compared + STRUCTURE
     loaded = load(tmp_path / target)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 

@@ -57,13 +57,17 @@ def test_a_second_writer_is_refused_at_once(
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_a_second_writer_through_a_link(tmp_path: Path) -> None:
+def test_a_second_writer_on_another_way(tmp_path: Path) -> None:
+    """A link to the folder leads to the same file, a link to the file is a place of its own."""
+    (tmp_path / "way").symlink_to(".")
     (tmp_path / "link").symlink_to("f")
     with staged(tmp_path / "f") as sink:
         sink.write(b"new")
         with pytest.raises(WriteError, match="another modelctl"):
-            write(tmp_path / "link")
+            write(tmp_path / "way" / "f")
+        write(tmp_path / "link", b"other")
     assert (tmp_path / "f").read_bytes() == b"new"
+    assert (tmp_path / "link").read_bytes() == b"other"
 
 
 def test_other_targets_in_the_folder_do_not_matter(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def _interrupted(number: int, frame: object) -> NoReturn:
 
 _received: list[int] = []
 _INTERRUPTED = 130
+_HELP = {"--help", "-h"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -66,12 +67,14 @@ def run(argv: Sequence[str]) -> int:
 def _run(argv: list[str]) -> int:
     """A command that is well said is run at once; typer is for help, mistakes and completion."""
     from .commands import COMMANDS
-    from .quick import said
+    from .quick import check_once, said
 
     command = COMMANDS.get(argv[0]) if argv and "_MODELCTL_COMPLETE" not in os.environ else None
     options = said(command, argv[1:]) if command is not None else None
     if command is not None and options is not None:
         return command(**options)
+    if command is not None and not _HELP & {*argv}:
+        check_once(command, argv[1:])
     return _by_typer(argv)
 
 

@@ -17,7 +17,7 @@ Key = Annotated[
     Option("The state_dict inside that is meant (ema.model), if not the found one.", "PATH"),
 ]
 FollowSymlinks = Annotated[
-    bool, Option("Follow links among shards, also outside a Hugging Face cache.")
+    bool, Option("Follow links: in place, and among shards outside a Hugging Face cache.")
 ]
 Pattern = Annotated[
     list[str],

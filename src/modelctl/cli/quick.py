@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from ..errors import UsageError
 from .signature import Argument, Command, Option
 
 _INTEGER = re.compile(r"\d{1,18}", re.ASCII)
@@ -76,14 +77,7 @@ def _options(
     parameters: Sequence[_Parameter], argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The options that were said, and the other words."""
-    flags = {}
-    for one in parameters:
-        if isinstance(one.info, Option):
-            for flag in one.info.names(one.name):
-                on, _, off = flag.partition("/")
-                flags[on] = one, True
-                if off:
-                    flags[off] = one, False
+    flags = _flags(parameters)
     given: dict[str, Any] = {}
     places: list[str] = []
     words = iter(argv)
@@ -98,7 +92,8 @@ def _options(
         if one.kind is bool:
             if equals:
                 raise _Unclear
-            given[one.name] = switched
+            if given.setdefault(one.name, switched) != switched:
+                raise _Unclear
             continue
         text = text if equals else next(words, "")
         if not text or text.startswith("-"):
@@ -106,9 +101,64 @@ def _options(
         value = one.value(text)
         if one.several:
             given.setdefault(one.name, []).append(value)
-        else:
-            given[one.name] = value
+        elif given.setdefault(one.name, value) != value:
+            raise _Unclear
     return given, places
+
+
+def _flags(parameters: Sequence[_Parameter]) -> dict[str, tuple[_Parameter, bool]]:
+    """What each option is called, and which way a switch goes by that name."""
+    flags = {}
+    for one in parameters:
+        if isinstance(one.info, Option):
+            for flag in one.info.names(one.name):
+                on, _, off = flag.partition("/")
+                flags[on] = one, True
+                if off:
+                    flags[off] = one, False
+    return flags
+
+
+def check_once(command: Command, argv: Sequence[str]) -> None:
+    """Raises UsageError where an option that takes one value was given two: typer would take the
+    last one, and say nothing."""
+    flags = _flags([_parameter(one) for one in inspect.signature(command).parameters.values()])
+    given: dict[str, str] = {}
+    for flag, text in _said_options(flags, argv):
+        one, switched = flags[flag]
+        before = given.setdefault(one.name, text)
+        if one.several or before == text:
+            continue
+        if one.kind is bool:
+            if flags[before][1] != switched:
+                raise UsageError(f"{before} and {text}: one of them")
+            continue
+        raise UsageError(f"{flag} twice, {before} and {text}: it takes one value")
+
+
+def _said_options(
+    flags: Mapping[str, tuple[_Parameter, bool]], argv: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """The flags of a line, however they are spelled, each with its value; a switch with itself."""
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            return
+        if word.startswith("--"):
+            flag, equals, text = word.partition("=")
+            if flag in flags and flags[flag][0].kind is not bool:
+                yield flag, text if equals else next(words, "")
+            elif flag in flags:
+                yield flag, flag
+            continue
+        letters = word[1:] if word.startswith("-") else ""
+        while letters and (flag := f"-{letters[0]}") in flags:
+            letters = letters[1:]
+            if flags[flag][0].kind is bool:
+                yield flag, flag
+            else:
+                yield flag, letters or next(words, "")
+                break
 
 
 def _arguments(parameters: Sequence[_Parameter], places: Sequence[str]) -> dict[str, Any]:

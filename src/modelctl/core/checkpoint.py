@@ -10,7 +10,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
-from ..errors import NoMatchError
+from ..errors import DamagedError, NoMatchError
 from .names import nearest
 from .nodes import children, mapping
 from .notes import Note
@@ -132,6 +132,10 @@ class Checkpoint:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+        if isinstance(value, DamagedError) and value.tensor is None:
+            for name, ref in self.tensors().items():
+                if ref.storage is value.storage:
+                    raise value.of(name) from None
 
     def close(self) -> None:
         """Close the files. What was not read by then can't be read any more."""

@@ -27,6 +27,11 @@ class DType(NamedTuple):
         """True for the dtypes that a parameter can have: floating and complex ones."""
         return self.kind in ("float", "complex")
 
+    @property
+    def is_in_torch(self) -> bool:
+        """Whether torch has it: a dtype of torch counts items."""
+        return self.per_item == 1
+
     def nbytes(self, numel: int) -> int:
         """Bytes of so many elements in a row: of whole items, the last one perhaps not full."""
         return -(-numel // self.per_item) * self.itemsize
@@ -46,6 +51,8 @@ _TABLE = [
     DType("float8_e4m3fnuz", "f8e4m3fnuz", 1, "F8_E4M3FNUZ", "float"),
     DType("float8_e8m0fnu", "f8e8m0", 1, "F8_E8M0", "float"),
     DType("float4_e2m1fn_x2", "f4x2", 1, "F4", "float"),
+    DType("float6_e2m3fn", "f6e2m3", 3, "F6_E2M3", "float", 4),
+    DType("float6_e3m2fn", "f6e3m2", 3, "F6_E3M2", "float", 4),
     DType("int64", "i64", 8, "I64", "int"),
     DType("int32", "i32", 4, "I32", "int"),
     DType("int16", "i16", 2, "I16", "int"),

@@ -54,6 +54,10 @@ def bits_differ(x: bytes, y: bytes, dtype: DType) -> int:
 
     if len(x) % dtype.itemsize or len(x) != len(y):
         raise ValueError("pieces that are not cut at elements")
+    bits, rest = divmod(8 * dtype.itemsize, dtype.per_item)
+    if dtype.per_item > 1 and not rest:  # several in an item, with nothing beside them
+        wrong = np.frombuffer(x, "u1") ^ np.frombuffer(y, "u1")
+        return int(np.unpackbits(wrong, bitorder="little").reshape(-1, bits).any(axis=1).sum())
     raw_x, raw_y = (np.frombuffer(raw, dtype=f"V{dtype.itemsize}") for raw in (x, y))
     return int((raw_x != raw_y).sum())
 

@@ -6,14 +6,16 @@ Nothing here opens anything; :mod:`modelctl.storage` does.
 from __future__ import annotations
 
 import io
+import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
-from ..errors import ModelctlError, UnreadableError
+from ..errors import DamagedError, ModelctlError, UnreadableError
 
 CHUNK = 1 << 20
 # A view that is not contiguous is gathered from at most this much of its storage read at once;
@@ -21,6 +23,7 @@ CHUNK = 1 << 20
 GATHER = 32 << 20
 # Ranges that are no farther apart are read at once.
 _GAP, _MOST_AT_ONCE = 4096, 8 << 20
+_ROOM = 256 << 10
 
 
 class Source(ABC):
@@ -200,16 +203,19 @@ class Run(NamedTuple):
 class Storage(ABC):
     """Bytes shared by the tensors that view them; the same object means tied.
 
-    ``location`` is the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``); ``crc32`` is
-    the checksum of all bytes where the container recorded one.
+    Attributes:
+        location: the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``).
+        crc32: the checksum of all bytes, where the container recorded one.
+        compared: whether nothing is left to compare with it.
     """
 
-    __slots__ = ("crc32", "location", "nbytes")
+    __slots__ = ("compared", "crc32", "location", "nbytes")
 
     def __init__(self, nbytes: int, location: str = "cpu", crc32: int | None = None) -> None:
         self.nbytes = nbytes
         self.location = location
         self.crc32 = crc32
+        self.compared = crc32 is None
 
     @abstractmethod
     def read(self, start: int, size: int) -> bytes:
@@ -225,6 +231,45 @@ class Storage(ABC):
         stop = self.nbytes if stop is None else stop
         for at in range(start, stop, CHUNK):
             yield self.read(at, min(CHUNK, stop - at))
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The same as :meth:`chunks`, compared with the recorded checksum: while they pass where
+        they are all, else before the first, by reading all of the storage once.
+
+        Raises:
+            DamagedError: they are not what was saved; after the last one at the latest.
+        """
+        stop = self.nbytes if stop is None else stop
+        if self.compared or (start, stop) != (0, self.nbytes):
+            self.check()
+            yield from self.chunks(start, stop)
+            return
+        crc, crc32 = 0, fastest_crc32()
+        for piece in self.chunks():
+            crc = crc32(piece, crc)
+            yield piece
+        self.compare(crc)
+
+    def check(self) -> None:
+        """Read all bytes and compare them with the recorded checksum, unless that was done.
+
+        Raises:
+            DamagedError: they are not what was saved.
+        """
+        if not self.compared:
+            for _ in self.checked():
+                pass
+
+    def compare(self, crc: int) -> None:
+        """Raises DamagedError where the checksum of all bytes is not the recorded one."""
+        if self.crc32 is not None and crc != self.crc32:
+            raise self._damaged()
+        self.compared = True
+
+    def _damaged(self) -> DamagedError:
+        runs = self.runs()
+        at = (runs[0].source.name, runs[0].offset) if runs else (None, None)
+        return DamagedError(self, *at)
 
     def buffer(self, start: int, size: int) -> memoryview:
         """``size`` bytes from ``start`` for random access: mapped where they lie in one piece."""
@@ -248,10 +293,22 @@ class RunStorage(Storage):
         crc32: int | None = None,
     ) -> None:
         self.nbytes, self.location, self.crc32 = nbytes, location, crc32
+        self.compared = crc32 is None
         self.source, self.offset = source.outermost(offset)  # the kernel copies from that
 
     def read(self, start: int, size: int) -> bytes:
         return self.source.read(self.offset + start, size)
+
+    def check(self) -> None:
+        if self.compared:
+            return
+        crc, crc32 = 0, fastest_crc32()
+        room = memoryview(bytearray(min(_ROOM, self.nbytes)))  # one, small enough for the cache
+        for at in range(0, self.nbytes, _ROOM):
+            part = room[: min(_ROOM, self.nbytes - at)]
+            self.source.read_into(self.offset + at, part)
+            crc = crc32(part, crc)
+        self.compare(crc)
 
     def runs(self, start: int = 0, stop: int | None = None) -> list[Run]:
         stop = self.nbytes if stop is None else stop
@@ -311,6 +368,18 @@ class SwappedStorage(Storage):
     def __init__(self, inner: Storage, itemsize: int) -> None:
         super().__init__(inner.nbytes, inner.location)
         self.inner, self.itemsize = inner, itemsize
+        self.compared = inner.compared
+
+    def check(self) -> None:
+        try:
+            self.inner.check()
+        except DamagedError as e:
+            raise DamagedError(self, e.path, e.offset) from None
+        self.compared = True
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        self.check()  # the checksum is that of the bytes as they lie there
+        yield from self.chunks(start, stop)
 
     def read(self, start: int, size: int) -> bytes:
         n = self.itemsize
@@ -320,6 +389,29 @@ class SwappedStorage(Storage):
         for i in range(n):
             out[i::n] = raw[n - 1 - i :: n]
         return bytes(out[start - first : start - first + size])
+
+
+@cache
+def fastest_crc32() -> Callable[[bytes | memoryview, int], int]:
+    """ISA-L's, ten times as fast as zlib's, where it is installed."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.crc32
+    crc32: Callable[[bytes | memoryview, int], int] = isal_zlib.crc32
+    return crc32
+
+
+def crc32_of_pieces(data: memoryview, found: Iterable[tuple[int, int]]) -> int:
+    """The checksum of all of ``data``, given (checksum, bytes) of its pieces in their order."""
+    try:
+        from isal.isal_zlib import crc32_combine
+    except ImportError:
+        return zlib.crc32(data)
+    crc = 0
+    for more, nbytes in found:
+        crc = crc32_combine(crc, more, nbytes)
+    return crc
 
 
 def cut(pieces: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:

@@ -106,6 +106,11 @@ class TensorRef:
         fields = {name: getattr(self, name) for name in names} | {"stride": self._stride} | changes
         return TensorRef(fields.pop("dtype"), fields.pop("shape"), fields.pop("storage"), **fields)
 
+    def settle(self, requires_grad: bool, rebuild: Rebuild | None) -> None:
+        """What a pickle says of a tensor after it made it: for who reads it, before anybody else
+        has it."""
+        self._known = (requires_grad, self.role, rebuild)
+
     @property
     def requires_grad(self) -> bool | None:
         """Whether it trains, where the file says."""
@@ -155,7 +160,7 @@ class TensorRef:
         if 0 in self.shape:
             return 0
         last = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        return (last + 1) * self.dtype.itemsize
+        return self.dtype.nbytes(last + 1)
 
     @property
     def is_contiguous(self) -> bool:
@@ -177,10 +182,27 @@ class TensorRef:
         """Equal for references that are the same view of the same storage: tied tensors."""
         return (id(self.storage), self.start, self.shape, self.stride, self.dtype.name)
 
-    def chunks(self) -> Iterator[bytes]:
-        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB.
+    @property
+    def is_whole(self) -> bool:
+        """Whether it takes all of its storage."""
+        return self.start == 0 and self.span == self.storage.nbytes
+
+    def check(self) -> None:
+        """Compare what :meth:`chunks` won't with its checksum: the whole storage of which this is
+        a part.
 
         Raises:
+            DamagedError: the storage is not what was saved.
+        """
+        if not self.is_whole:
+            self.storage.check()
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB. What takes
+        all of its storage is compared with the checksum of that.
+
+        Raises:
+            DamagedError: it is not what was saved; after the last piece at the latest.
             UnsupportedError: for a tensor with a lazy conj or neg bit, whose stored bytes are
                 not its values.
             UnreadableError: for a view that is out of all proportion to what is stored.
@@ -195,9 +217,13 @@ class TensorRef:
             raise UnreadableError(
                 f"a view of {self.nbytes:,} bytes over {self.storage.nbytes:,} stored ones"
             )
+        is_whole = self.is_whole
         if self.is_contiguous:
-            yield from self.storage.chunks(self.start, self.start + self.nbytes)
+            pieces = self.storage.checked if is_whole else self.storage.chunks
+            yield from pieces(self.start, self.start + self.nbytes)
         elif self.nbytes:
+            if is_whole:
+                self.storage.check()
             yield from self._gather()
 
     def _gather(self) -> Iterator[bytes]:
@@ -278,6 +304,15 @@ class ValuesStorage(Storage):
     def __init__(self, ref: TensorRef) -> None:
         super().__init__(ref.nbytes, ref.storage.location)
         self.ref = ref
+        self.compared = ref.storage.compared
+
+    def check(self) -> None:
+        self.ref.storage.check()
+        self.compared = True
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        self.ref.check()
+        yield from self.chunks(start, stop)
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         yield from cut(self.ref.chunks(), start, self.nbytes if stop is None else stop)

@@ -133,6 +133,9 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
                     found[member.name] = _inflated(file, place, member.name, member.size)
                 elif member.name.endswith("config.json") and member.size <= _MOST_CONFIG:
                     config = json.loads(file.read())
+            while plain.read(_PIECE):  # to its end, where the checksum of all of it stands
+                if plain.tell() > limit:
+                    raise UnreadableError("inflates to far more than it holds", path=place.name)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UnreadableError(
             f"not a gzipped tar: {e}", path=place.name, hint="get the file again"

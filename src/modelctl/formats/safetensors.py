@@ -4,11 +4,12 @@ pickle."""
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ..core import notes
 from ..core.checkpoint import Checkpoint, Origin
-from ..core.dtypes import BY_TAG
+from ..core.dtypes import BY_TAG, DType
 from ..core.nodes import ABSENT, Composite, mapping, ordered_dict
 from ..core.notes import Loss, Note
 from ..core.records import METADATA, PREFIX, records
@@ -16,7 +17,7 @@ from ..core.sections import is_state_dict
 from ..core.storages import RunStorage, Source
 from ..core.tensors import TensorRef, ValuesStorage
 from ..core.tree import Path
-from ..errors import UnreadableError
+from ..errors import UnreadableError, UnsupportedError
 from ..storage.layout import FileLayout, LayoutBuilder
 from ..storage.places import Place
 from .base import NO_STATE_DICT, WritableFormat
@@ -25,6 +26,8 @@ MAX_HEADER = 100_000_000
 # Ties whose names alone would not show that they are: our reader needs no guess.
 _TIED = "modelctl.tied"
 _MAX_DIMS = 64
+_SPACE = b" \t\r\n"  # what JSON calls so: a writer may align the tensors with it
+_TAG = re.compile(r"[A-Z][A-Z0-9_]{0,30}")
 
 
 class Safetensors(WritableFormat):
@@ -40,7 +43,8 @@ class Safetensors(WritableFormat):
     def sniff(self, place: Place) -> bool:
         head = place.head
         # a header of up to 100 MB, so its length has zeros in the upper bytes
-        return len(head) > 8 and head[4:8] == bytes(4) and head[8:9] in (b"{", b"[", b" ")
+        begins = head[8:].lstrip(_SPACE)[:1]
+        return len(head) > 8 and head[4:8] == bytes(4) and begins in (b"{", b"[", b"")
 
     # ------------------------------------------------------------------ reading
 
@@ -132,8 +136,7 @@ class Safetensors(WritableFormat):
         if unsure:
             metadata[_TIED] = json.dumps(unsure, ensure_ascii=False)
         written = {tensor: entries[tensor] for tensor in first.values()}
-        # by item size, so that every tensor is aligned for its dtype
-        order = sorted(written, key=lambda tensor: -written[tensor].dtype.itemsize)
+        order = sorted(written, key=lambda tensor: -_alignment(written[tensor].dtype))
         offsets, at = {}, 0
         for tensor in order:
             offsets[tensor] = [at, at + written[tensor].nbytes]
@@ -170,6 +173,11 @@ class Safetensors(WritableFormat):
 
     def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
         return f"json.loads(safe_open({path!r}, 'pt').metadata()[{record!r}])"
+
+
+def _alignment(dtype: DType) -> int:
+    """By this, the largest first, every tensor is aligned for its dtype."""
+    return dtype.itemsize if dtype.per_item == 1 else 1
 
 
 def _tied_names(name: str, kept: str) -> bool:
@@ -217,7 +225,7 @@ def _header(source: Source) -> tuple[dict[str, Any], int]:
     if length > min(MAX_HEADER, source.size - 8):
         raise broken(f"a header of {length:,} bytes in a file of {source.size:,}", 0)
     raw = source.read(8, length)
-    if raw[:1] != b"{":
+    if raw.lstrip(_SPACE)[:1] != b"{":
         raise broken("the header does not begin with '{'")
     try:
         text = raw.decode("utf-8")
@@ -267,7 +275,14 @@ def _records(metadata: dict[str, str], source: Source) -> dict[str, Any]:
 
 def _tensor(name: str, info: Any, source: Source, start: int) -> tuple[TensorRef, int, int]:
     try:
-        dtype = BY_TAG[info["dtype"]]
+        tag = info["dtype"]
+        if type(tag) is str and tag not in BY_TAG and _TAG.fullmatch(tag):
+            raise UnsupportedError(
+                f"{source.name}: the tensor {name!r:.200} has the dtype {tag}, "
+                "which modelctl does not know",
+                hint="a newer modelctl may",
+            )
+        dtype = BY_TAG[tag]
         shape, (begin, end) = info["shape"], info["data_offsets"]
         if type(shape) is not list or len(shape) > _MAX_DIMS or type(info) is not dict:
             raise TypeError
@@ -285,12 +300,15 @@ def _tensor(name: str, info: Any, source: Source, start: int) -> tuple[TensorRef
     if start + end > source.size:
         raise _broken(name, f"ends at byte {start + end:,}, the file at {source.size:,}", source)
     if dtype.tag == "F4" and shape:
-        if shape[-1] % 2:
-            raise _broken(name, "an odd number of 4-bit values in a row", source)
+        if shape[-1] % 2 and numel == 2 * (end - begin):
+            raise UnsupportedError(
+                f"{source.name}: the tensor {name!r:.200} is F4 of the shape {shape}, "
+                "for whose rows torch, which counts pairs, has no shape"
+            )
         shape = [*shape[:-1], shape[-1] // 2]
         numel //= 2
-    if numel * dtype.itemsize != end - begin:
-        sizes = f"{numel * dtype.itemsize:,} bytes by its shape, {end - begin:,} by its offsets"
+    if dtype.nbytes(numel) != end - begin or numel % dtype.per_item:
+        sizes = f"{dtype.nbytes(numel):,} bytes by its shape, {end - begin:,} by its offsets"
         raise _broken(name, sizes, source)
     return (
         TensorRef(dtype, tuple(shape), RunStorage(source, start + begin, end - begin)),

@@ -235,7 +235,9 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
     if a is b or (a.identity == b.identity):
         return None
     differ, largest, close = 0, None, True
-    for x, y in _aligned(a.chunks(), b.chunks()):
+    a.check()
+    b.check()
+    for x, y in _aligned(a.chunks(), b.chunks(), a.dtype.itemsize):
         if x == y:
             continue
         n, most, all_close = _measure(x, y, a, rtol, atol)
@@ -248,8 +250,10 @@ def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) ->
     return Change(name, "values", shape(a.shape), shape(b.shape), differ, a.numel, largest)
 
 
-def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Pieces of equal length from two streams of the same total length, cut at 16 bytes."""
+def _aligned(
+    a: Iterator[bytes], b: Iterator[bytes], itemsize: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """Pieces of equal length from two streams of the same total length, cut at items."""
     left = right = b""
     for piece in a:
         left += piece
@@ -259,8 +263,10 @@ def _aligned(a: Iterator[bytes], b: Iterator[bytes]) -> Iterator[tuple[bytes, by
                 break
             right += more
         n = min(len(left), len(right))
+        n -= n % itemsize
         yield left[:n], right[:n]
         left, right = left[n:], right[n:]
+    right += b"".join(b)  # to its end, where a damaged one says so
     if left or right:
         yield left, right
 

@@ -29,12 +29,14 @@ def tensor_stats(ref: TensorRef) -> Stats | None:
     complex, bool). Reads all its bytes, a piece at a time.
 
     Raises:
+        DamagedError: they are not what was saved.
         UnreadableError, UnsupportedError: its bytes can't be read as values.
     """
     import numpy as np
 
     if ref.dtype.kind not in ("float", "int"):
         return None
+    ref.check()
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     nan = finite_count = zeros = count = 0
     for piece in ref.chunks():

@@ -7,8 +7,10 @@ import struct
 from typing import Any
 
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
+from ..core.tensors import TensorRef
 from .machine import KINDS, MAX_MARKS, Machine
 from .policy import judge_state
+from .rebuild import set_old_state
 
 _MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
 
@@ -397,6 +399,8 @@ def op_build(m: Machine) -> None:
     if isinstance(target, Obj):
         target.state = state
         m.find(judge_state(target.func, state, "BUILD", m.at))
+    elif isinstance(target, TensorRef) and set_old_state(target, state):
+        pass
     elif isinstance(target, Global):
         m.danger("build-on-global", f"changes {target}", target, "BUILD")
     elif state:

@@ -40,6 +40,7 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
         *("build_tensor_from_id", "restore_type_tag"),
     ),
     "torch.nn.parameter": ("Parameter", "Buffer"),
+    "torch.nn.backends.thnn": ("_get_thnn_function_backend",),  # in every module up to torch 1.3
     "functools": ("partial",),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": (

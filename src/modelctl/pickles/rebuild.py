@@ -170,6 +170,31 @@ def _parameter(args: tuple[Any, ...]) -> TensorRef | None:
     return data.replace(requires_grad=requires_grad, role="parameter", rebuild=extras)
 
 
+def _old_parameter(args: tuple[Any, ...]) -> TensorRef | None:
+    """``Parameter(data)``, as torch up to 0.4 spelled it; a state may follow that says the rest."""
+    data, *rest = args or (None,)
+    if not isinstance(data, TensorRef) or len(rest) > 1 or any(type(x) is not bool for x in rest):
+        return None
+    return data.replace(requires_grad=rest[0] if rest else True, role="parameter")
+
+
+def _old_variable(args: tuple[Any, ...]) -> TensorRef | None:
+    """``Variable(data)``: a tensor, before 0.4 made them one."""
+    made = _old_parameter(args)
+    return made and made.replace(role=None, requires_grad=made.requires_grad if args[1:] else None)
+
+
+def set_old_state(made: TensorRef, state: Any) -> bool:
+    """The state of a parameter or variable of torch up to 0.3, (requires_grad, volatile, hooks);
+    False where it is none."""
+    if type(state) is not tuple or len(state) != 3 or type(state[0]) is not bool:
+        return False
+    hooks = state[2]
+    kept = Rebuild(made.rebuild.bits if made.rebuild else None, hooks)
+    made.settle(state[0], kept if isinstance(hooks, Obj) and hooks.entries else made.rebuild)
+    return True
+
+
 def _from_type(args: tuple[Any, ...]) -> TensorRef | None:
     func, cls, inner, state = args
     make = REBUILDS.get(func) if isinstance(func, Global) else None
@@ -203,4 +228,6 @@ REBUILDS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
     Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     Global("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     Global("torch.tensor", "_rebuild_from_type_v2"): _from_type,
+    Global("torch.nn.parameter", "Parameter"): _old_parameter,
+    Global("torch.autograd.variable", "Variable"): _old_variable,
 }

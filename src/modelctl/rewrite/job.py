@@ -19,6 +19,7 @@ from ..inspection.changes import plan
 from ..inspection.edits import EditReport
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
+from .linked import about_names, replaced
 from .naming import is_sharded, name_in_folder, same_format, suffix_lies, usual_suffix
 
 # Called with an output's name, the bytes written since the last call, how many there will be.
@@ -96,6 +97,8 @@ class Job:
 
     def target(self, source: str, of: int, ckpt: Checkpoint) -> Target:
         """The output for one of so many sources."""
+        if self.in_place:
+            source = replaced(source, ckpt, follow_links=self.follow_symlinks)
         if self.in_place and is_sharded(ckpt):
             return Target(ckpt.origin.path if ckpt.origin else source, self.to)
         if self.in_place or self.output is None:
@@ -128,6 +131,8 @@ class Job:
         placed = self.output is not None or self.in_place
         notes = [*_dangers(before), *after.notes]
         saved: files.Saved | None = None
+        if placed and not (unchanged and self.in_place):
+            notes += about_names(before, path, in_place=self.in_place)
         if self.dry_run and placed:
             self.check_target(after, target)
             if os.path.exists(path) and not (self.overwrite or self.in_place):

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 
 from ..core.storages import CHUNK, Source, Storage, cut
-from ..errors import UnreadableError
+from ..errors import DamagedError, UnreadableError
 
 
 class InflatedStorage(Storage):
@@ -25,6 +25,9 @@ class InflatedStorage(Storage):
     ) -> None:
         super().__init__(nbytes, location, crc32)
         self.source, self.offset, self.compressed = source, offset, compressed
+
+    def _damaged(self) -> DamagedError:
+        return DamagedError(self, self.source.name, self.offset)
 
     def read(self, start: int, size: int) -> bytes:
         return b"".join(self.chunks(start, start + size))

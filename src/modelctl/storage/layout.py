@@ -9,7 +9,7 @@ order, and knows what it takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..core.storages import Storage
 
@@ -28,15 +28,20 @@ class Made(NamedTuple):
         return len(self.data)
 
 
+# What becomes of the checksum of a storage that is copied: it is compared with the bytes, since the
+# output has none; it is kept in the output, where damage goes on to be seen; or it is made while
+# all of the storage is read, since a late segment asks for it.
+Checksum = Literal["compare", "keep", "make"]
+
+
 class Piece(NamedTuple):
-    """The bytes of a storage from ``start`` to ``stop``; ``checked`` where a late segment asks for
-    the CRC-32 of all of it."""
+    """The bytes of a storage from ``start`` to ``stop``."""
 
     offset: int
     storage: Storage
     start: int
     stop: int
-    checked: bool = False
+    checksum: Checksum = "compare"
 
     @property
     def nbytes(self) -> int:
@@ -103,12 +108,17 @@ class LayoutBuilder:
         self.position += len(data)
 
     def copy(
-        self, storage: Storage, start: int = 0, stop: int | None = None, *, checked: bool = False
+        self,
+        storage: Storage,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        checksum: Checksum = "compare",
     ) -> None:
-        """A range of a storage; with ``checked`` (all of it only) its CRC-32 will be known."""
+        """A range of a storage, all of it where its checksum is not only compared."""
         stop = storage.nbytes if stop is None else stop
         if start < stop:
-            self._place(Piece(self.position, storage, start, stop, checked))
+            self._place(Piece(self.position, storage, start, stop, checksum))
 
     def late(self, nbytes: int, make: Callable[[Checksums], bytes]) -> None:
         """``nbytes`` bytes that ``make`` gives once all checksums are known."""

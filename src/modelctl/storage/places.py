@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError
+from .link_rules import in_one_cache
 from .source import FileSource, Window
 from .zipdir import STORED, Member, ZipDirectory
 
@@ -135,7 +136,7 @@ class Place:
                 f"names {name!r:.200}: not a plain file name beside it", path=self.name
             )
         path = self._path.parent / name
-        if not self._follow_links and path.is_symlink() and not _in_one_cache(path):
+        if not self._follow_links and path.is_symlink() and not in_one_cache(path):
             raise ModelctlError(
                 f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
             )
@@ -145,10 +146,3 @@ class Place:
         """Close what was opened of it."""
         for source in self.sources:
             source.close()
-
-
-def _in_one_cache(link: Path) -> bool:
-    """``models--*/snapshots/…/name`` that points to a blob of the same ``models--*`` folder."""
-    here = link.parent.resolve()
-    trees = [above for above in here.parents if above.name.startswith(("models--", "datasets--"))]
-    return bool(trees) and link.resolve().parent == trees[0] / "blobs"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-from ..core.storages import Run, Source
+from ..core.storages import Run, Source, Storage, fastest_crc32
 from ..errors import UnreadableError
 from .layout import Checksums, FileLayout, Late, Made, Piece, Segment
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Progress = Callable[[int], object]
 
@@ -20,6 +24,8 @@ _PIECE = 64 << 20
 # Smaller segments are put together in memory and written at once, up to so many bytes or segments:
 # a call of the system takes longer than to move them.
 _SMALL, _BATCH, _MOST = 64 << 10, 1 << 20, 4096
+# How many storages may wait for the thread that compares checksums.
+_BEHIND = 4
 # Room for less is not worth asking for before it is filled.
 _ALLOCATED = 16 << 20
 # What the kernel says where two files can't share ranges: other file systems, old kernels,
@@ -46,8 +52,11 @@ class Sink:
         """All of ``data``, after what was written before."""
         self._put(memoryview(data).cast("B"), self.position)
 
-    def carry_out(self, file: FileLayout) -> None:
+    def carry_out(self, file: FileLayout, checker: Checker) -> None:
         """All of a file, by its layout; nothing was written before.
+
+        Args:
+            checker: what compares checksums that the output does not keep.
 
         Raises:
             UnreadableError: what it is made from can't be read.
@@ -64,7 +73,7 @@ class Sink:
                 self._put_batch(batch, sums, waiting)
                 batch, size = [], 0
             if isinstance(segment, Piece) and large:
-                self._copy(segment, sums)
+                self._copy(segment, sums, checker)
             else:
                 batch.append(segment)
                 size += segment.nbytes
@@ -85,27 +94,25 @@ class Sink:
                 parts.append(segment.data)
             elif isinstance(segment, Piece):
                 parts.append(next(read))
-                if segment.checked:
-                    sums[id(segment.storage)] = zlib.crc32(parts[-1])
+                _check_small(segment, parts[-1], sums)
             else:
                 parts.append(_made(segment, sums, waiting))
         self._put(memoryview(b"".join(parts)), batch[0].offset)
 
-    def _copy(self, piece: Piece, sums: dict[int, int]) -> None:
+    def _copy(self, piece: Piece, sums: dict[int, int], checker: Checker) -> None:
         """A range of a storage: copied by the kernel where it lies in a file as it is."""
         at = piece.offset
-        if piece.checked:
-            crc, crc32 = 0, _fastest_crc32()
-            for part in piece.storage.chunks(piece.start, piece.stop):
-                crc = crc32(part, crc)
+        runs = piece.storage.runs(piece.start, piece.stop)
+        if runs is None or piece.checksum == "make":
+            crc, crc32 = 0, fastest_crc32()
+            for part in piece.storage.checked(piece.start, piece.stop):
+                if piece.checksum == "make":
+                    crc = crc32(part, crc)
                 at = self._put(memoryview(part), at)
             sums[id(piece.storage)] = crc
             return
-        runs = piece.storage.runs(piece.start, piece.stop)
-        if runs is None:
-            for part in piece.storage.chunks(piece.start, piece.stop):
-                at = self._put(memoryview(part), at)
-            return
+        if piece.checksum == "compare":
+            checker.check(piece.storage)
         for run in runs:
             done = self._copy_range(run, at)
             for start in range(done, run.nbytes, _BATCH):
@@ -166,6 +173,58 @@ class Sink:
         self._sent = self.position
 
 
+class Checker:
+    """Compares storages with their checksums while they are copied: the kernel shows nothing of
+    what it moves, but another thread finds it in memory."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._jobs: list[Future[None]] = []
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def check(self, storage: Storage) -> None:
+        """Begin with a storage; done when the block ends, or a few storages later: what is far
+        behind the copy may have left the memory."""
+        if storage.compared:
+            return
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(1, "modelctl-crc")
+        if len(self._jobs) > _BEHIND:
+            self._jobs.pop(0).result()
+        self._jobs.append(self._pool.submit(storage.check))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                for job in self._jobs:
+                    job.result()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+
+
+def _check_small(piece: Piece, data: bytes, sums: dict[int, int]) -> None:
+    """What a small piece's checksum asks for, given its bytes."""
+    storage = piece.storage
+    if piece.checksum == "make":
+        storage.check()
+        sums[id(storage)] = fastest_crc32()(data, 0)
+    elif piece.checksum == "compare" and not storage.compared:
+        if storage.crc32 is not None and piece.nbytes == storage.nbytes:
+            storage.compare(fastest_crc32()(data, 0))
+        else:
+            storage.check()
+
+
 def _made(late: Late, sums: Checksums, waiting: list[Late]) -> bytes:
     """A late segment, where it can be made by now; else room for it."""
     try:
@@ -218,13 +277,3 @@ def _allocate(fd: int, size: int) -> None:
         code = ctypes.get_errno()
         if code == errno.ENOSPC:
             raise OSError(code, os.strerror(code))
-
-
-def _fastest_crc32() -> Callable[[bytes, int], int]:
-    """ISA-L's, ten times as fast as zlib's, where it is installed."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return zlib.crc32
-    crc32: Callable[[bytes, int], int] = isal_zlib.crc32
-    return crc32

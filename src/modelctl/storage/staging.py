@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..errors import DurabilityError, WriteError
 from .layout import Layout
 from .locks import Lock, remove
-from .sink import Progress, Sink
+from .sink import Checker, Progress, Sink
 from .source import FileSource, Identity, identity
 
 PathLike = str | os.PathLike[str]
@@ -45,7 +45,8 @@ def staged_file(
     """A group of one: its file stands under ``path`` once the block ends without an error.
 
     Until then ``path`` is as it was; afterwards it is the new file, with the old one's mode (or
-    what the umask gives). No other modelctl writes it meanwhile.
+    what the umask gives). A link there is replaced, and what it led to is left alone. No other
+    modelctl writes ``path`` meanwhile.
 
     Args:
         sources: what the content is made from. Where one of them is (or was, when it was opened)
@@ -91,7 +92,7 @@ def staged_files(
         WriteError: nothing was changed, or, where a rename failed, says what was; says why.
         DurabilityError: the files are in place, but the directory could not be synced.
     """
-    target = resolve_target(folder)
+    target = resolve_target(folder, is_folder=True)
     with _failing(folder), ExitStack() as stack:
         new = not target.is_dir()
         if new:
@@ -147,9 +148,10 @@ class FileGroup:
             WriteError: as :meth:`open`; there is no room for them.
         """
         _check_space(self._lock.folder, layout.nbytes, self._path())
-        for file in layout.files:
-            with self.open(file.name, progress) as sink:
-                sink.carry_out(file)
+        with Checker() as checker:  # goes on while the disk is waited for
+            for file in layout.files:
+                with self.open(file.name, progress) as sink:
+                    sink.carry_out(file, checker)
         self.remove_after([name for name in layout.superseded if name not in self._outputs])
 
     @contextmanager
@@ -157,7 +159,7 @@ class FileGroup:
         """A :class:`Sink` for the file ``name`` of the folder: a name, no path.
 
         Raises:
-            WriteError: it exists and is not to be replaced, is a link, or was opened before.
+            WriteError: it exists and is not to be replaced, or was opened before.
         """
         if name in self._outputs:
             raise WriteError(f"{self._path(name)}: to be written twice")
@@ -173,11 +175,6 @@ class FileGroup:
 
     def _new_output(self, name: str) -> _Output:
         target = self._lock.folder / _plain(name)
-        if target.is_symlink():
-            raise WriteError(
-                f"{self._path(name)}: a symbolic link, which is not replaced",
-                hint="choose another folder",
-            )
         output = _Output(target, self._path(name), self._overwrite, self._sources)
         self._locks.enter_context(Lock(self._lock.folder, name, self._path(name)))
         return output
@@ -253,16 +250,17 @@ class _Output:
         ]
 
     def _now(self) -> Identity | None:
-        """What stands at the target, which must be something that can be replaced."""
+        """What stands at the target, which must be something that can be replaced: a file, or a
+        link by itself, whatever it leads to."""
         try:
-            status = os.stat(self.target)
+            status = os.lstat(self.target)
         except FileNotFoundError:
             return None
         except OSError as e:
             raise WriteError(f"{self.shown}: not a place to write to: {e.strerror}") from None
-        if stat.S_ISDIR(status.st_mode):
+        if os.path.isdir(self.target):
             raise WriteError(f"{self.shown}: is a directory")
-        if not stat.S_ISREG(status.st_mode):
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
             raise WriteError(f"{self.shown}: not a regular file, so it is not replaced")
         return identity(status)
 
@@ -285,7 +283,7 @@ class _Output:
         """What to write to; at the end all of it is on the disk, with the mode it is to have."""
         try:
             mode = stat.S_IMODE(os.stat(self.target).st_mode)
-        except FileNotFoundError:
+        except OSError:  # nothing there, or a link that leads nowhere
             mode = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -325,13 +323,17 @@ class _Output:
             self.temp = None
 
 
-def resolve_target(path: PathLike) -> Path:
-    """Where an output for ``path`` really goes: through links, so that a link stays one."""
+def resolve_target(path: PathLike, *, is_folder: bool = False) -> Path:
+    """Where an output for ``path`` really goes: through the links to its folder. A link in its
+    own place is replaced by a file, and followed to a folder."""
     try:
         os.fsencode(path)  # no half characters
         if "\0" in os.fspath(path):
             raise ValueError("a NUL in its name")
-        return Path(path).resolve()
+        target = Path(path)
+        if is_folder or target.name in ("", ".."):
+            return target.resolve()
+        return target.parent.resolve() / target.name
     except (OSError, RuntimeError, ValueError) as e:  # also a loop of links
         raise WriteError(f"{str(path)!r}: not a place to write to: {e}") from None
 

@@ -69,6 +69,8 @@ class ZipDirectory:
         self.folder = b""  # of the last entry with a plain name
         self.members = self._entries(start, size, count)
         self.window = b""
+        # torch saves without checksums where it is told to: all are 0 then
+        self.has_checksums = any(member.crc32 for member in self.members.values())
         self._check_spans(start)
 
     def _error(
@@ -370,8 +372,13 @@ class ZipDirectory:
             reached = member.offset + member.compressed
         return reached <= directory <= reached + _DESCRIPTOR
 
+    def crc32(self, member: Member) -> int | None:
+        """The checksum of an entry; None where none was recorded, as by ``skip_data`` of torch,
+        which leaves storages to be filled in later."""
+        return member.crc32 or None
+
     def read(self, name: str, most: int) -> bytes:
-        """An entry's bytes, inflated, with its CRC checked.
+        """An entry's bytes, inflated, with its CRC checked where it has one.
 
         Raises:
             UnreadableError: longer than ``most``, broken, or its CRC is wrong.
@@ -395,6 +402,6 @@ class ZipDirectory:
                 data = b"".join(inflate(self.source, member.offset, member.compressed, member.size))
             except UnreadableError as e:
                 raise e.located(self.source.name, name) from None
-        if zlib.crc32(data) != member.crc32:
+        if self.has_checksums and zlib.crc32(data) != member.crc32:
             raise self._error("its bytes don't have the CRC that the zip records", None, name)
         return data

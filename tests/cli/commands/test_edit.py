@@ -69,7 +69,9 @@ def test_an_existing_file_needs_overwrite(cli: Cli, ddp: Path, flat: Path) -> No
 def test_in_place(cli: Cli, ddp: Path, place: Path) -> None:
     ddp.chmod(0o604)
     Path("link.pt").symlink_to("ddp.pt")
-    assert cli("strip-prefix", "link.pt", "--in-place").code == 0
+    refused = cli("strip-prefix", "link.pt", "--in-place")
+    assert (refused.code, "--follow-symlinks" in refused.err) == (2, True)
+    assert cli("strip-prefix", "link.pt", "--in-place", "--follow-symlinks").code == 0
     assert Path("link.pt").is_symlink()
     assert ddp.stat().st_mode & 0o777 == 0o604
     assert sorted(os.listdir()) == ["ddp.pt", "link.pt"]

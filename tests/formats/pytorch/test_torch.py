@@ -432,10 +432,12 @@ def test_a_file_without_the_records_of_today(tmp_path: Path) -> None:
     check_refs(tmp_path / "b.pt", obj)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_pickle_protocol(protocol: int, tmp_path: Path) -> None:
-    obj = {"w": torch.ones(3), "raw": b"\xff", "big": 2**80}
-    torch.save(obj, tmp_path / "a.pt", pickle_protocol=protocol)
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_every_pickle_protocol(protocol: int, new: bool, tmp_path: Path) -> None:
+    """Protocol 1 begins without the opcode that names its protocol."""
+    obj = {"w": torch.ones(3), "raw": b"\xff", "big": 2**80, "n": [1, -(10**12), 2.5, None, True]}
+    torch.save(obj, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=new)
     check_refs(tmp_path / "a.pt", obj)
     with modelctl.open(tmp_path / "a.pt") as ckpt:
         save(ckpt, tmp_path / "b.pt")

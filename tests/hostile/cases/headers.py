@@ -48,7 +48,13 @@ def _offsets() -> Iterator[Case]:
 
 
 def _fields() -> Iterator[Case]:
-    yield file("a dtype that nobody knows", {"a": described("F33")}, "described by")
+    unsupported = "UnsupportedError"
+    yield one_file(
+        "a dtype that nobody knows",
+        safetensors({"a": described("F33")}),
+        Refused("the dtype F33", error=unsupported),
+    )
+    yield file("a dtype that is no name", {"a": described("F3\x1b[2J")}, "described by")
     yield file("a dtype that is no text", {"a": described(7)}, "described by")  # type: ignore[arg-type]
     yield file("a size that differs", {"a": described(shape=(5,))}, "bytes by its shape")
     yield file("a negative size", {"a": described(shape=(-2, -2))}, "described by")
@@ -61,8 +67,15 @@ def _fields() -> Iterator[Case]:
         "described by",
         b"",
     )
-    yield file(
-        "an odd number of 4-bit values", {"a": described("F4", (3,), 0, 2)}, "4-bit values", b"ab"
+    yield one_file(
+        "an odd number of 4-bit values",
+        safetensors({"a": described("F4", (3,), 0, 2)}, b"ab"),
+        Refused("bytes by its shape", "header"),
+    )
+    yield one_file(
+        "rows of an odd number of 4-bit values",
+        safetensors({"a": described("F4", (2, 3), 0, 3)}, b"abc"),
+        Refused("F4 of the shape [2, 3]", error=unsupported),
     )
     for field in ("dtype", "shape", "data_offsets"):
         header = {"a": {key: value for key, value in described().items() if key != field}}
@@ -100,7 +113,10 @@ def _json() -> Iterator[Case]:
         at=8,
     )
     yield file("no end", b'{"a":' + tensor, "no JSON", at=8)
-    yield file("spaces before it", b"   {}", "does not begin with", b"", at=8)
+    yield one_file("spaces before it", safetensors(b"   {}", b""), Fine())
+    yield one_file(
+        "more than spaces before it", safetensors(b"  \0{}", b""), Refused("not a checkpoint")
+    )
     yield file("a list", b"[]", "does not begin with", b"", at=8)
     yield one_file("a length and no header", struct.pack("<Q", 8), Refused("not a checkpoint"))
     yield one_file("cut off in the length", safetensors({})[:7], Refused("not a checkpoint"))

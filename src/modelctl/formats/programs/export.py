@@ -141,7 +141,8 @@ def _listed(place: Place, directory: ZipDirectory, name: str) -> dict[str, Tenso
         if member.method != STORED:
             raise broken(f"{path} is compressed")
         storage = storages.setdefault(
-            path, RunStorage(directory.source, member.offset, member.size, crc32=member.crc32)
+            path,
+            RunStorage(directory.source, member.offset, member.size, crc32=directory.crc32(member)),
         )
         found[tensor] = _checked(storage, dtype, offset, sizes, strides, broken).replace(
             role="parameter" if is_param else "buffer",

@@ -21,6 +21,9 @@ from ..pytorch.zip import SavedZip
 
 MAX_CODE = 64 << 20
 _CLASS = re.compile(r"^class (\w+)\((\w+)\):\n((?:  .*\n|\n)*)", re.M)
+# Names of parameters and of buffers; None where torch wrote no list of those (up to 1.4): a tensor
+# that is no parameter is one then.
+Lists = tuple[tuple[str, ...], tuple[str, ...] | None]
 _NAMES = re.compile(r"^  __(parameters|buffers)__ = (\[[^\]]*\])", re.M)
 _STRING = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'")
 
@@ -80,7 +83,7 @@ def as_modules(root: Any, directory: ZipDirectory, folder: str) -> Any:
     return rebuild(root, made)
 
 
-def _module(node: Obj, names: tuple[tuple[str, ...], tuple[str, ...]], made: dict[int, Obj]) -> Obj:
+def _module(node: Obj, names: Lists, made: dict[int, Obj]) -> Obj:
     parameters, buffers, modules, others = {}, {}, {}, {}
     for name, value in attributes(node).items():
         if id(value) in made:
@@ -88,9 +91,9 @@ def _module(node: Obj, names: tuple[tuple[str, ...], tuple[str, ...]], made: dic
         elif name in names[0] and isinstance(value, TensorRef):
             grad = value.requires_grad is True
             parameters[name] = value.replace(role="parameter", requires_grad=grad)
-        elif name in names[1] and isinstance(value, TensorRef):
+        elif (names[1] is None or name in names[1]) and isinstance(value, TensorRef):
             buffers[name] = value.replace(role="buffer")
-        elif name in names[1] or name in names[0]:
+        elif name in (names[1] or ()) or name in names[0]:
             buffers[name] = value
         else:
             others[name] = value
@@ -103,9 +106,9 @@ class _Lists:
 
     def __init__(self, directory: ZipDirectory, folder: str) -> None:
         self.directory, self.folder = directory, folder
-        self.files: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+        self.files: dict[str, dict[str, Lists]] = {}
 
-    def of(self, cls: Any) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    def of(self, cls: Any) -> Lists | None:
         """(parameters, buffers) of a class; None where it is no script module."""
         if not isinstance(cls, Global) or not cls.module.startswith("__torch__"):
             return None
@@ -114,7 +117,7 @@ class _Lists:
             self.files[file] = self._read(file)
         return self.files[file].get(cls.name)
 
-    def _read(self, file: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    def _read(self, file: str) -> dict[str, Lists]:
         if file not in self.directory.members:
             return {}
         text = self.directory.read(file, MAX_CODE).decode("utf-8", "replace")
@@ -123,7 +126,7 @@ class _Lists:
             if base != "Module":
                 continue
             lists = {which: _strings(names) for which, names in _NAMES.findall(body)}
-            found[name] = (lists.get("parameters", ()), lists.get("buffers", ()))
+            found[name] = (lists.get("parameters", ()), lists.get("buffers"))
         return found
 
 

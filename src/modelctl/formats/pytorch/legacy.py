@@ -22,6 +22,7 @@ from .storage_ids import storage_table
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
+_MAGIC_TEXT = b"L%dL\n." % _MAGIC  # of pickle protocol 1
 _FIRST_READ = 1 << 16
 _AT_ONCE = 1 << 12  # storages
 
@@ -34,7 +35,7 @@ class TorchLegacy(Format):
 
     def sniff(self, place: Place) -> bool:
         head = place.head
-        return head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]
+        return (head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]) or head.startswith(_MAGIC_TEXT)
 
     def read(self, place: Place) -> Checkpoint:
         source = place.source

@@ -37,7 +37,7 @@ class Records:
         raw = f"{self.prefix}/{name}".encode()
         flags, wide = self._begin(raw, size)
         if isinstance(data, Storage):
-            self.out.copy(data, checked=known is None)
+            self.out.copy(data, checksum="make" if known is None else "keep")
         else:
             self.out.add(data)
         if size and known is not None:

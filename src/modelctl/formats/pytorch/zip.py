@@ -9,7 +9,8 @@ from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.dtypes import DType
 from ...core.notes import Loss, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
-from ...core.tree import Path
+from ...core.tensors import TensorRef
+from ...core.tree import Path, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.interpreter import MAX_SIZE, unpickle
 from ...storage.deflate import InflatedStorage
@@ -56,7 +57,11 @@ class TorchZip(WritableFormat):
         )
 
     def losses(self, ckpt: Checkpoint) -> list[Loss]:
-        return []
+        return [
+            Loss(f"'{path_text(path)}' is {node.dtype.name}, which torch does not have")
+            for path, node in walk(ckpt.root)
+            if isinstance(node, TensorRef) and not node.dtype.is_in_torch
+        ]
 
     def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
         """As torch 2.13 writes it, record for record, so that ``calculate_storage_offsets`` and
@@ -118,7 +123,7 @@ class SavedZip:
         member = self.directory.members.get(name)
         if member is None:
             raise self._broken(name, f"the storage '{key}' is missing")
-        crc: int | None = member.crc32
+        crc = self.directory.crc32(member)
         if member.size == nbytes:
             nbytes = member.size  # one integer for both: there can be a million of them
         else:

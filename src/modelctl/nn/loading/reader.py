@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.storages import Run
+from ...core.storages import Run, Source, Storage, crc32_of_pieces, fastest_crc32
 from ...core.tensors import TensorRef
 from ...errors import UnsupportedError
 
@@ -73,18 +75,21 @@ class Reader:
         """Start to copy a tensor of a file into one with as many elements, of any dtype.
 
         Raises:
-            UnreadableError: the file ends inside the tensor, or the disk failed. It may come up
-                as late as the end of the ``with`` block.
+            DamagedError: its bytes are not what was saved.
+            UnreadableError: the file ends inside the tensor, or the disk failed. Either may come
+                up as late as the end of the ``with`` block.
             UnsupportedError: a dtype that this torch lacks.
         """
         dtype = torch_dtype(ref)
         if dest.is_meta or not dest.numel():
             return
+        ref.check()
         bits = (ref.rebuild.bits if ref.rebuild is not None else None) or {}
         ref, dest = _row_major(ref.replace(rebuild=None) if bits else ref, dest)
         straight = dest.is_contiguous() and not bits
         if straight and dest.device.type == "cpu" and dest.dtype == dtype:
-            self._fill(ref, memory(dest))
+            out = memory(dest)
+            self._fill(ref, out, None if ref.storage.compared else _Comparison(ref.storage, out))
         elif straight and ref.is_contiguous and ref.storage.runs(0, 0) is not None:
             self._staged(ref, dest.view(-1), dtype)
         else:
@@ -105,17 +110,24 @@ class Reader:
             job.result()
 
     def _staged(self, ref: TensorRef, flat: Tensor, dtype: torch.dtype) -> None:
+        crc, crc32 = 0, fastest_crc32()
+
         def fill(at: int, out: memoryview) -> None:
+            nonlocal crc
             n = len(out) // ref.dtype.itemsize
             self._fill(ref.replace(shape=(n,), stride=(1,), offset=ref.offset + at), out)
             self.finish()
+            if not ref.storage.compared:
+                crc = crc32(out, crc)
 
         if flat.device not in self._stages:
             self.finish()  # so that waiting for a window is waiting for that alone
             self._stages[flat.device] = _Stage(flat.device)
         self._stages[flat.device].pass_on(fill, flat, dtype)
+        if not ref.storage.compared:
+            ref.storage.compare(crc)
 
-    def _fill(self, ref: TensorRef, out: memoryview) -> None:
+    def _fill(self, ref: TensorRef, out: memoryview, comparison: _Comparison | None = None) -> None:
         """Start to read exactly the bytes of a tensor, row-major, into ``out``."""
         start = ref.start
         runs = ref.storage.runs(start, start + len(out)) if ref.is_contiguous else None
@@ -126,18 +138,43 @@ class Reader:
                 at += len(piece)
             return
         for run in runs:
-            self._fill_run(run, out[at : at + run.nbytes])
+            self._fill_run(run, out[at : at + run.nbytes], comparison)
             at += run.nbytes
 
-    def _fill_run(self, run: Run, out: memoryview) -> None:
+    def _fill_run(self, run: Run, out: memoryview, comparison: _Comparison | None) -> None:
+        read = run.source.read_into
+        if comparison is not None:
+            read = partial(comparison.read, run.source)
         if len(out) <= PIECE or _THREADS == 1:
-            run.source.read_into(run.offset, out)
+            read(run.offset, out)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, "modelctl")
         for at in range(0, len(out), PIECE):
             part = out[at : at + PIECE]
-            self._jobs.append(self._pool.submit(run.source.read_into, run.offset + at, part))
+            self._jobs.append(self._pool.submit(read, run.offset + at, part))
+
+
+class _Comparison:
+    """A storage whose checksum is compared once all of it is in memory: made piece by piece, while
+    each is in the cache of who read it."""
+
+    def __init__(self, storage: Storage, out: memoryview) -> None:
+        self.storage, self.out, self.left = storage, out, len(out)
+        self.found: dict[int, tuple[int, int]] = {}  # by where the piece lies in its file
+        self.lock = Lock()
+
+    def read(self, source: Source, offset: int, out: memoryview) -> None:
+        """A piece, into its place."""
+        source.read_into(offset, out)
+        crc = fastest_crc32()(out, 0)
+        with self.lock:
+            self.found[offset] = crc, len(out)
+            self.left -= len(out)
+            is_last = not self.left
+        if is_last:
+            pieces = (self.found[at] for at in sorted(self.found))
+            self.storage.compare(crc32_of_pieces(self.out, pieces))
 
 
 class _Stage:
