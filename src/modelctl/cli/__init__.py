@@ -47,7 +47,14 @@ def run(argv: Sequence[str]) -> int:
         return _failed(argv, e.as_dict(), e)
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
+    except SystemExit as e:
+        if "_MODELCTL_COMPLETE" in os.environ:  # typer's own way out, here and of a broken pipe
+            return 0
+        if isinstance(e.__context__, BrokenPipeError):
+            _discard_stdout()
+            return 0
+        return _failed(argv, _error("exit", _who_ended(e)), e)
+    except BrokenPipeError:
         # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
         _discard_stdout()
         return 0
@@ -98,6 +105,14 @@ def _usage(e: Exception) -> UsageError:
     text = e.format_message() if hasattr(e, "format_message") else str(e)
     text = text or "which command?"  # its help was printed
     return UsageError(text.rstrip("."), hint=f"see '{command} --help'")
+
+
+def _who_ended(e: SystemExit) -> str:
+    """Whose code would have ended the program before its work was done, without a word."""
+    import traceback
+
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}: ended the program ({e.code!r:.80})"
 
 
 def _discard_stdout() -> None:

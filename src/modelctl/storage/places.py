@@ -7,11 +7,18 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core.storages import Source
-from ..errors import ModelctlError, UnreadableError, UnsupportedError
+from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
 from .source import FileSource, Window
 from .zipdir import STORED, Member, ZipDirectory
 
 HEAD = 4096
+
+
+def named(path: str | os.PathLike[str]) -> None:
+    """Raises UsageError for an empty path, which would be the current folder: most often a
+    variable of the shell that is not set."""
+    if not os.fspath(path):
+        raise UsageError("an empty path: it names no file", hint="is a variable of yours not set?")
 
 
 class Place:
@@ -33,12 +40,16 @@ class Place:
     ) -> None:
         """The place that ``path`` names.
 
+        Raises:
+            UsageError: an empty path.
+
         Args:
             follow_links: follow symbolic links among the files that this place names, wherever
                 they lead; otherwise inside one cache of the Hugging Face hub only.
             source: its bytes, where they are no file's by themselves.
             sources: where to keep what is opened, for a place that is a part of another.
         """
+        named(path)
         self._path = Path(path)
         self._follow_links = follow_links
         self.sources: list[Source] = [] if sources is None else sources

@@ -57,7 +57,14 @@ class OpenFile(Source):
 
         self.check(offset, size)  # mmap takes -1 for "no file", and gives zeros
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(self._fd, offset - start + size, offset=start, access=mmap.ACCESS_READ)
+        try:
+            mapped = mmap.mmap(
+                self._fd, offset - start + size, offset=start, access=mmap.ACCESS_READ
+            )
+        except ValueError as e:  # it ends before
+            raise self._shrunk(offset) from e
+        except OSError as e:
+            raise self._failed(e, offset) from e
         self._count(size)
         return memoryview(mapped)[offset - start :]
 
