@@ -222,7 +222,7 @@ def test_a_request_to_end_leaves_nothing_behind(name: str, place: Path) -> None:
             "        super().__init__()\n"
             "        self.fc = torch.nn.Linear(6, 5)\n"
             "    def forward(self, x): raise SystemExit(0)\n",
-            "SystemExit",
+            "bad.py, line 6: ended the program (0)",
         ),
     ],
 )

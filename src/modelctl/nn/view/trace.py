@@ -126,7 +126,7 @@ def trace(
         try:
             with watch:
                 out = watch.call(model, args, kwargs)
-        except (Exception, SystemExit) as e:
+        except Exception as e:
             raise watch.explain(e) from e
     found = watch.trace
     found.output = shapes_of(out)
@@ -215,7 +215,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return leave
 
-    def explain(self, error: BaseException) -> ForwardError:
+    def explain(self, error: Exception) -> ForwardError:
         """What a forward raised, and where: in the innermost module that the traceback shows."""
         frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
         where = next((self.modules[id(one)] for one in frames[::-1] if id(one) in self.modules), "")
@@ -390,7 +390,7 @@ def _short(text: str, most: int = 300) -> str:
     return text if len(text) <= most else text[:most] + " …"
 
 
-def _needs_values(error: BaseException, text: str) -> bool:
+def _needs_values(error: Exception, text: str) -> bool:
     """Whether torch says that a tensor on meta has no data."""
     return isinstance(error, NotImplementedError | RuntimeError | TypeError) and any(
         words in text for words in _NO_VALUES
