@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -22,8 +24,18 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half-written goes away
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupted)
+    codecs.register_error("modelctl", _degraded)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="modelctl")
     gc.disable()  # a command is over before there is anything to collect
     sys.exit(run(sys.argv[1:]))
+
+
+def _degraded(e: UnicodeError) -> tuple[str | bytes, int]:
+    from .output import degrade
+
+    return degrade(e)
 
 
 def _interrupted(number: int, frame: object) -> NoReturn:
@@ -42,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     report was to be JSON they are a document on stdout."""
     try:
         code = _run(list(argv))
-        sys.stdout.flush()
+        _flush()
     except ModelctlError as e:
         return _failed(argv, e.as_dict(), e)
     except KeyboardInterrupt:
@@ -115,6 +127,13 @@ def _who_ended(e: SystemExit) -> str:
     return f"{last.filename}, line {last.lineno}: ended the program ({e.code!r:.80})"
 
 
+def _flush() -> None:
+    from .output import to_stdout
+
+    with to_stdout():
+        sys.stdout.flush()
+
+
 def _discard_stdout() -> None:
     """What is left in the buffer must not fail a second time when Python exits."""
     with contextlib.suppress(OSError, ValueError):
@@ -135,11 +154,11 @@ def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) ->
 
         try:
             write_json("error", {"error": error})
-            sys.stdout.flush()
+            _flush()
             return 2
-        except OSError as e:  # stdout can't be written: stderr is what is left
+        except (OSError, ModelctlError) as e:  # stdout can't be written: stderr is what is left
             cause = e
-    if isinstance(cause, OSError):  # it may be stdout's
+    if isinstance(cause, OSError) or isinstance(cause.__cause__, OSError):  # it may be stdout's
         _discard_stdout()
     print(f"error: {printable(error['message'])}", file=sys.stderr)
     if error["hint"]:
@@ -150,4 +169,9 @@ def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) ->
 def _wants_json(argv: Sequence[str]) -> bool:
     """Whether the report was to be JSON, also where the rest of the line is no command."""
     words = list(argv[: argv.index("--")] if "--" in argv else argv)
-    return "--json" in words or "--format=json" in words or ("--format", "json") in pairwise(words)
+    last = ""
+    for word, following in pairwise((*words, "")):
+        flag, equals, text = word.partition("=")
+        if flag == "--format":
+            last = text if equals else following
+    return "--json" in words or last == "json"
