@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -116,6 +117,9 @@ def _usage(e: Exception) -> UsageError:
     command = getattr(context, "command_path", "modelctl")
     text = e.format_message() if hasattr(e, "format_message") else str(e)
     text = text or "which command?"  # its help was printed
+    text = text.replace("Value error, ", "")
+    text = re.sub(r"Input should be (a valid \w+)(, .*)?$", r"it takes \1", text)
+    text = text.replace("Input should be ", "it must be ")
     return UsageError(text.rstrip("."), hint=f"see '{command} --help'")
 
 

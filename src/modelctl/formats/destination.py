@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from shlex import quote
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
@@ -128,9 +129,9 @@ def destination(
         folder = path.rstrip("/" + os.sep) or path
         return Destination(fmt, folder, _sharded(fmt, fmt.shard_names), limit)
     if shard_size is not None:
+        other = os.path.join(folder, name.partition(".")[0], "")
         raise UsageError(
-            f"{path}: one file has no shards",
-            hint=f"-o {os.path.join(folder, name.partition('.')[0])}/ writes a folder of them",
+            f"{path}: one file has no shards", hint=f"-o {quote(other)} writes a folder of them"
         )
     return Destination(for_writing(to, path), path)
 

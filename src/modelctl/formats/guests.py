@@ -153,11 +153,11 @@ class WritableGuest(Guest, WritableFormat):
     def remarks(self, ckpt: Checkpoint) -> list[Note]:
         return list(self._call("remarks", Sequence, lambda: self.inner.remarks(ckpt), of=Note))
 
-    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+    def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         return self._call(
             "record_by_hand",
             (str, type(None)),
-            lambda: self.inner.record_by_hand(path, section, record),
+            lambda: self.inner.record_by_hand(ckpt, path, section, record),
         )
 
 

@@ -184,7 +184,7 @@ class Safetensors(WritableFormat):
         kept = "kept as __metadata__ (safetensors' load_model and modelctl know them, load_file"
         return [notes.info(f"tied names: {tied}, {kept} does not)")] if tied else []
 
-    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+    def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         return f"json.loads(safe_open({path!r}, 'pt').metadata()[{record!r}])"
 
 

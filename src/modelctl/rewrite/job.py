@@ -233,5 +233,5 @@ def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
     model = after.sections.model()
     if model.is_module or saved.files > 1 or saved.path != Path(path):
         return ()
-    record = for_writing(saved.format, "").record_by_hand(path, model.path, FREEZE)
+    record = for_writing(saved.format, "").record_by_hand(after, path, model.path, FREEZE)
     return () if record is None else by_hand(after, record)

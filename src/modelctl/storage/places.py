@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
@@ -16,7 +17,12 @@ HEAD = 4096
 
 def named(path: str | os.PathLike[str]) -> None:
     """Raises UsageError for an empty path, which would be the current folder: most often a
-    variable of the shell that is not set."""
+    variable of the shell that is not set; and for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(
+            f"a {type(path).__name__} is no path of a file or folder",
+            hint="a state_dict that is in memory goes to model.load_state_dict()",
+        )
     if not os.fspath(path):
         raise UsageError("an empty path: it names no file", hint="is a variable of yours not set?")
 
@@ -41,7 +47,7 @@ class Place:
         """The place that ``path`` names.
 
         Raises:
-            UsageError: an empty path.
+            UsageError: an empty path, or none.
 
         Args:
             follow_links: follow symbolic links among the files that this place names, wherever
@@ -103,7 +109,7 @@ class Place:
         if member.method != STORED:
             raise UnsupportedError(
                 f"{self.name}, {member.name}: compressed, so it can't be read in place",
-                hint=f"unpack it: unzip '{self.name}' '{member.name}'",
+                hint=f"unpack it: unzip {quote(self.name)} {quote(member.name)}",
             )
         return self.window(member.offset, member.size, member.name)
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -242,7 +243,7 @@ def load_whole(path: str, kind: str) -> nn.Module:
     except (ModuleNotFoundError, AttributeError) as e:
         raise RefusedError(
             f"the class of the module is not here: {e}",
-            hint=f"'modelctl summary {path}' without an input needs no class; "
+            hint=f"modelctl summary {quote(path)}, without an input, needs no class; "
             "or run it where the class can be imported",
         ) from e
     except (Exception, SystemExit) as e:
