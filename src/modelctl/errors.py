@@ -10,13 +10,14 @@ class ModelctlError(Exception):
     """Base of all errors raised on purpose.
 
     ``message`` says what is wrong and where, in one line; ``hint``, where there is a way
-    out, names it.
+    out, names it. ``written`` are the outputs, of several, that stood before it was raised.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.written: list[str] = []
 
     @property
     def hint(self) -> str | None:
@@ -36,7 +37,8 @@ class ModelctlError(Exception):
         return words if type(self) is not ModelctlError else "error"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "message": self.message, "hint": self.hint}
+        error = {"kind": self.kind, "message": self.message, "hint": self.hint}
+        return {**error, "written": self.written} if self.written else error
 
 
 class UnreadableError(ModelctlError):

@@ -13,12 +13,13 @@ from .core.checkpoint import Checkpoint
 from .core.records import METADATA, add_history, write_records
 from .core.tree import find_path
 from .errors import LossError
+from .formats.base import WritableFormat
 from .formats.destination import Destination, destination
 from .formats.registry import detect, for_writing
 from .storage.layout import Layout
 from .storage.places import Place
 from .storage.source import FileSource
-from .storage.staging import staged_files
+from .storage.staging import check_file, check_folder, staged_files
 
 PathLike = str | os.PathLike[str]
 # Called with the bytes written since the last call, and how many there will be in all.
@@ -134,10 +135,7 @@ def save_parts(
     Raises:
         RefusedError, UsageError, WriteError, DurabilityError: as :func:`save`.
     """
-    formats = {}
-    for name, part in parts.items():
-        wanted = for_writing(to, name)
-        formats[name] = for_writing("torch", name) if wanted.losses(part) else wanted
+    formats = _formats_of(parts, to)
     sources = _files(next(iter(parts.values())))
     with _no_collector(), staged_files(folder, overwrite=overwrite, sources=sources) as group:
         layout = Layout(
@@ -150,6 +148,27 @@ def save_parts(
     }
 
 
+def check_parts(
+    parts: Mapping[str, Checkpoint], folder: PathLike, *, to: str = "torch", overwrite: bool = False
+) -> None:
+    """What :func:`save_parts` would refuse, before anything is written.
+
+    Raises:
+        UsageError, WriteError: as :func:`save_parts`.
+    """
+    check_folder(folder)
+    for name, fmt in _formats_of(parts, to).items() if os.path.isdir(folder) else ():
+        check_file(os.path.join(folder, name + fmt.suffixes[0]), overwrite=overwrite)
+
+
+def _formats_of(parts: Mapping[str, Checkpoint], to: str) -> dict[str, WritableFormat]:
+    formats = {}
+    for name, part in parts.items():
+        wanted = for_writing(to, name)
+        formats[name] = for_writing("torch", name) if wanted.losses(part) else wanted
+    return formats
+
+
 def _files(ckpt: Checkpoint) -> Iterable[FileSource]:
     return [source for source in ckpt.resources if isinstance(source, FileSource)]
 
@@ -158,19 +177,24 @@ def _of(progress: Progress | None, layout: Layout) -> Callable[[int], object] | 
     return None if progress is None else lambda done: progress(done, layout.nbytes)
 
 
-def check_losses(
+def check_save(
     ckpt: Checkpoint,
     path: PathLike,
     to: str | None = None,
     max_shard_size: int | str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """What :func:`save` would refuse, before anything is written.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
         UsageError: no format is named.
+        WriteError: something stands there, or there is no folder to write to.
     """
-    _check(ckpt, path, destination(os.fspath(path), to, max_shard_size))
+    target = destination(os.fspath(path), to, max_shard_size)
+    _check(ckpt, path, target)
+    target.check(overwrite=overwrite)
 
 
 def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:

@@ -209,3 +209,29 @@ def test_a_request_to_end_leaves_nothing_behind(name: str, place: Path) -> None:
     assert done.stderr == "interrupted\n"
     assert done.returncode == (130 if name == "SIGINT" else 128 + number)
     assert os.listdir() == ["a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.exit(2)", "importing 'bad.py' failed: SystemExit: 2"),
+        ("def net(): raise SystemExit('no')", "bad.py:net can't be built: SystemExit: no"),
+        (
+            "import torch\nclass net(torch.nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.fc = torch.nn.Linear(6, 5)\n"
+            "    def forward(self, x): raise SystemExit(0)\n",
+            "bad.py, line 6: ended the program (0)",
+        ),
+    ],
+)
+def test_who_ends_the_program_is_named(cli: Cli, flat: Path, code: str, said: str) -> None:
+    pytest.importorskip("torch")
+    Path("bad.py").write_text(code)
+    done = cli("summary", flat, "--arch", "bad.py:net", "--input-size", "1,2")
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    done = cli("summary", flat, "--arch", "bad.py:net", "--input-size", "1,2", "--json")
+    assert done.code == 2
+    assert said in json.loads(done.out)["error"]["message"]

@@ -23,6 +23,7 @@ from modelctl.core.storages import MemoryStorage
 from modelctl.core.tensors import TensorRef
 from modelctl.errors import LossError, UnreadableError, UnsupportedError
 from modelctl.files import save
+from modelctl.formats.overlaps import share_bytes
 
 DTYPES = [getattr(torch, one.name) for one in BY_TAG.values() if hasattr(torch, one.name)]
 
@@ -307,3 +308,162 @@ def test_a_tie_survives_whatever_the_names_are(tmp_path: Path) -> None:
     assert (tmp_path / "again.safetensors").stat().st_size == (
         tmp_path / "out.safetensors"
     ).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("key", "kept", "is_tie"),
+    [
+        ("best.metric", "loss", False),
+        ("loss_name", "loss", False),
+        ("lm_head.weight", "embed.weight", True),
+        ("out.weight", "loss", True),  # the module has a bias of its own
+        ("out.x.weight", "loss", False),
+    ],
+)
+def test_metadata_that_hold_the_name_of_a_tensor(
+    key: str, kept: str, is_tie: bool, tmp_path: Path
+) -> None:
+    tensors = {"loss": torch.randn(2), "embed.weight": torch.randn(3), "out.bias": torch.randn(2)}
+    save_file(tensors, tmp_path / "in.safetensors", metadata={key: kept})
+    with modelctl.open(tmp_path / "in.safetensors") as ckpt:
+        assert (key in ckpt.state_dict()) is is_tie
+        assert (key in ckpt.metadata) is not is_tie
+        assert any(f"'{key}': '{kept}'" in one.text for one in ckpt.warnings) is not is_tie
+        modelctl.save(ckpt, tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "pt") as written:
+        assert written.metadata()[key] == kept
+        assert set(written.keys()) == set(tensors)
+
+
+def test_a_tie_is_not_written_over_metadata_of_its_name(tmp_path: Path) -> None:
+    shared = torch.randn(3)
+    save_file({"a": shared}, tmp_path / "in.safetensors", metadata={"b": "mine", "c": "a"})
+    with modelctl.open(tmp_path / "in.safetensors") as ckpt:
+        ref = ckpt.state_dict()["a"]
+        both = ckpt.replace(root=ordered_dict({"a": ref, "b": ref, "c": ref}))
+        modelctl.save(both, tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "pt") as written:
+        assert written.metadata()["b"] == "mine"
+    with modelctl.open(tmp_path / "out.safetensors") as ckpt:
+        assert ckpt.metadata["b"] == "mine"
+        refs = ckpt.state_dict()
+        assert len({refs[name].identity for name in "abc"}) == 1
+
+
+def test_what_save_model_ties_is_tied(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(4, 3)
+            self.head = torch.nn.Linear(3, 4)
+            self.other = torch.nn.Parameter(torch.zeros(2))
+            self.head.weight = self.embed.weight
+
+    net = Net()
+    save_model(net, str(tmp_path / "a.safetensors"))
+    with modelctl.open(tmp_path / "a.safetensors") as ckpt:
+        refs = ckpt.state_dict()
+        assert set(refs) == set(net.state_dict())
+        assert refs["head.weight"].identity == refs["embed.weight"].identity
+
+
+# ------------------------------------------------------------------ views, and lazy bits
+
+VIEWS: dict[str, tuple[bool, Any]] = {
+    "columns": (True, lambda w: (w[:, :3], w[:, 3:])),
+    "every third": (True, lambda w: (w[:, 0::3], w[:, 1::3], w[:, 2::3])),
+    "rows and columns": (True, lambda w: (w[:2, :3], w[2:, :], w[:2, 3:])),
+    "blocks": (True, lambda w: (w[0::2, 0::2], w[1::2, 1::2], w[0::2, 1::2])),
+    "turned": (True, lambda w: (w[:, :2].T, w[:, 2:])),
+    "other strides": (True, lambda w: (w.view(-1)[0::2], w[:, 1::2])),
+    "one element": (True, lambda w: (w[1:2, 1:2], w[:, 2:])),
+    "a column too many": (False, lambda w: (w[:, :4], w[:, 3:])),
+    "meet at last": (False, lambda w: (w[:, 0::5], w[:, 1::4])),
+    "whole": (False, lambda w: (w, w[:, 2:3])),
+    "diagonal": (False, lambda w: (torch.diagonal(w), w[:, 3:])),
+}
+
+
+@pytest.mark.parametrize("what", VIEWS)
+def test_views_of_one_memory(what: str, tmp_path: Path) -> None:
+    apart, cut = VIEWS[what]
+    views = dict(zip("abc", cut(torch.arange(24.0).reshape(4, 6)), strict=False))
+    torch.save(views, tmp_path / "in.pt")
+    with modelctl.open(tmp_path / "in.pt") as ckpt:
+        if not apart:
+            with pytest.raises(LossError, match="share memory"):
+                modelctl.save(ckpt, tmp_path / "out.safetensors")
+            return
+        modelctl.save(ckpt, tmp_path / "out.safetensors")
+    written = load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(written[name], view) for name, view in views.items())
+
+
+@given(st.data())
+def test_whether_views_meet(data: st.DataObject) -> None:
+    """Against the sets of their bytes."""
+
+    def view() -> TensorRef:
+        dims = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 7)), max_size=3))
+        dtype = BY_TAG[data.draw(st.sampled_from(["U8", "F16", "F32"]))]
+        start = data.draw(st.integers(0, 30))
+        sizes, strides = tuple(n for n, _ in dims), tuple(step for _, step in dims)
+        return TensorRef(dtype, sizes, MEMORY, 0, strides, base=start)
+
+    def its_bytes(ref: TensorRef) -> set[int]:
+        offsets = {0}
+        for n, step in zip(ref.shape, ref.stride, strict=True):
+            offsets = {at + i * step for at in offsets for i in range(n)}
+        n = ref.dtype.itemsize
+        return {ref.start + at * n + i for at in offsets for i in range(n)}
+
+    a, b = view(), view()
+    assert share_bytes(a, b) == bool(its_bytes(a) & its_bytes(b))
+
+
+MEMORY = MemoryStorage(bytes(1 << 12))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.complex64,
+        torch.complex128,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("how", ["plain", "strided", "large"])
+def test_lazy_bits_are_resolved(dtype: torch.dtype, how: str, tmp_path: Path) -> None:
+    plain = torch.randn(70_000 if how == "large" else 6, 3).to(dtype)
+    plain[0] = 0
+    plain = plain[:, ::2] if how == "strided" else plain
+    lazy = {"neg": torch._neg_view(plain), "x": torch.ones(2)}
+    if dtype.is_complex:
+        lazy["conj"] = plain.clone().conj()
+        lazy["both"] = torch._neg_view(plain.clone().conj())
+        lazy["imag"] = plain.clone().conj().imag
+    torch.save(lazy, tmp_path / "in.pt")
+    with modelctl.open(tmp_path / "in.pt") as ckpt:
+        for name, ref in ckpt.state_dict().items():
+            values = lazy[name].resolve_conj().resolve_neg().contiguous()
+            found = torch.frombuffer(bytearray(ref.tobytes()), dtype=values.dtype)
+            assert torch.equal(found.view(values.shape), values), name  # 0 and -0 are equal
+        if dtype != torch.complex128:
+            modelctl.save(ckpt, tmp_path / "out.safetensors")
+            written = load_file(tmp_path / "out.safetensors")
+            assert all(torch.equal(written[name], view) for name, view in lazy.items())
+        modelctl.save(ckpt, tmp_path / "out.pt")
+    for name, tensor in torch.load(tmp_path / "out.pt").items():
+        assert torch.equal(tensor, lazy[name])
+        assert tensor.is_conj() == lazy[name].is_conj()
+
+
+def test_a_tensor_and_its_conj_are_not_tied(tmp_path: Path) -> None:
+    x = torch.randn(3, dtype=torch.complex64)
+    torch.save({"x": x, "y": x.conj()}, tmp_path / "in.pt")
+    with modelctl.open(tmp_path / "in.pt") as ckpt, pytest.raises(LossError, match="share memory"):
+        modelctl.save(ckpt, tmp_path / "out.safetensors")

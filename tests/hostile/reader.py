@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import modelctl as mc
+from modelctl.formats.guests import third_party
 
 HEADROOM = 512 << 20  # of address space, beyond what the warm process has
 CPU_SECONDS = 60
@@ -89,6 +90,7 @@ def main() -> None:
     # what is loaded when it is first used, before the hook is there
     for name in ("difflib", "encodings.cp437", "encodings.raw_unicode_escape", "numpy"):
         importlib.import_module(name)
+    third_party()  # what other packages bring is asked for where a file is none of ours
     for i, path in enumerate(job["warm"]):
         outcome(path, os.path.join(out, f"warm{i}"))
     with open("/proc/self/statm") as statm:

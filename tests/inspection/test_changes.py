@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from modelctl.inspection.changes import Trains, fold_trains
 
 
@@ -50,5 +52,28 @@ def test_all_but_the_last_layer() -> None:
 def test_gaps_are_no_range() -> None:
     names = [f"a.{i}.{j}.w" for i in (0, 2) for j in (0, 1)] + ["a.1.x.w"]
     folded = fold_trains(rows(names, "x"))
-    assert [row.name for row in folded] == ["a.*", "a.1"]
+    assert [row.name for row in folded] == ["a.{0,2}", "a.1"]
     assert sum(row.tensors for row in folded) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [
+        (["enc.0"], ["enc.0", "enc.{1-3}"]),
+        (["enc.0", "enc.2"], ["enc.{0,2}", "enc.{1,3}"]),
+        (["enc.1"], ["enc.{0,2-3}", "enc.1"]),
+    ],
+)
+def test_rows_stand_for_nothing_that_another_one_does(
+    frozen: list[str], expected: list[str]
+) -> None:
+    names = [f"enc.{i}.{part}" for i in range(4) for part in ("weight", "bias")]
+    folded = fold_trains([Trains(n, True, n.rpartition(".")[0] not in frozen) for n in names])
+    assert [row.name for row in folded] == expected
+    assert sum(row.tensors for row in folded) == len(names)
+
+
+def test_what_no_numbers_say_is_not_folded() -> None:
+    names = ["a.0.b.1.w", "a.1.b.0.w", "a.0.b.0.v", "a.1.b.1.v"]
+    folded = fold_trains([Trains(name, True, name.endswith("w")) for name in names])
+    assert sorted(row.name for row in folded) == ["a.0.b.0", "a.0.b.1", "a.1.b.0", "a.1.b.1"]

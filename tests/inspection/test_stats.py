@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import modelctl as mc
 from modelctl.cli import run
+from modelctl.core.dtypes import BY_NAME
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.inspection.stats import tensor_stats
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
@@ -66,3 +72,33 @@ def test_rows_are_sorted(tmp_path: Path) -> None:
         "params": ["l2", "l10", "l1"],
         "size": ["l2", "l10", "l1"],
     }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.7e308] * 3,
+        [1.7e308, -1.7e308],
+        [1e200, 2e200, 5e200],
+        [1e-200, 2e-200, 5e-200],
+        [5e-324, 1e-310, 0.0],
+        [1e8 + 1, 1e8 - 1] * 4,
+        [1e-300] * 200_000 + [1e300] * 200_000 + [1.0] * 7,  # in several pieces
+        [1.0] * 200_000 + [-1e290] * 3,
+    ],
+    ids=range(8),
+)
+def test_values_whose_sum_or_square_is_no_double(values: list[float]) -> None:
+    """Against exact arithmetic."""
+    n = len(values)
+    exact = [Fraction(value) for value in values]
+    mean = sum(exact) / n
+    variance = sum((value - mean) ** 2 for value in exact) / n
+    # the root of a fraction beyond a double's range: of one that is scaled
+    scale = max(map(abs, exact))
+    std = scale * Fraction(math.sqrt(variance / scale**2))
+    raw = np.array(values).tobytes()
+    found = tensor_stats(TensorRef(BY_NAME["float64"], (n,), MemoryStorage(raw)))
+    assert found is not None
+    assert found.mean == pytest.approx(float(mean), rel=1e-12, abs=float(scale) * 1e-14)
+    assert found.std == pytest.approx(float(std), rel=1e-9, abs=float(scale) * 1e-14)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import modelctl as mc
-from modelctl.core.notes import Note
 from modelctl.core.records import HISTORY, read_record
 from modelctl.errors import CollisionError, LossError, NoMatchError, UsageError, WriteError
 from modelctl.inspection.edits import EditReport
@@ -132,11 +131,9 @@ def test_a_dry_run_writes_nothing_and_reports_the_same(ddp: Path) -> None:
     assert wet.plan == dry.plan
     assert wet.notes == dry.notes
     assert mc.edit(ddp, "strip-head", dry_run=True).output is None
-    again = mc.edit(ddp, "strip-head", output="out.pt", dry_run=True)
-    said = Note("warning", "out.pt exists already: without --overwrite it is kept")
-    assert again.notes[0] == said
-    with pytest.raises(WriteError, match="exists"):
-        mc.edit(ddp, "strip-head", output="out.pt")
+    for dry_run in (True, False):
+        with pytest.raises(WriteError, match="exists"):
+            mc.edit(ddp, "strip-head", output="out.pt", dry_run=dry_run)
     with pytest.raises(LossError):
         mc.edit(ddp, "strip-head", output="out.safetensors", dry_run=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from modelctl.errors import DurabilityError, WriteError
-from modelctl.storage.layout import FileLayout, Layout, LayoutBuilder
+from modelctl.storage.layout import FileLayout, Late, Layout, LayoutBuilder
 from modelctl.storage.source import FileSource
 from modelctl.storage.staging import FileGroup, staged_files
 
@@ -199,7 +199,7 @@ def test_too_big_for_the_disk(new: bool, tmp_path: Path) -> None:
         pytest.raises(WriteError, match="are free there"),
         staged_files(folder) as group,
     ):
-        group.carry_out(Layout([FileLayout("a", 1 << 60, [])]))
+        group.carry_out(Layout([FileLayout("a", 1 << 60, [Late(0, 1 << 60, str)])]))
     assert os.listdir(tmp_path) == []
 
 

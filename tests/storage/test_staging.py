@@ -17,7 +17,7 @@ import pytest
 from modelctl.core.storages import MemoryStorage, RunStorage, Storage, fastest_crc32
 from modelctl.errors import DurabilityError, ModelctlError, UnreadableError, WriteError
 from modelctl.storage import sink as sink_module
-from modelctl.storage.layout import FileLayout, Layout, LayoutBuilder
+from modelctl.storage.layout import FileLayout, Late, Layout, LayoutBuilder
 from modelctl.storage.source import FileSource
 from modelctl.storage.staging import staged, staged_file
 
@@ -142,7 +142,7 @@ def test_too_big_for_the_disk(tmp_path: Path) -> None:
         pytest.raises(WriteError, match="are free there"),
         staged_file(tmp_path / "f") as group,
     ):
-        group.carry_out(Layout([FileLayout("f", 1 << 60, [])]))
+        group.carry_out(Layout([FileLayout("f", 1 << 60, [Late(0, 1 << 60, str)])]))
     assert os.listdir(tmp_path) == []
 
 

@@ -160,7 +160,9 @@ def test_the_lines_to_apply_it_by_hand_work(tmp_path: Path, nested: bool, safe: 
             frozen = mc.convert(frozen, weights_only=True)
         path = str(tmp_path / ("it's.safetensors" if safe else "it's.pt"))
         mc.save(frozen, path)
-        record = for_writing(None, path).record_by_hand(path, frozen.sections.model().path, FREEZE)
+        record = for_writing(None, path).record_by_hand(
+            frozen, path, frozen.sections.model().path, FREEZE
+        )
         assert record is not None
         lines = by_hand(frozen, record)
     assert len(lines) == 3

@@ -14,7 +14,7 @@ import pytest
 
 import modelctl
 from modelctl.errors import UnreadableError, UnsupportedError
-from modelctl.formats import single
+from modelctl.formats import guests
 from modelctl.testing import FormatSuite, Sample
 
 EXAMPLE = Path(__file__).resolve().parents[1]
@@ -34,9 +34,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.syspath_prepend(str(site))
         others = os.environ.get("PYTHONPATH", "")
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), others))))
-        single.third_party.cache_clear()
+        guests.third_party.cache_clear()
         yield site
-    single.third_party.cache_clear()
+    guests.third_party.cache_clear()
 
 
 def _entry_points() -> str:
@@ -90,7 +90,7 @@ class TestCompressed(FormatSuite):
 def test_it_is_found_by_its_entry_point() -> None:
     names = [point.name for point in importlib.metadata.entry_points(group="modelctl.formats")]
     assert "npz" in names
-    assert [type(one).__name__ for one in single.third_party()].count("Npz") == 1
+    assert [one.name for one in guests.third_party()].count("npz") == 1
 
 
 def test_the_commands_read_it_and_convert_it(tmp_path: Path) -> None:
@@ -113,7 +113,10 @@ def test_the_commands_read_it_and_convert_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("raise RuntimeError('gone')", "can't be loaded: gone"), ("Npz = 3", "is no modelctl")],
+    [
+        ("raise OSError('gone')", "can't be loaded: OSError: gone"),
+        ("Npz = 3", "is no modelctl"),
+    ],
 )
 def test_a_broken_package_is_named(code: str, said: str, tmp_path: Path, path: Path) -> None:
     (tmp_path / "modelctl_npz.py").write_text(code)
@@ -121,6 +124,7 @@ def test_a_broken_package_is_named(code: str, said: str, tmp_path: Path, path: P
     search = os.pathsep.join((str(tmp_path), os.environ["PYTHONPATH"]))
     done = subprocess.run(
         [sys.executable, "-m", "modelctl", "ls", str(tmp_path / "a.npz")],
+        cwd=tmp_path,  # Python looks there first
         env={**os.environ, "PYTHONPATH": search},
         capture_output=True,
         text=True,
@@ -151,6 +155,7 @@ def test_without_it_the_file_is_no_checkpoint(tmp_path: Path, path: Path) -> Non
     source = Path(modelctl.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.npz")],
+        cwd=tmp_path,
         env={**environment, "PYTHONPATH": str(source)},
         capture_output=True,
         text=True,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,8 +25,18 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half-written goes away
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupted)
+    codecs.register_error("modelctl", _degraded)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="modelctl")
     gc.disable()  # a command is over before there is anything to collect
     sys.exit(run(sys.argv[1:]))
+
+
+def _degraded(e: UnicodeError) -> tuple[str | bytes, int]:
+    from .output import degrade
+
+    return degrade(e)
 
 
 def _interrupted(number: int, frame: object) -> NoReturn:
@@ -43,12 +56,19 @@ def run(argv: Sequence[str]) -> int:
     report was to be JSON they are a document on stdout."""
     try:
         code = _run(list(argv))
-        sys.stdout.flush()
+        _flush()
     except ModelctlError as e:
         return _failed(argv, e.as_dict(), e)
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # typer's own way out of a broken pipe
+    except SystemExit as e:
+        if "_MODELCTL_COMPLETE" in os.environ:  # typer's own way out, here and of a broken pipe
+            return 0
+        if isinstance(e.__context__, BrokenPipeError):
+            _discard_stdout()
+            return 0
+        return _failed(argv, _error("exit", _who_ended(e)), e)
+    except BrokenPipeError:
         # the reader (head, less) has seen enough; what is left in the buffer has nowhere to go
         _discard_stdout()
         return 0
@@ -100,7 +120,25 @@ def _usage(e: Exception) -> UsageError:
     command = getattr(context, "command_path", "modelctl")
     text = e.format_message() if hasattr(e, "format_message") else str(e)
     text = text or "which command?"  # its help was printed
+    text = text.replace("Value error, ", "")
+    text = re.sub(r"Input should be (a valid \w+)(, .*)?$", r"it takes \1", text)
+    text = text.replace("Input should be ", "it must be ")
     return UsageError(text.rstrip("."), hint=f"see '{command} --help'")
+
+
+def _who_ended(e: SystemExit) -> str:
+    """Whose code would have ended the program before its work was done, without a word."""
+    import traceback
+
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}: ended the program ({e.code!r:.80})"
+
+
+def _flush() -> None:
+    from .output import to_stdout
+
+    with to_stdout():
+        sys.stdout.flush()
 
 
 def _discard_stdout() -> None:
@@ -123,11 +161,11 @@ def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) ->
 
         try:
             write_json("error", {"error": error})
-            sys.stdout.flush()
+            _flush()
             return 2
-        except OSError as e:  # stdout can't be written: stderr is what is left
+        except (OSError, ModelctlError) as e:  # stdout can't be written: stderr is what is left
             cause = e
-    if isinstance(cause, OSError):  # it may be stdout's
+    if isinstance(cause, OSError) or isinstance(cause.__cause__, OSError):  # it may be stdout's
         _discard_stdout()
     print(f"error: {printable(error['message'])}", file=sys.stderr)
     if error["hint"]:
@@ -138,4 +176,9 @@ def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) ->
 def _wants_json(argv: Sequence[str]) -> bool:
     """Whether the report was to be JSON, also where the rest of the line is no command."""
     words = list(argv[: argv.index("--")] if "--" in argv else argv)
-    return "--json" in words or "--format=json" in words or ("--format", "json") in pairwise(words)
+    last = ""
+    for word, following in pairwise((*words, "")):
+        flag, equals, text = word.partition("=")
+        if flag == "--format":
+            last = text if equals else following
+    return "--json" in words or last == "json"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from ..storage.places import named
 from .commands import COMMANDS
 from .completion import complete_names, complete_paths
 from .signature import Argument, Command, Option
@@ -55,13 +57,17 @@ def _for_typer(command: Command) -> Callable[..., int]:
 
 def _annotation(parameter: inspect.Parameter) -> Any:
     kind, info = get_args(parameter.annotation)[:2]
-    return Annotated[kind, _info(parameter.name, info)]
+    is_path = Path in (kind, *get_args(kind))
+    return Annotated[kind, _info(parameter.name, info, is_path)]
 
 
-def _info(name: str, info: Argument | Option) -> Any:
+def _info(name: str, info: Argument | Option, is_path: bool) -> Any:
     complete = _COMPLETE[info.complete] if info.complete else None
+    parser = _path if is_path else None
     if isinstance(info, Argument):
-        return typer.Argument(metavar=info.metavar, help=info.help, autocompletion=complete)
+        return typer.Argument(
+            metavar=info.metavar, help=info.help, autocompletion=complete, parser=parser
+        )
     return typer.Option(
         *info.names(name),
         metavar=info.metavar,
@@ -69,7 +75,14 @@ def _info(name: str, info: Argument | Option) -> Any:
         rich_help_panel=info.panel,
         autocompletion=complete,
         min=info.least,
+        parser=parser,
     )
+
+
+def _path(text: str) -> Path:
+    """A path as it was said; pathlib takes an empty one for the current folder."""
+    named(text)
+    return Path(text)
 
 
 def _version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -12,13 +13,50 @@ from typing import Any
 
 from ..core.notes import Note
 from ..core.pages import Column, Line, Page, Report, Table
-from ..core.text import printable
+from ..core.text import printable, some
 from ..core.text import table as aligned
+from ..errors import ModelctlError
 from ..inspection.cells import for_people, for_programs, is_number
 from .show.fitting import widths, without_spare
 
 # Seconds before a bar appears.
 _PATIENCE = 0.5
+
+
+# The outputs that stand: what went wrong on stdout did not undo them.
+_written: list[str] = []
+
+
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """What goes wrong inside is stdout's.
+
+    Raises:
+        ModelctlError: it can't be written; says which outputs stand.
+        BrokenPipeError: nobody reads any more.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        hint = f"written all the same: {some(_written)}" if _written else None
+        raise ModelctlError(f"stdout: {e.strerror or e}", hint=hint) from e
+
+
+def degrade(e: UnicodeError) -> tuple[str | bytes, int]:
+    """What an encoding lacks, in ASCII: for streams, by :func:`codecs.register_error`."""
+    if not isinstance(e, UnicodeEncodeError):
+        raise e
+    text = e.object[e.start : e.end]
+    return "".join(_ASCII.get(c) or _escaped(c) for c in text), e.end
+
+
+_ASCII = {"…": "...", "·": "-", "×": "x", "→": "->", "─": "-", "━": "-", "│": "|", "±": "+-"}
+
+
+def _escaped(c: str) -> str:
+    return c.encode("ascii", "backslashreplace").decode()
 
 
 class Output:
@@ -28,6 +66,7 @@ class Output:
         self, command: str, format: str = "table", color: str = "auto", quiet: bool = False
     ) -> None:
         self.command, self.format, self.color, self.quiet = command, format, color, quiet
+        _written.clear()
         self._bar: Any = None
 
     @property
@@ -49,9 +88,14 @@ class Output:
     def show(self, report: Report, page: Callable[[], Page] | None = None) -> None:
         """A report, as it is asked for; ``page`` where people get another one than usual."""
         self._end_bar()
+        _written.extend(getattr(report, "written", ()))
         if self.is_json:
             write_json(self.command, report.as_dict())
-            return
+        else:
+            with to_stdout():
+                self._show(report, page)
+
+    def _show(self, report: Report, page: Callable[[], Page] | None) -> None:
         made = report.page() if page is None else page()
         if self.format == "csv":
             _write_csv(made.data)
@@ -68,7 +112,8 @@ class Output:
 
     def lines(self, texts: Sequence[str]) -> None:
         """Many plain lines at once."""
-        sys.stdout.write("".join(printable(text) + "\n" for text in texts))
+        with to_stdout():
+            sys.stdout.write("".join(printable(text) + "\n" for text in texts))
 
     def note(self, note: Note) -> None:
         """A remark beside the report, on stderr."""
@@ -169,15 +214,30 @@ class Output:
 
 
 def write_json(schema: str, data: dict[str, Any]) -> None:
-    """One JSON object with its schema; exact integers, null for unknown."""
+    """One JSON object with its schema; exact integers, null for unknown and for what is no number
+    there (NaN, infinities)."""
     import json
 
     document = {"schema": f"modelctl.{schema}/1", **data}
     encoder = json.JSONEncoder(indent=2, allow_nan=False)
-    pieces = encoder.iterencode(document)  # one text of all of it would be as large as its tree
-    while piece := "".join(islice(pieces, 10_000)):
-        sys.stdout.write(piece)
-    sys.stdout.write("\n")
+    pieces = encoder.iterencode(_finite(document))  # one text would be as large as its tree
+    with to_stdout():
+        while piece := "".join(islice(pieces, 10_000)):
+            sys.stdout.write(piece)
+        sys.stdout.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinities: null; what has none is the same object."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        found = {key: _finite(one) for key, one in value.items()}
+        return found if any(found[key] is not one for key, one in value.items()) else value
+    if isinstance(value, list | tuple):
+        made = [_finite(one) for one in value]
+        return made if any(a is not b for a, b in zip(made, value, strict=True)) else value
+    return value
 
 
 def _write_csv(table: Table) -> None:

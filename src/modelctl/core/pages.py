@@ -21,7 +21,7 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        none: what people read where there is nothing, None or 0.
+        none: what people read where there is nothing: None, or 0 of something that is counted.
         spare: where a screen is too narrow, columns with a number here are left out, the lowest
             first; with 0 a column stays.
     """

@@ -59,6 +59,10 @@ class Source(ABC):
         """Raises where this range can't be read: it ends outside, or the source is closed."""
         if self._closed:
             raise ModelctlError(f"{self.name}: the checkpoint is closed")
+        if offset < 0 or size < 0:
+            raise UnreadableError(
+                f"{size:,} bytes at {offset:,} are asked for, before its start", path=self.name
+            )
         if offset + size > self.size:
             raise UnreadableError(
                 f"cut off: {size:,} bytes are expected here, the file ends at {self.size:,}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,9 @@ from .storages import CHUNK, Storage, cut
 # An expanded view (stride 0) of more bytes than this, and of so many times those that are stored,
 # is a bomb: four bytes can say four terabytes.
 _EXPANDED, _TIMES = 1 << 30, 1000
+
+# Floating dtypes without a sign of each element in its top bit.
+_UNSIGNED = ("float8_e8m0fnu", "float4_e2m1fn_x2")
 
 Role = Literal["parameter", "buffer"]
 
@@ -180,7 +183,13 @@ class TensorRef:
     @property
     def identity(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
         """Equal for references that are the same view of the same storage: tied tensors."""
-        return (id(self.storage), self.start, self.shape, self.stride, self.dtype.name)
+        kind = "/".join((self.dtype.name, *sorted(self.bits)))
+        return (id(self.storage), self.start, self.shape, self.stride, kind)
+
+    @property
+    def bits(self) -> dict[str, bool]:
+        """The lazy bits that are set, ``conj`` and ``neg``: what is stored is not its values."""
+        return (self.rebuild.bits if self.rebuild is not None else None) or {}
 
     @property
     def is_whole(self) -> bool:
@@ -198,25 +207,24 @@ class TensorRef:
             self.storage.check()
 
     def chunks(self) -> Iterator[bytes]:
-        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB. What takes
-        all of its storage is compared with the checksum of that.
+        """The tensor's bytes, row-major and little-endian, in pieces of at most 1 MiB. A lazy conj
+        or neg bit is resolved: these are its values. What takes all of its storage is compared
+        with the checksum of that.
 
         Raises:
             DamagedError: it is not what was saved; after the last piece at the latest.
-            UnsupportedError: for a tensor with a lazy conj or neg bit, whose stored bytes are
-                not its values.
+            UnsupportedError: a lazy bit of a dtype that is not known to have one.
             UnreadableError: for a view that is out of all proportion to what is stored.
         """
-        if self.rebuild is not None and self.rebuild.bits:
-            raise UnsupportedError(
-                f"a tensor with the lazy {'/'.join(sorted(self.rebuild.bits))} bit can't be read "
-                "as values yet",
-                hint="save it with .resolve_conj().resolve_neg()",
-            )
         if self.nbytes > _EXPANDED and self.nbytes > _TIMES * self.storage.nbytes:
             raise UnreadableError(
                 f"a view of {self.nbytes:,} bytes over {self.storage.nbytes:,} stored ones"
             )
+        stored = self._stored()
+        yield from _resolved(stored, self.dtype, self.bits) if self.bits else stored
+
+    def _stored(self) -> Iterator[bytes]:
+        """What is stored of the view, row-major."""
         is_whole = self.is_whole
         if self.is_contiguous:
             pieces = self.storage.checked if is_whole else self.storage.chunks
@@ -293,6 +301,32 @@ class TensorRef:
 
     def __repr__(self) -> str:
         return f"TensorRef({self.dtype.short}, {list(self.shape)})"
+
+
+def _resolved(stored: Iterable[bytes], dtype: DType, bits: dict[str, bool]) -> Iterator[bytes]:
+    """The values behind lazy bits: a conj turns the sign of imaginary parts, a neg all signs, as
+    torch's ``resolve_conj().resolve_neg()`` does."""
+    import numpy as np
+
+    size = dtype.itemsize
+    if dtype.kind not in ("complex", "float") or "fnuz" in dtype.name or dtype.name in _UNSIGNED:
+        raise UnsupportedError(
+            f"a {dtype.name} tensor with the lazy {'/'.join(sorted(bits))} bit can't be read",
+            hint="save it with .resolve_conj().resolve_neg()",
+        )
+    signs = bytearray(size)
+    part = size // 2 if dtype.kind == "complex" else size
+    for top in range(part - 1, size, part) if "neg" in bits else ():
+        signs[top] ^= 0x80
+    if "conj" in bits and dtype.kind == "complex":
+        signs[size - 1] ^= 0x80
+    left = b""
+    for piece in stored:
+        left += piece
+        whole = len(left) - len(left) % size
+        items = np.frombuffer(left[:whole], "u1").reshape(-1, size)
+        yield (items ^ np.frombuffer(signs, "u1")).tobytes()
+        left = left[whole:]
 
 
 class ValuesStorage(Storage):

@@ -97,11 +97,12 @@ class WritableFormat(Format):
             lost += [key for key in ckpt.metadata if key != "format"]
         return [warning(f"{self.label} has no place for {some(lost)}: left out")] if lost else []
 
-    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+    def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         """Python that reads a record of ours in a file of this format without modelctl; None
         where that takes more than an expression.
 
         Args:
+            ckpt: what the file holds.
             path: the file.
             section: where in it the model's state_dict is.
             record: what it is called (``modelctl.freeze``).

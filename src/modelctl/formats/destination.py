@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from shlex import quote
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Loss
 from ..core.sections import is_state_dict
-from ..errors import UsageError, WriteError
+from ..errors import UsageError
 from ..storage.layout import Layout
+from ..storage.places import named
 from ..storage.source import FileSource
-from ..storage.staging import FileGroup, staged_file, staged_files
+from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
 from .base import NO_STATE_DICT, WritableFormat
-from .registry import for_writing, writable
-from .shards.writing import INDEX, MAX_SHARD_SIZE, parse_size, shards_layout, superseded
+from .registry import for_writing, of_suffix, writable
+from .shards.writing import (
+    INDEX,
+    MAX_SHARD_SIZE,
+    ShardNames,
+    names_by_index,
+    parse_size,
+    shards_layout,
+    superseded,
+)
 
 
 class Destination(NamedTuple):
@@ -25,13 +35,13 @@ class Destination(NamedTuple):
     Attributes:
         format: what is written.
         path: the file, or the folder.
-        shards: of the shards' names, stem and suffix (``model``, ``.safetensors``); None: one file.
+        shards: what the shards are called; None: one file.
         max_shard_size: the most bytes in a shard.
     """
 
     format: WritableFormat
     path: str
-    shards: tuple[str, str] | None = None
+    shards: ShardNames | None = None
     max_shard_size: int = 0
 
     def losses(self, ckpt: Checkpoint) -> list[Loss]:
@@ -42,6 +52,20 @@ class Destination(NamedTuple):
             return [Loss(text, NO_STATE_DICT)]
         return lost
 
+    def check(self, *, overwrite: bool) -> None:
+        """Looks whether the output can stand there, as far as that shows before it is written.
+
+        Raises:
+            WriteError: something stands there that is not to be replaced, or there is no folder
+                to write to.
+        """
+        if self.shards is None:
+            check_file(self.path, overwrite=overwrite)
+            return
+        check_folder(self.path)
+        for name in superseded(self.path, self.shards):
+            check_file(os.path.join(self.path, name), overwrite=overwrite)
+
     def staged(
         self, *, overwrite: bool, sources: Iterable[FileSource]
     ) -> AbstractContextManager[FileGroup]:
@@ -50,14 +74,9 @@ class Destination(NamedTuple):
         Raises:
             WriteError: something stands there that is not to be replaced.
         """
+        self.check(overwrite=overwrite)
         if self.shards is None:
             return staged_file(self.path, overwrite=overwrite, sources=sources)
-        if not overwrite:
-            for name in superseded(self.path, *self.shards):
-                raise WriteError(
-                    f"{os.path.join(self.path, name)}: exists already",
-                    hint="--overwrite replaces it",
-                )
         return staged_files(self.path, overwrite=overwrite, sources=sources)
 
     def layout(self, ckpt: Checkpoint, group: FileGroup) -> Layout:
@@ -69,7 +88,7 @@ class Destination(NamedTuple):
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
             return Layout([self.format.layout(ckpt, os.path.basename(self.path))])
-        old = superseded(self.path, *self.shards)
+        old = superseded(self.path, self.shards)
         return shards_layout(
             ckpt, self.format, self.shards, self.max_shard_size, taken=group.names, old=old
         )
@@ -88,32 +107,42 @@ def destination(
     Raises:
         UsageError: no such format, no size, or a name that does not say what is meant.
     """
+    named(path)
     limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
     folder, name = os.path.split(path)
+    there = names_by_index(path) if name.endswith(".json") else None
+    if there is not None:
+        fmt = for_writing(None, there.suffix)
+        _check_index(path, to, fmt)
+        return Destination(fmt, folder or ".", _sharded(fmt, there), limit)
     if name.endswith(INDEX):
         stem, suffix = os.path.splitext(name.removesuffix(INDEX))
         fmt = for_writing(None, suffix) if suffix else for_writing(to or "safetensors", path)
-        if to not in (None, fmt.name):
-            raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
+        _check_index(path, to, fmt)
         names = stem or "model", suffix or fmt.suffixes[0]
         return Destination(fmt, folder or ".", _sharded(fmt, names), limit)
     is_folder = not name or os.path.isdir(path)
     if not is_folder and shard_size is not None:  # a folder that is to be, if it has no suffix
-        is_folder = not any(path.endswith(known.suffixes) for known in writable(all=True))
+        is_folder = of_suffix(path) is None
     if is_folder:
         fmt = for_writing(to or "safetensors", path)
         folder = path.rstrip("/" + os.sep) or path
         return Destination(fmt, folder, _sharded(fmt, fmt.shard_names), limit)
     if shard_size is not None:
+        other = os.path.join(folder, name.partition(".")[0], "")
         raise UsageError(
-            f"{path}: one file has no shards",
-            hint=f"-o {os.path.join(folder, name.partition('.')[0])}/ writes a folder of them",
+            f"{path}: one file has no shards", hint=f"-o {quote(other)} writes a folder of them"
         )
     return Destination(for_writing(to, path), path)
 
 
-def _sharded(fmt: WritableFormat, names: tuple[str, str] | None) -> tuple[str, str]:
+def _check_index(path: str, to: str | None, fmt: WritableFormat) -> None:
+    if to not in (None, fmt.name):
+        raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
+
+
+def _sharded(fmt: WritableFormat, names: tuple[str, ...] | None) -> ShardNames:
     if fmt.shard_names is None or names is None:
         known = ", ".join(one.name for one in writable(all=True) if one.shard_names is not None)
         raise UsageError(f"{fmt.label} is not written in shards", hint=f"{known} are")
-    return names
+    return ShardNames(*names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from shlex import quote
 
 from ..core.checkpoint import Checkpoint
 from ..errors import ModelctlError, UnreadableError
@@ -55,7 +56,7 @@ class Folder(Format):
             return UnreadableError(
                 f"a folder with several checkpoints: {', '.join((indices + found)[:6])}",
                 path=place.name,
-                hint=f"name one: {place.member((indices + found)[0]).name}",
+                hint=f"name one: {quote(place.member((indices + found)[0]).name)}",
             )
         return UnreadableError("a folder without a checkpoint in it", path=place.name)
 

@@ -9,8 +9,9 @@ from ..storage.places import Place
 from .archives import TarGz, ZipOfCheckpoints
 from .base import Format, WritableFormat
 from .folders import Folder
+from .guests import Broken, third_party
 from .shards.reading import Sharded
-from .single import SINGLE, known_to, third_party
+from .single import SINGLE, guest_of, known_to
 
 BUILT_IN: Sequence[Format] = (*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), Folder())
 # What is often found under a checkpoint's name, and what it says to its owner.
@@ -40,7 +41,7 @@ def detect(place: Place) -> Format:
         raise UnreadableError(
             "an empty file", path=place.name, hint="the download or the save failed: do it again"
         )
-    found = known_to(BUILT_IN, place) or known_to(third_party(), place)
+    found = known_to(BUILT_IN, place) or guest_of(place)
     if found is None:
         raise _unknown(place)
     return found
@@ -54,7 +55,8 @@ def known(name: str) -> Format | None:
 
 
 def _unknown(place: Place) -> ModelctlError:
-    for one in (*BUILT_IN, *third_party()):
+    guests = [one for one in third_party() if not isinstance(one, Broken)]
+    for one in (*BUILT_IN, *guests):
         why = one.explain(place)
         if why is not None:
             return why
@@ -70,7 +72,7 @@ def _unknown(place: Place) -> ModelctlError:
     return UnreadableError(
         f"not a checkpoint: begins with {head[:8].hex(' ')}",
         path=place.name,
-        hint="modelctl reads " + ", ".join(one.label for one in (*BUILT_IN, *third_party())),
+        hint="modelctl reads " + ", ".join(one.label for one in (*BUILT_IN, *guests)),
     )
 
 
@@ -80,21 +82,41 @@ def writable(*, all: bool = False) -> list[WritableFormat]:
     return [one for one in known if isinstance(one, WritableFormat)]
 
 
+def of_suffix(path: str) -> WritableFormat | None:
+    """The format to write that the suffix of a path says; those of other packages are only asked
+    where none of ours does."""
+    for all in (False, True):
+        for one in writable(all=all):
+            if path.endswith(one.suffixes):
+                return one
+    return None
+
+
 def for_writing(name: str | None, path: str) -> WritableFormat:
     """The format to write: by its name (``--to``), else by the suffix of ``path``.
 
     Raises:
         UsageError: no such format, or a suffix that says nothing.
+        ModelctlError: it is another package's, and can't be loaded.
     """
-    for known in (writable(), writable(all=True)):
-        for one in known:
-            if one.name == name or (name is None and path.endswith(one.suffixes)):
-                return one
+    if name is None:
+        found = of_suffix(path)
+    else:
+        named = (one for all in (False, True) for one in writable(all=all) if one.name == name)
+        found = next(named, None)
+    if found is not None:
+        return found
+    broken = [one for one in third_party() if isinstance(one, Broken)]
+    for one in broken:
+        if one.name == name:
+            raise one.error
+    known = writable(all=True)
     names = ", ".join(one.name for one in known)
     if name is not None:
         raise UsageError(f"there is no format '{name}' to write", hint=f"--to takes {names}")
     suffixes = " ".join(suffix for one in known for suffix in one.suffixes)
+    unknown = "".join(f" ({one.error})" for one in broken)
     raise UsageError(
-        f"{path}: the suffix does not say which format to write",
+        f"{path}: the suffix does not say which format to write{unknown}",
         hint=f"use one of {suffixes}, or --to {names}",
     )

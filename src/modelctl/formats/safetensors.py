@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from ..core import notes
@@ -16,11 +17,13 @@ from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
 from ..core.storages import RunStorage, Source
 from ..core.tensors import TensorRef, ValuesStorage
+from ..core.text import some
 from ..core.tree import Path
 from ..errors import UnreadableError, UnsupportedError
 from ..storage.layout import FileLayout, LayoutBuilder
 from ..storage.places import Place
 from .base import NO_STATE_DICT, WritableFormat
+from .overlaps import overlapping
 
 MAX_HEADER = 100_000_000
 # Ties whose names alone would not show that they are: our reader needs no guess.
@@ -75,20 +78,30 @@ class Safetensors(WritableFormat):
             )
         ours = _records(metadata, source)
         sure = mapping(ours.pop(_TIED, None)) or {}
+        ties = {
+            name: kept
+            for name, kept in sure.items()
+            if isinstance(kept, str) and kept in header and name not in header
+        }
+        modules, unclear = _modules(header), []
         for name, kept in metadata.items():
             # safetensors' save_model drops all but one of tied tensors and records them here
-            there = kept in entries and name not in entries
-            if there and (name in sure or _tied_names(name, kept)):
-                entries[name] = entries[kept]
+            if kept in header and name not in header and name not in ties:
+                if _tied_names(name, kept, modules):
+                    ties[name] = kept
+                else:
+                    unclear.append(f"'{name}': '{kept}'")
+        entries.update((name, entries[kept]) for name, kept in ties.items())
         plain = {
             name: text
             for name, text in metadata.items()
-            if not name.startswith(PREFIX) and not (name in entries and name not in header)
+            if not name.startswith(PREFIX) and ties.get(name) != text
         }
         return Checkpoint(
             ordered_dict(entries, {"_metadata": ordered_dict({"": ours})} if ours else ABSENT),
             Origin(source.name, self.name, self.label, source.size),
             metadata=plain,
+            warnings=(notes.info(f"not taken for ties: {some(unclear, 3)}"),) if unclear else (),
         )
 
     # ------------------------------------------------------------------ writing
@@ -126,13 +139,16 @@ class Safetensors(WritableFormat):
             else:
                 metadata[key] = json.dumps(record, ensure_ascii=False)
         first: dict[Any, str] = {}
-        unsure = {}
         for tensor, ref in entries.items():
-            kept = first.setdefault(ref.identity, tensor)
-            if kept != tensor:
-                metadata[tensor] = kept
-                if not _tied_names(tensor, kept):
-                    unsure[tensor] = kept
+            first.setdefault(ref.identity, tensor)
+        unsure, modules = {}, _modules(first.values())
+        for tensor, ref in entries.items():
+            kept = first[ref.identity]
+            if kept == tensor:
+                continue
+            # as safetensors' save_model does; what the user calls so is not written over
+            if metadata.setdefault(tensor, kept) != kept or not _tied_names(tensor, kept, modules):
+                unsure[tensor] = kept
         if unsure:
             metadata[_TIED] = json.dumps(unsure, ensure_ascii=False)
         written = {tensor: entries[tensor] for tensor in first.values()}
@@ -171,7 +187,7 @@ class Safetensors(WritableFormat):
         kept = "kept as __metadata__ (safetensors' load_model and modelctl know them, load_file"
         return [notes.info(f"tied names: {tied}, {kept} does not)")] if tied else []
 
-    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+    def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         return f"json.loads(safe_open({path!r}, 'pt').metadata()[{record!r}])"
 
 
@@ -180,10 +196,16 @@ def _alignment(dtype: DType) -> int:
     return dtype.itemsize if dtype.per_item == 1 else 1
 
 
-def _tied_names(name: str, kept: str) -> bool:
+def _tied_names(name: str, kept: str, modules: Collection[str]) -> bool:
     """Whether metadata ``{name: kept}`` says that tensors are tied, or just happens to hold the
-    name of one (``{"best_metric": "loss"}``)."""
-    return "." in name or name.rpartition(".")[2] == kept.rpartition(".")[2]
+    name of one (``{"best.metric": "loss"}``): tied ones are called alike, or the module that the
+    name is in has other tensors."""
+    module, _, last = name.rpartition(".")
+    return last == kept.rpartition(".")[2] or (bool(module) and module in modules)
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in names}
 
 
 def _is_utf8(name: str) -> bool:
@@ -196,20 +218,12 @@ def _is_utf8(name: str) -> bool:
 
 def _overlaps(ckpt: Checkpoint) -> list[str]:
     """Tensors that share memory without being the same: copies of them would drift apart."""
-    by_storage: dict[int, dict[Any, tuple[int, int, str]]] = {}
-    for name, ref in (mapping(ckpt.root) or {}).items():
-        if isinstance(ref, TensorRef) and ref.numel:
-            span = (ref.start, ref.start + ref.span, name)
-            by_storage.setdefault(id(ref.storage), {}).setdefault(ref.identity, span)
-    lost = []
-    for views in by_storage.values():
-        reached, before = 0, ""
-        for begin, end, name in sorted(views.values()):
-            if begin < reached:
-                lost.append(f"'{before}' and '{name}' share memory, in safetensors they would not")
-            if end > reached:
-                reached, before = end, name
-    return lost
+    entries = (mapping(ckpt.root) or {}).items()
+    tensors = ((str(name), ref) for name, ref in entries if isinstance(ref, TensorRef))
+    return [
+        f"'{before}' and '{name}' share memory, in safetensors they would not"
+        for before, name in overlapping(tensors)
+    ]
 
 
 # ---------------------------------------------------------------------- the header

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..errors import ModelctlError, UnreadableError
 from ..storage.places import Place
 from .base import Format
+from .guests import third_party
 from .programs.export import TorchExport
 from .programs.torchscript import TorchScript
 from .pytorch.legacy import TorchLegacy
@@ -27,6 +26,24 @@ def known_to(formats: Sequence[Format], place: Place) -> Format | None:
     return next((known for known in formats if known.sniff(place)), None)
 
 
+def guest_of(place: Place) -> Format | None:
+    """The first format of another package that knows a place, or None.
+
+    Raises:
+        ModelctlError: none knows it, and one of them can't say so; names its package.
+    """
+    failed: ModelctlError | None = None
+    for known in third_party():
+        try:
+            if known.sniff(place):
+                return known
+        except ModelctlError as e:
+            failed = failed or e
+    if failed is not None:
+        raise failed
+    return None
+
+
 def read_single(place: Place, among: Sequence[Format] | None = None) -> Checkpoint:
     """Read one file that was found inside of something else.
 
@@ -35,37 +52,7 @@ def read_single(place: Place, among: Sequence[Format] | None = None) -> Checkpoi
     """
     known = known_to(among or SINGLE, place)
     if known is None and among is None:
-        known = known_to(third_party(), place)
+        known = guest_of(place)
     if known is None:
         raise UnreadableError("no checkpoint", path=place.name)
     return known.read(place)
-
-
-@cache
-def third_party() -> tuple[Format, ...]:
-    """The formats that other installed packages bring, by the entry points ``modelctl.formats``:
-    a subclass of :class:`~modelctl.formats.base.Format`, or an instance of one.
-
-    Raises:
-        ModelctlError: one of them can't be loaded; names its package.
-    """
-    from importlib.metadata import entry_points
-
-    found: list[Format] = []
-    for point in sorted(entry_points(group="modelctl.formats"), key=lambda one: one.name):
-        package = point.dist.name if point.dist is not None else "another package"
-        try:
-            loaded: Any = point.load()
-            made = loaded() if isinstance(loaded, type) else loaded
-        except Exception as e:  # whatever somebody else's code raises
-            raise ModelctlError(
-                f"the format '{point.name}' of {package} can't be loaded: {e}",
-                hint=f"upgrade or uninstall {package}",
-            ) from e
-        if not isinstance(made, Format):
-            raise ModelctlError(
-                f"the format '{point.name}' of {package} is no modelctl.formats.base.Format",
-                hint=f"upgrade or uninstall {package}",
-            )
-        found.append(made)
-    return tuple(found)

@@ -34,7 +34,7 @@ def _shown(column: Column, value: Any) -> str:
         return printable(value)
     if column.kind == "answer":
         return _ANSWERS[value]
-    if value is None or (column.none and value == 0):
+    if value is None or (column.none and value == 0 and column.kind != "number"):
         return column.none
     if column.kind == "shape":
         return shape(value)

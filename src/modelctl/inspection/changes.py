@@ -69,9 +69,13 @@ def plan(before: Checkpoint, after: Checkpoint) -> Plan:
 def _trains(before: Checkpoint, after: Checkpoint, old_names: dict[str, str]) -> list[Trains]:
     was, now = trainability(before), trainability(after)
     tensors = after.sections.models[0].tensors() if after.sections.models else {}
+    source = before.sections.models[0].tensors() if before.sections.models else {}
+    # what the source knows to be a buffer is none of the parameters, whatever its name looks like
+    buffers = {name for name, ref in source.items() if ref.role == "buffer"}
     found = [
         Trains(name, was.get(old_names.get(name, name)), now.get(name))
         for name in parameters(tensors)
+        if old_names.get(name, name) not in buffers
     ]
     told = any(one.after is not None and one.before is not one.after for one in found)
     return found if told else []
@@ -107,27 +111,40 @@ def _fold_numbers(rows: list[Trains]) -> list[Trains]:
     for row in rows:
         template = ".".join("*" if part.isdecimal() else part for part in row.name.split("."))
         alike.setdefault((template, row.before, row.after), []).append(row)
-    return [
-        group[0]
-        if len(group) == 1
-        else group[0]._replace(name=_numbered(group), tensors=sum(row.tensors for row in group))
-        for group in alike.values()
-    ]
+    folded: list[Trains] = []
+    for group in alike.values():
+        name = _numbered([row.name for row in group])
+        if name is None:
+            folded += group
+        else:
+            folded.append(group[0]._replace(name=name, tensors=sum(row.tensors for row in group)))
+    return folded
 
 
-def _numbered(group: list[Trains]) -> str:
-    """``layers.{0-38}.norm``: a range where the numbers are one, else ``*``."""
-    columns = zip(*(row.name.split(".") for row in group), strict=True)
+def _numbered(names: list[str]) -> str | None:
+    """``layers.{0-2,5}.norm``: the numbers of names that differ by nothing else, so that it stands
+    for these names and no other; None where that can't be said so."""
     parts = []
-    for column in columns:
-        numbers = sorted({int(part) for part in column if part.isdecimal()})
+    several = 1
+    for column in zip(*(name.split(".") for name in names), strict=True):
         if len(set(column)) == 1:
             parts.append(column[0])
-        elif numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) == len(group):
-            parts.append(f"{{{numbers[0]}-{numbers[-1]}}}")
+            continue
+        numbers = sorted({int(part) for part in column})
+        several *= len(numbers)
+        parts.append(f"{{{_ranges(numbers)}}}")
+    return ".".join(parts) if several == len(names) else None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0-2,5,7-8``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
         else:
-            parts.append("*")
-    return ".".join(parts)
+            found.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)
 
 
 def _beside(ckpt: Checkpoint) -> list[str]:

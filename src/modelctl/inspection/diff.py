@@ -73,14 +73,16 @@ def _short(text: str | None) -> str:
 
 @dataclass(frozen=True)
 class Diff(Printed):
-    """Names only in A (``removed``) or only in B (``added``), and what changed; ``a`` and ``b`` are
-    where the two were read from."""
+    """Names only in A (``removed``) or only in B (``added``), and what changed; how many tensors
+    are the ``same`` bit for bit, or ``close``, within the tolerance; ``a`` and ``b`` are where the
+    two were read from."""
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     changed: list[Change] = field(default_factory=list)
     values: list[ValueChange] = field(default_factory=list)
     same: int = 0
+    close: int = 0
 
     a: str | None = None
     b: str | None = None
@@ -95,6 +97,7 @@ class Diff(Printed):
             "b": self.b,
             "differs": self.differs,
             "same": self.same,
+            "close": self.close,
             "added": self.added,
             "removed": self.removed,
             "changed": [change.as_dict() for change in self.changed],
@@ -107,7 +110,7 @@ class Diff(Printed):
         rows += [("+", name, "only in B", "") for name in self.added]
         rows += [("~", change.name, change.what, change.text) for change in self.changed]
         rows += [("~", change.path, "value", change.text) for change in self.values]
-        data = Table([Column(""), Column("name"), Column("what"), Column("how")], rows)
+        data = Table([Column("change"), Column("name"), Column("what"), Column("how")], rows)
         columns = [Column("name", "name"), Column(""), Column("")]
         flat = [(f"{sign} {name}", what, how) for sign, name, what, how in rows]
         body: list[Line | Table] = [Table(columns, flat, _MOST), Line()] if rows else []
@@ -126,7 +129,10 @@ class Diff(Printed):
         ]
         if self.values:
             counts.append(count(len(self.values), "other value"))
-        return f"{', '.join(counts) or 'no difference'}; {count(self.same, 'tensor')} bit-equal"
+        equal = f"{count(self.same, 'tensor')} bit-equal"
+        if self.close:
+            equal += f", {self.close:,} within the tolerance"
+        return f"{', '.join(counts) or 'no difference'}; {equal}"
 
     def _hints(self) -> list[Note]:
         """Of names that only differ by a wrapper none is in both."""
@@ -134,7 +140,7 @@ class Diff(Printed):
             bool(names) and all(name.startswith("module.") for name in names)
             for names in (self.removed, self.added)
         ]
-        if wrapped[0] == wrapped[1] or self.same:
+        if wrapped[0] == wrapped[1] or self.same or self.close:
             return []
         which = "A" if wrapped[0] else "B"
         text = f"the names of {which} start with 'module.': compare after 'modelctl strip-prefix'"
@@ -169,24 +175,26 @@ def diff(
         names = select(names, pattern, regex=regex)
         left_values = right_values = {}
     found = Diff()
-    same = 0
+    same = close = 0
     for name in names:
         if name not in right:
             found.removed.append(name)
         elif name not in left:
             found.added.append(name)
         else:
-            change = _compare(name, left[name], right[name], rtol, atol)
-            if change is None:
+            change, equal = _compare(name, left[name], right[name], rtol, atol)
+            if change is not None:
+                found.changed.append(change)
+            elif equal:
                 same += 1
             else:
-                found.changed.append(change)
+                close += 1
     for path in dict.fromkeys([*left_values, *right_values]):
         before, after = left_values.get(path), right_values.get(path)
         if before != after:
             found.values.append(ValueChange(path, before, after))
     paths = [ckpt.origin.path if ckpt.origin else None for ckpt in (a, b)]
-    return Diff(found.added, found.removed, found.changed, found.values, same, *paths)
+    return Diff(found.added, found.removed, found.changed, found.values, same, close, *paths)
 
 
 def _parts(ckpt: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, str]]:
@@ -227,27 +235,32 @@ def _text(node: Any) -> str:
     return repr(node)
 
 
-def _compare(name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float) -> Change | None:
+def _compare(
+    name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float
+) -> tuple[Change | None, bool]:
+    """What differs, and whether the two are equal bit for bit."""
     if a.shape != b.shape:
-        return Change(name, "shape", shape(a.shape), shape(b.shape))
+        return Change(name, "shape", shape(a.shape), shape(b.shape)), False
     if a.dtype != b.dtype:
-        return Change(name, "dtype", a.dtype.name, b.dtype.name)
+        return Change(name, "dtype", a.dtype.name, b.dtype.name), False
     if a is b or (a.identity == b.identity):
-        return None
-    differ, largest, close = 0, None, True
+        return None, True
+    differ, largest, close, equal = 0, None, True, True
     a.check()
     b.check()
     for x, y in _aligned(a.chunks(), b.chunks(), a.dtype.itemsize):
         if x == y:
             continue
+        equal = False
         n, most, all_close = _measure(x, y, a, rtol, atol)
         differ += n
         close &= all_close
         if most is not None:
             largest = most if largest is None or most > largest or math.isnan(most) else largest
     if differ == 0 or ((rtol or atol) and close):
-        return None
-    return Change(name, "values", shape(a.shape), shape(b.shape), differ, a.numel, largest)
+        return None, equal
+    change = Change(name, "values", shape(a.shape), shape(b.shape), differ, a.numel, largest)
+    return change, False
 
 
 def _aligned(

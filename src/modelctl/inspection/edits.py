@@ -35,6 +35,11 @@ class EditReport:
     bytes_written: int | None = None
     by_hand: Sequence[str] = ()
 
+    @property
+    def written(self) -> list[str]:
+        """The output, where it was written."""
+        return [str(self.output)] if self.files_written else []
+
     def as_dict(self) -> dict[str, Any]:
         plan = self.plan
         return {
@@ -119,6 +124,11 @@ _COLUMNS = (
 class EditReports(list[EditReport]):
     """The reports of several files."""
 
+    @property
+    def written(self) -> list[str]:
+        """The outputs that were written."""
+        return [path for one in self for path in one.written]
+
     def as_dict(self) -> dict[str, Any]:
         """One file's by itself, several as ``files``."""
         dicts = [one.as_dict() for one in self]
@@ -151,6 +161,11 @@ class SplitReport:
     dry_run: bool
     parts: Sequence[Part]
     notes: Sequence[Note] = ()
+
+    @property
+    def written(self) -> list[str]:
+        """The files of the parts that were written."""
+        return [str(one.output) for one in self.parts if one.output is not None]
 
     def as_dict(self) -> dict[str, Any]:
         return {

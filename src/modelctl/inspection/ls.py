@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
-from ..core.names import Patterns, role_of, select
+from ..core.names import Patterns, as_list, role_of, select
 from ..core.nodes import Composite
 from ..core.notes import Note, info
 from ..core.pages import Column, Page, Table
@@ -95,7 +95,8 @@ def list_tensors(
     ``role`` keeps parameters or buffers only.
 
     Raises:
-        NoMatchError: a pattern, or the section, is nowhere.
+        NoMatchError: a pattern, or the section, is nowhere; what the pattern matches has another
+            ``role``.
         UsageError: no such section.
     """
     found = _found(ckpt, section)
@@ -123,6 +124,12 @@ def list_tensors(
                 *(name, ref.dtype.name, ref.dtype.short, ref.shape, ref.nbytes, of),
                 *(kind, inferred, grad),
             )
+        )
+    if pattern and role is not None and not rows:
+        raise NoMatchError(
+            f"no {role} matches '{some(as_list(pattern), 3)}': it matches "
+            f"{count(len(names), 'tensor')}, none of them a {role}",
+            hint="without " + ("--params" if role == "parameter" else "--buffers"),
         )
     return rows
 

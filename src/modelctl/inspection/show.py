@@ -51,7 +51,7 @@ class Shown(Printed):
         bare = None if self.path is None else _bare(self.node)
         if bare is not None:
             return Page([Line(bare)], _values([(self.path, bare)]))
-        about = [(f"metadata {name}", text) for name, text in self.metadata.items()]
+        about = [(f"metadata.{name}", text) for name, text in self.metadata.items()]
         values = _values([*_flat(self.node, self.path), *about])
         return Page(_indented(self.node, self.path, about), values)
 
@@ -67,9 +67,12 @@ def show(ckpt: Checkpoint, path: str | None = None) -> Shown:
     try:
         return Shown(find(ckpt, path), path)
     except NoMatchError:
-        if path not in ckpt.metadata:
+        if path == "metadata" and ckpt.metadata:
+            return Shown(dict(ckpt.metadata), path)
+        name = path if path in ckpt.metadata else path.removeprefix("metadata.")
+        if name not in ckpt.metadata:
             raise
-        return Shown(ckpt.metadata[path], path)
+        return Shown(ckpt.metadata[name], path)
 
 
 def _bare(node: Any) -> str | None:
@@ -196,8 +199,9 @@ def _describe(node: Any) -> tuple[str, bool]:
     if isinstance(node, list | tuple):
         plain = all(isinstance(value, int | float | str | None) for value in node)
         if plain:
-            first = ", ".join(repr(value)[:32] for value in node[:3])
-            return f"{type(node).__name__} of {len(node)}: {first}, …", False
+            first = [_cut(repr(value), 32) for value in node[:3]]
+            rest = ["…"] if len(node) > len(first) else []
+            return f"{type(node).__name__} of {len(node)}: {', '.join(first + rest)}", False
         return f"{type(node).__name__} of {len(node)}", True
     if is_module(node):
         mode = {True: ", train", False: ", eval", None: ""}[is_training(node)]
@@ -205,7 +209,15 @@ def _describe(node: Any) -> tuple[str, bool]:
     if isinstance(node, Obj):
         inner = bool(attributes(node) or node.args or node.items or node.entries)
         return f"{node.func} object", inner
-    return (inline or repr(node))[:_MOST_INLINE] + "…", False
+    return _cut(inline or repr(node), _MOST_INLINE), False
+
+
+def _cut(text: str, most: int) -> str:
+    """What Python would write, cut: a text keeps its closing quote."""
+    if len(text) <= most:
+        return text
+    quote = text[-1] if text[-1] in "'\"" else ""
+    return f"{text[:most]}…{quote}"
 
 
 def literal(node: Any) -> str | None:

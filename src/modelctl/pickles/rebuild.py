@@ -116,9 +116,9 @@ def place(
 
 
 def _typed(storage: Any) -> tuple[StorageRef, DType]:
-    if not isinstance(storage, StorageRef) or storage.dtype is None:
+    if not isinstance(storage, StorageRef):
         raise TypeError
-    return storage, storage.dtype
+    return storage, storage.dtype or BY_NAME["uint8"]  # torch.load's dtype of an untyped one
 
 
 def _tensor(args: tuple[Any, ...]) -> TensorRef:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+from ..errors import ModelctlError
 from ..files import PathLike
 from ..inspection.edits import EditReport, EditReports
 from ..surgery.recipe import parse_recipe
@@ -101,7 +102,8 @@ def edit(
     Raises:
         UsageError: no such edit or option; not exactly one place for the output; sources that
             would go to one file.
-        ModelctlError: what :func:`modelctl.open`, the edits and :func:`modelctl.save` raise.
+        ModelctlError: what :func:`modelctl.open`, the edits and :func:`modelctl.save` raise; its
+            ``written`` are the outputs that stood by then.
     """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     several = [edits] if isinstance(edits, str | Mapping) else list(edits)
@@ -120,8 +122,12 @@ def edit(
         progress=progress,
     )
     reports = EditReports()
-    for one in job.run([os.fspath(path) for path in paths]):
-        reports.append(one)
-        if report is not None:
-            report(one)
+    try:
+        for one in job.run([os.fspath(path) for path in paths]):
+            reports.append(one)
+            if report is not None:
+                report(one)
+    except ModelctlError as e:
+        e.written = [str(one.output) for one in reports if one.files_written]
+        raise
     return reports[0] if isinstance(sources, str | os.PathLike) else reports

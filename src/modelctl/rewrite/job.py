@@ -7,20 +7,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from .. import files
 from ..core.checkpoint import Checkpoint
-from ..core.notes import Note, info, warning
+from ..core.notes import Note, warning
 from ..core.records import FREEZE
-from ..errors import ModelctlError, UsageError
+from ..errors import UsageError
 from ..formats.registry import for_writing
+from ..formats.shards.writing import INDEX
 from ..inspection.changes import plan
 from ..inspection.edits import EditReport
+from ..storage.places import named
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
 from .linked import about_names, replaced
-from .naming import is_sharded, name_in_folder, same_format, suffix_lies, usual_suffix
+from .naming import (
+    has_known_suffix,
+    is_sharded,
+    name_in_folder,
+    same_format,
+    suffix_lies,
+    usual_suffix,
+)
+from .shards import about_shards, check_index, shard_size
 
 # Called with an output's name, the bytes written since the last call, how many there will be.
 Progress = Callable[[str, int, int], object]
@@ -53,15 +64,34 @@ class Job:
     def run(self, sources: Sequence[str]) -> Iterator[EditReport]:
         lines = [history_line(name, options) for name, options in self.edits]
         self.check(sources)
-        if len(sources) > 1 and not self.dry_run:  # look at all before the first is written
-            for source in sources:
-                with self.edited(source) as (before, after):
-                    self.check_target(after, self.target(source, len(sources), before))
+        if len(sources) > 1 and self.placed:  # look at all before the first is written
+            self.check_all(sources)
         for source in sources:
             with self.edited(source) as (before, after):
                 target = self.target(source, len(sources), before)
                 report = self.finish(before, after, target, lines)
             yield report
+
+    @property
+    def placed(self) -> bool:
+        """Whether a place for the output is named."""
+        return self.output is not None or self.in_place
+
+    def check_all(self, sources: Sequence[str]) -> None:
+        """Raises what writing any of them would raise, as far as that can be known before."""
+        taken: dict[str, str] = {}
+        for source in sources:
+            with self.edited(source) as (before, after):
+                target = self.target(source, len(sources), before)
+                self.check_target(after, target)
+            place = os.path.realpath(target.path)
+            if place in taken:
+                raise UsageError(
+                    f"{taken[place]} and {source} are one file, {target.path}: it can't be "
+                    "edited twice at once",
+                    hint="name it once",
+                )
+            taken[place] = source
 
     @contextmanager
     def edited(self, source: str) -> Iterator[tuple[Checkpoint, Checkpoint]]:
@@ -81,10 +111,13 @@ class Job:
             raise UsageError(
                 "shards of several sources: edit them one by one, each with its own -o"
             )
+        if self.output is not None:
+            named(self.output)
         if len(sources) > 1 and self.output is not None and not os.path.isdir(self.output):
+            is_file = os.path.lexists(self.output) or has_known_suffix(self.output)
             raise UsageError(
                 f"{len(sources)} sources need a folder to go to, {self.output} is none",
-                hint=f"mkdir -p {self.output}",
+                hint="-o FOLDER" if is_file else f"mkdir -p {quote(self.output)}",
             )
         if len(sources) > 1 and self.output is not None:
             names = [name_in_folder(source, self.to) for source in sources]
@@ -99,27 +132,33 @@ class Job:
         """The output for one of so many sources."""
         if self.in_place:
             source = replaced(source, ckpt, follow_links=self.follow_symlinks)
-        if self.in_place and is_sharded(ckpt):
-            return Target(ckpt.origin.path if ckpt.origin else source, self.to)
-        if self.in_place or self.output is None:
-            if self.in_place and self.to is not None and suffix_lies(source, self.to):
-                raise UsageError(
-                    f"in place the file keeps its name, which would lie about {self.to}",
-                    hint=f"-o {Path(source).with_suffix(usual_suffix(self.to)).name}",
-                )
+            return self.own_place(source, ckpt)
+        if self.output is None:
             return Target(source, self.to or same_format(ckpt))
         if of == 1:
             return Target(self.output, self.to)
         return Target(os.path.join(self.output, name_in_folder(source, self.to)), self.to)
 
+    def own_place(self, source: str, ckpt: Checkpoint) -> Target:
+        """What is replaced in place: the file that was found, of shards their index."""
+        found = ckpt.origin.path if ckpt.origin is not None and os.path.isdir(source) else source
+        if is_sharded(ckpt):
+            return Target(found, self.to)
+        if self.to is not None and suffix_lies(found, self.to):
+            raise UsageError(
+                f"in place the file keeps its name, which would lie about {self.to}",
+                hint=f"-o {quote(Path(found).with_suffix(usual_suffix(self.to)).name)}",
+            )
+        if found != source and self.max_shard_size is not None:  # shards in the folder instead
+            return Target(found + INDEX, self.to)
+        return Target(found, self.to or same_format(ckpt))
+
     def check_target(self, after: Checkpoint, target: Target) -> None:
         """Raises what saving would raise, as far as that can be known before."""
-        files.check_losses(after, target.path, target.to, self.max_shard_size)
-        folder = os.path.dirname(os.path.abspath(target.path))
-        if not os.path.isdir(folder):
-            raise ModelctlError(
-                f"{target.path}: there is no directory {folder}", hint=f"mkdir -p {folder}"
-            )
+        overwrite = self.overwrite or self.in_place
+        files.check_save(after, target.path, target.to, self.max_shard_size, overwrite=overwrite)
+        if self.in_place:
+            check_index(after, target.path)
 
     def finish(
         self, before: Checkpoint, after: Checkpoint, target: Target, lines: Sequence[str]
@@ -128,28 +167,30 @@ class Job:
         names = [name for name, _ in self.edits]
         unchanged = after.root is before.root and names != ["convert"]
         path = target.path
-        placed = self.output is not None or self.in_place
         notes = [*_dangers(before), *after.notes]
         saved: files.Saved | None = None
-        if placed and not (unchanged and self.in_place):
+        if self.placed and not (unchanged and self.in_place):
             notes += about_names(before, path, in_place=self.in_place)
-        if self.dry_run and placed:
+        if self.dry_run and self.placed:
             self.check_target(after, target)
-            if os.path.exists(path) and not (self.overwrite or self.in_place):
-                kept = f"{path} exists already: without --overwrite it is kept"
-                notes.insert(0, warning(kept))
         elif not self.dry_run and not (unchanged and self.in_place):
+            size = self.max_shard_size
+            if self.in_place:
+                check_index(after, path)
+                size = shard_size(before) if size is None else size
             saved = files.save(
                 after,
                 path,
                 to=target.to,
                 overwrite=self.overwrite or self.in_place,
-                max_shard_size=self.max_shard_size or self.shard_size(before),
+                max_shard_size=size,
                 history=lines if self.history and not unchanged else [],
                 progress=told(self.progress, os.path.basename(path)),
             )
-            notes += _about_output(after, saved, self.in_place)
-        output = path if placed else None
+            notes += _about_output(after, saved)
+            if self.in_place and is_sharded(before):
+                notes += about_shards(before, saved.path, saved.files)
+        output = path if self.placed else None
         if saved is not None and saved.path != Path(path):  # into a folder
             output = str(saved.path)
         nothing = None if self.dry_run else 0
@@ -163,16 +204,6 @@ class Job:
             bytes_written=saved.bytes_written if saved else nothing,
             by_hand=_by_hand(after, path, saved) if names == ["freeze"] and saved else (),
         )
-
-    def shard_size(self, before: Checkpoint) -> str | None:
-        """In place, shards stay about as big as they are."""
-        if not self.in_place or not is_sharded(before):
-            return None
-        sizes: dict[object, dict[object, int]] = {}
-        for ref in before.state_dict().values():
-            for piece in ref.storage.runs() or ():
-                sizes.setdefault(piece.source, {})[piece.offset] = piece.nbytes
-        return str(max((sum(of.values()) for of in sizes.values()), default=1) or 1)
 
 
 def told(progress: Progress | None, name: str) -> Callable[[int, int], object] | None:
@@ -191,7 +222,7 @@ def _dangers(before: Checkpoint) -> Iterator[Note]:
         yield warning(f"unpickling {source} would run code: {names}. modelctl did not.")
 
 
-def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> Iterator[Note]:
+def _about_output(after: Checkpoint, saved: files.Saved) -> Iterator[Note]:
     """What other readers make of the output, where that may surprise."""
     yield from for_writing(saved.format, "").remarks(after)
     rival = saved.path.parent / "model.safetensors"
@@ -199,8 +230,6 @@ def _about_output(after: Checkpoint, saved: files.Saved, in_place: bool) -> Iter
         rival.exists() or Path(f"{rival}.index.json").exists()
     ):
         yield warning(f"{rival.name} beside it is what most readers take first")
-    if in_place and saved.files > 1:
-        yield info(f"{saved.files - 1} new shards; the old ones are gone")
 
 
 def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
@@ -208,5 +237,5 @@ def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
     model = after.sections.model()
     if model.is_module or saved.files > 1 or saved.path != Path(path):
         return ()
-    record = for_writing(saved.format, "").record_by_hand(path, model.path, FREEZE)
+    record = for_writing(saved.format, "").record_by_hand(after, path, model.path, FREEZE)
     return () if record is None else by_hand(after, record)

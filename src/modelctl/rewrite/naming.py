@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
 from ..formats.base import WritableFormat
-from ..formats.registry import for_writing, known, writable
+from ..formats.registry import for_writing, known, of_suffix
 
 _USUAL = "torch"
 
@@ -32,10 +32,15 @@ def usual_suffix(format: str) -> str:
     return for_writing(format, "").suffixes[0]
 
 
+def has_known_suffix(path: str) -> bool:
+    """Whether the name of a file says of which format it is."""
+    return of_suffix(path) is not None
+
+
 def suffix_lies(path: str, format: str) -> bool:
     """Whether the name of a file says that it is of another format."""
-    says = next((one.name for one in writable(all=True) if path.endswith(one.suffixes)), format)
-    return says != format
+    says = of_suffix(path)
+    return says is not None and says.name != format
 
 
 def name_in_folder(source: str, to: str | None) -> str:
@@ -43,6 +48,4 @@ def name_in_folder(source: str, to: str | None) -> str:
     name = Path(source).name
     if to is not None:
         return Path(name).stem + usual_suffix(to)
-    if any(name.endswith(one.suffixes) for one in writable(all=True)):
-        return name
-    return name + usual_suffix(_USUAL)
+    return name if has_known_suffix(name) else name + usual_suffix(_USUAL)

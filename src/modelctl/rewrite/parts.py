@@ -12,6 +12,7 @@ from ..core.records import add_history
 from ..errors import UsageError
 from ..files import PathLike
 from ..inspection.edits import EditReport, Part, SplitReport
+from ..storage.places import named
 from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
@@ -98,13 +99,17 @@ def split_file(
     source = os.fspath(source)
     if output is None and not dry_run:
         raise UsageError("where do the parts go?", hint="-o DIR, or --dry-run to look first")
+    if output is not None:
+        named(output)
     saved: dict[str, files.Saved] = {}
     with files.open(source, key=key, follow_symlinks=follow_symlinks) as before:
         parts = split(before)
         if history:
             models = ["model"] if "model" in parts else [*parts]
             parts.update({name: add_history(parts[name], ["split"]) for name in models})
-        if not dry_run and output is not None:
+        if dry_run and output is not None:
+            files.check_parts(parts, output, to=to or "torch", overwrite=overwrite)
+        elif output is not None:
             saved = files.save_parts(
                 parts,
                 output,

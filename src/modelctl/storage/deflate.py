@@ -43,27 +43,29 @@ def inflate(source: Source, offset: int, compressed: int, size: int) -> Iterator
     Raises:
         UnreadableError: what inflates is not exactly that long, or is no deflate stream.
     """
+
+    def broken(what: str, at: int = 0) -> UnreadableError:
+        return UnreadableError(what, path=source.name, offset=offset + at)
+
     engine = zlib.decompressobj(-15)
     left = size
     for at in range(0, compressed, CHUNK):
         data = source.read(offset + at, min(CHUNK, compressed - at))
-        while data:
+        full = True
+        while data or full:  # of what was taken in, zlib may hold back what had no room
+            room = min(CHUNK, left + 1)  # one byte more than declared shows that it lied
             try:
-                # one byte more than declared shows that it lied
-                piece = engine.decompress(data, min(CHUNK, left + 1))
+                piece = engine.decompress(data, room)
             except zlib.error as e:
-                raise UnreadableError(f"not a deflate stream: {e}", offset=offset + at) from None
+                raise broken(f"not a deflate stream: {e}", at) from None
             left -= len(piece)
             if left < 0:
-                raise UnreadableError(
-                    f"inflates to more than the {size:,} bytes that it declares", offset=offset
-                )
+                raise broken(f"inflates to more than the {size:,} bytes that it declares")
             if piece:
                 yield piece
+            full = len(piece) == room
             if data == engine.unconsumed_tail and not piece:
                 break
             data = engine.unconsumed_tail
     if left or not engine.eof:
-        raise UnreadableError(
-            f"inflates to fewer than the {size:,} bytes that it declares", offset=offset
-        )
+        raise broken(f"inflates to fewer than the {size:,} bytes that it declares")

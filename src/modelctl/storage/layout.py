@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ..core.storages import Storage
+from ..errors import WriteError
 
 # The CRC-32 of storages whose container recorded none, by their ``id``: known once they were read.
 Checksums = Mapping[int, int]
@@ -65,6 +66,32 @@ class FileLayout(NamedTuple):
     name: str
     nbytes: int
     segments: Sequence[Segment]
+
+
+def check_layout(file: FileLayout) -> None:
+    """Raises WriteError where segments are not one after the other, do not fill the file, or are
+    of what a storage does not have: the format that made the layout is wrong."""
+    at = 0
+    for i, segment in enumerate(file.segments):
+        size = segment.nbytes
+        if segment.offset != at or size < 0:
+            where = f"{size:,} bytes at {segment.offset:,}, where {at:,} is reached"
+            raise _wrong(file, f"segment {i} is {where}")
+        if isinstance(segment, Piece) and not 0 <= segment.start <= segment.stop <= (
+            segment.storage.nbytes
+        ):
+            where = f"bytes {segment.start:,} to {segment.stop:,}"
+            raise _wrong(file, f"segment {i} is {where} of a storage of {segment.storage.nbytes:,}")
+        at += size
+    if at != file.nbytes:
+        raise _wrong(file, f"its segments have {at:,} bytes, it says {file.nbytes:,}")
+
+
+def _wrong(file: FileLayout, what: str) -> WriteError:
+    return WriteError(
+        f"{file.name}: not written, its format made a wrong layout of it: {what}",
+        hint="this is a fault of the format; another one with --to",
+    )
 
 
 class Layout(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import WriteError
 from .locks import Lock
-from .staging import confirm
+from .targets import confirm
 
 
 def point(link: Path, name: str) -> None:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from ..core.storages import Source
-from ..errors import ModelctlError, UnreadableError, UnsupportedError
+from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
 from .link_rules import in_one_cache
 from .source import FileSource, Window
 from .zipdir import STORED, Member, ZipDirectory
 
 HEAD = 4096
+
+
+def named(path: str | os.PathLike[str]) -> None:
+    """Raises UsageError for an empty path, which would be the current folder: most often a
+    variable of the shell that is not set; and for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(
+            f"a {type(path).__name__} is no path of a file or folder",
+            hint="a state_dict that is in memory goes to model.load_state_dict()",
+        )
+    if not os.fspath(path):
+        raise UsageError("an empty path: it names no file", hint="is a variable of yours not set?")
 
 
 class Place:
@@ -34,12 +47,16 @@ class Place:
     ) -> None:
         """The place that ``path`` names.
 
+        Raises:
+            UsageError: an empty path, or none.
+
         Args:
             follow_links: follow symbolic links among the files that this place names, wherever
                 they lead; otherwise inside one cache of the Hugging Face hub only.
             source: its bytes, where they are no file's by themselves.
             sources: where to keep what is opened, for a place that is a part of another.
         """
+        named(path)
         self._path = Path(path)
         self._follow_links = follow_links
         self.sources: list[Source] = [] if sources is None else sources
@@ -93,7 +110,7 @@ class Place:
         if member.method != STORED:
             raise UnsupportedError(
                 f"{self.name}, {member.name}: compressed, so it can't be read in place",
-                hint=f"unpack it: unzip '{self.name}' '{member.name}'",
+                hint=f"unpack it: unzip {quote(self.name)} {quote(member.name)}",
             )
         return self.window(member.offset, member.size, member.name)
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..core.storages import Run, Source, Storage, fastest_crc32
-from ..errors import UnreadableError
+from ..errors import UnreadableError, WriteError
 from .layout import Checksums, FileLayout, Late, Made, Piece, Segment
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Sink:
                 size += segment.nbytes
         self._put_batch(batch, sums, waiting)
         for late in waiting:
-            self._put(memoryview(late.make(sums)), late.offset, new=False)
+            self._put(memoryview(_as_long(late, late.make(sums))), late.offset, new=False)
 
     def _put_batch(
         self, batch: Sequence[Segment], sums: dict[int, int], waiting: list[Late]
@@ -93,7 +93,7 @@ class Sink:
             if isinstance(segment, Made):
                 parts.append(segment.data)
             elif isinstance(segment, Piece):
-                parts.append(next(read))
+                parts.append(_as_long(segment, next(read)))
                 _check_small(segment, parts[-1], sums)
             else:
                 parts.append(_made(segment, sums, waiting))
@@ -101,16 +101,22 @@ class Sink:
 
     def _copy(self, piece: Piece, sums: dict[int, int], checker: Checker) -> None:
         """A range of a storage: copied by the kernel where it lies in a file as it is."""
-        at = piece.offset
+        at, end = piece.offset, piece.offset + piece.nbytes
         runs = piece.storage.runs(piece.start, piece.stop)
         if runs is None or piece.checksum == "make":
             crc, crc32 = 0, fastest_crc32()
             for part in piece.storage.checked(piece.start, piece.stop):
                 if piece.checksum == "make":
                     crc = crc32(part, crc)
+                if at + len(part) > end:
+                    raise _other_length(piece, "more")
                 at = self._put(memoryview(part), at)
+            if at != end:
+                raise _other_length(piece, "fewer")
             sums[id(piece.storage)] = crc
             return
+        if sum(run.nbytes for run in runs) != piece.nbytes:
+            raise _other_length(piece, "other")
         if piece.checksum == "compare":
             checker.check(piece.storage)
         for run in runs:
@@ -135,7 +141,9 @@ class Sink:
                 raise
             if n == 0:
                 raise UnreadableError(
-                    "the source became shorter while it was copied", offset=run.offset + done
+                    "the file became shorter while it was copied",
+                    path=run.source.name,
+                    offset=run.offset + done,
                 )
             self._advance(at + done, n)
             done += n
@@ -228,10 +236,32 @@ def _check_small(piece: Piece, data: bytes, sums: dict[int, int]) -> None:
 def _made(late: Late, sums: Checksums, waiting: list[Late]) -> bytes:
     """A late segment, where it can be made by now; else room for it."""
     try:
-        return late.make(sums)
+        made = late.make(sums)
     except KeyError:
         waiting.append(late)
         return bytes(late.nbytes)
+    return _as_long(late, made)
+
+
+def _as_long(segment: Piece | Late, data: bytes) -> bytes:
+    """What was made for a segment, which must be as long as the layout says."""
+    if len(data) == segment.nbytes:
+        return data
+    if isinstance(segment, Piece):
+        raise _other_length(segment, "more" if len(data) > segment.nbytes else "fewer")
+    raise WriteError(
+        f"not written, its format made a wrong layout of it: {len(data):,} bytes at "
+        f"{segment.offset:,}, where it says {segment.nbytes:,}",
+        hint="this is a fault of the format; another one with --to",
+    )
+
+
+def _other_length(piece: Piece, what: str) -> UnreadableError:
+    kind = type(piece.storage).__name__
+    return UnreadableError(
+        f"a storage ({kind}) gives {what} bytes than the {piece.nbytes:,} that it says",
+        hint="this is a fault of the format that read it",
+    )
 
 
 def _read_small(pieces: Sequence[Piece]) -> list[bytes]:

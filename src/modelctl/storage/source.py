@@ -12,6 +12,8 @@ from ..core.storages import Source
 from ..errors import ModelctlError
 
 Identity = tuple[int, int, int, int]
+# A file of at most so many bytes is read once, as a whole, when it is first asked for something.
+_SMALL = 128 << 10
 
 
 def identity(status: os.stat_result) -> Identity:
@@ -57,7 +59,14 @@ class OpenFile(Source):
 
         self.check(offset, size)  # mmap takes -1 for "no file", and gives zeros
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(self._fd, offset - start + size, offset=start, access=mmap.ACCESS_READ)
+        try:
+            mapped = mmap.mmap(
+                self._fd, offset - start + size, offset=start, access=mmap.ACCESS_READ
+            )
+        except ValueError as e:  # it ends before
+            raise self._shrunk(offset) from e
+        except OSError as e:
+            raise self._failed(e, offset) from e
         self._count(size)
         return memoryview(mapped)[offset - start :]
 
@@ -99,6 +108,17 @@ class FileSource(OpenFile):
         super().__init__(fd, str(path))
         self.identity = identity(status)
         self.place = os.path.realpath(path)
+        self._whole: bytes | None = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        if not 0 < self.size <= _SMALL:
+            return super().read(offset, size)
+        if size <= 0:
+            return b""
+        self.check(offset, size)
+        if self._whole is None:  # a format looks at it several times
+            self._whole = super().read(0, self.size)
+        return self._whole[offset : offset + size]
 
 
 class Window(Source):

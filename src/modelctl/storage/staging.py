@@ -10,13 +10,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import DurabilityError, WriteError
-from .layout import Layout
+from ..errors import WriteError
+from .layout import Layout, check_layout
 from .locks import Lock, remove
 from .sink import Checker, Progress, Sink
 from .source import FileSource, Identity, identity
-
-PathLike = str | os.PathLike[str]
+from .targets import PathLike, check_parent, check_space, confirm, plain_name, resolve_target, sync
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def staged_file(
     """
     target = resolve_target(path)
     with _failing(path), ExitStack() as stack:
-        _check_parent(target, path)
+        check_parent(target, path)
         only = _Output(target, path, overwrite, sources)
         lock = stack.enter_context(Lock(target.parent, target.name, path))
         lock.remove_leftovers()
@@ -145,9 +144,11 @@ class FileGroup:
 
         Raises:
             UnreadableError: what they are made from can't be read.
-            WriteError: as :meth:`open`; there is no room for them.
+            WriteError: as :meth:`open`; there is no room for them; the layout is wrong.
         """
-        _check_space(self._lock.folder, layout.nbytes, self._path())
+        for file in layout.files:
+            check_layout(file)
+        check_space(self._lock.folder, layout.nbytes, self._path())
         with Checker() as checker:  # goes on while the disk is waited for
             for file in layout.files:
                 with self.open(file.name, progress) as sink:
@@ -174,7 +175,7 @@ class FileGroup:
             raise
 
     def _new_output(self, name: str) -> _Output:
-        target = self._lock.folder / _plain(name)
+        target = self._lock.folder / plain_name(name)
         output = _Output(target, self._path(name), self._overwrite, self._sources)
         self._locks.enter_context(Lock(self._lock.folder, name, self._path(name)))
         return output
@@ -183,7 +184,7 @@ class FileGroup:
         """Files of the folder that are removed once all the others stand: those that nothing
         names any more. What is no plain file, or can't be removed then, stays."""
         for name in names:
-            target = self._lock.folder / _plain(name)
+            target = self._lock.folder / plain_name(name)
             if target.is_file() and not target.is_symlink():
                 self._old[name] = _Output(target, self._path(name), True, self._sources)
 
@@ -209,7 +210,7 @@ class FileGroup:
         try:
             for output in outputs:
                 if output is outputs[-1] and output is not self._only:
-                    _sync(self._lock.folder)  # what it names must not come to the disk after it
+                    sync(self._lock.folder)  # what it names must not come to the disk after it
                 output.place()
         except BaseException as e:
             for output in fresh:
@@ -323,25 +324,36 @@ class _Output:
             self.temp = None
 
 
-def resolve_target(path: PathLike, *, is_folder: bool = False) -> Path:
-    """Where an output for ``path`` really goes: through the links to its folder. A link in its
-    own place is replaced by a file, and followed to a folder."""
-    try:
-        os.fsencode(path)  # no half characters
-        if "\0" in os.fspath(path):
-            raise ValueError("a NUL in its name")
-        target = Path(path)
-        if is_folder or target.name in ("", ".."):
-            return target.resolve()
-        return target.parent.resolve() / target.name
-    except (OSError, RuntimeError, ValueError) as e:  # also a loop of links
-        raise WriteError(f"{str(path)!r}: not a place to write to: {e}") from None
+def check_file(path: PathLike, *, overwrite: bool) -> None:
+    """Looks whether a file can stand under ``path``: what :func:`staged_file` would find, before
+    anything is made.
+
+    Raises:
+        WriteError: it exists and is not to be replaced, or there is no folder to write to.
+    """
+    target = resolve_target(path)
+    check_parent(target, path)
+    _Output(target, path, overwrite, ())
+
+
+def check_folder(path: PathLike) -> None:
+    """Looks whether files can be written to a folder, which may be one that is to be made.
+
+    Raises:
+        WriteError: a file is in the way, or there is no folder to make it in.
+    """
+    target = resolve_target(path, is_folder=True)
+    if target.is_dir():
+        return
+    check_parent(target, path)
+    if os.path.lexists(target):
+        raise WriteError(f"{path}: exists already, and is no directory")
 
 
 @contextmanager
 def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
     """A folder that becomes ``target`` once the block ends without an error."""
-    _check_parent(target, shown)
+    check_parent(target, shown)
     with Lock(target.parent, target.name, shown) as lock:
         lock.remove_leftovers()
         if os.path.lexists(target):
@@ -351,40 +363,13 @@ def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
         try:
             os.mkdir(temp)
             yield temp
-            _sync(temp)
+            sync(temp)
             os.rename(temp, target)
         except BaseException:
             with suppress(OSError):
                 remove(temp)
             raise
         confirm(target.parent, shown)
-
-
-def _check_parent(target: Path, shown: PathLike) -> None:
-    folder = target.parent
-    if folder.is_dir():
-        return
-    if os.path.lexists(folder):
-        raise WriteError(f"{shown}: its parent is not a directory")
-    raise WriteError(f"{shown}: there is no directory {folder}", hint=f"mkdir -p {folder}")
-
-
-def _check_space(folder: Path, expected: int, shown: PathLike) -> None:
-    import shutil
-
-    with suppress(OSError):
-        free = shutil.disk_usage(folder).free
-        if expected > free:
-            raise WriteError(
-                f"{shown}: needs {expected:,} bytes, {free:,} are free there",
-                hint="choose another disk with -o",
-            )
-
-
-def _plain(name: str) -> str:
-    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
-        raise WriteError(f"{name!r}: not a plain file name")
-    return name
 
 
 @contextmanager
@@ -397,32 +382,3 @@ def _failing(shown: PathLike) -> Iterator[None]:
             f"{shown}: not written: {e.strerror or e}; what stood there is as it was",
             hint="free space or choose another place" if e.errno == errno.ENOSPC else None,
         ) from e
-
-
-def confirm(folder: Path, shown: PathLike) -> None:
-    """What stands in a folder is to stay, also when the power fails.
-
-    Raises:
-        DurabilityError: the disk did not confirm it.
-    """
-    try:
-        _sync(folder)
-    except OSError as e:
-        raise DurabilityError(
-            f"{shown}: written whole, but the disk did not confirm it: {e.strerror}"
-        ) from e
-
-
-def _sync(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as e:
-        # some file systems can't sync their directories
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            raise

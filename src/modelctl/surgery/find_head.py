@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from itertools import pairwise
+from shlex import quote
 from typing import NamedTuple
 
 from ..core.checkpoint import Checkpoint
@@ -346,7 +347,8 @@ def _refuse_tied(tensors: dict[str, TensorRef], head: Sequence[str]) -> None:
     inside, own = {tensors[name].identity: name for name in head}, set(head)
     for name, ref in tensors.items():
         if ref.identity in inside and name not in own:
+            tied = inside[ref.identity]
             raise RefusedError(
-                f"the head's '{inside[ref.identity]}' is tied to '{name}'",
-                hint=f"--head '{inside[ref.identity].rpartition('.')[0]}' strips its name anyway",
+                f"the head's '{tied}' is tied to '{name}'",
+                hint=f"--head {quote(tied.rpartition('.')[0])} strips its name anyway",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from shlex import quote
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -77,7 +78,7 @@ def history_line(edit: str, options: Mapping[str, Any]) -> str:
             words.append(flag)
         else:
             values = value if isinstance(value, list | tuple) else [value]
-            words += [f"{flag} {one}" for one in values]
+            words += [f"{flag} {quote(str(one))}" for one in values]
     return " ".join(words)
 
 

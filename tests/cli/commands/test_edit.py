@@ -47,7 +47,9 @@ def test_a_dry_run_writes_nothing(cli: Cli, ddp: Path, place: Path, argv: tuple[
         assert tree(place) == before
     wet = cli(*argv, "-o", "out.pt")
     assert wet.code == 0
-    dry = cli(*argv, "-o", "out.pt", "--dry-run")
+    refused, run = cli(*argv, "-o", "out.pt", "--dry-run"), cli(*argv, "-o", "out.pt")
+    assert (refused.code, refused.err) == (run.code, run.err)
+    dry = cli(*argv, "-o", "out.pt", "--dry-run", "--overwrite")
     assert dry.out.splitlines()[1:] == wet.out.splitlines()[1:]
 
 

@@ -288,7 +288,7 @@ def test_a_module_whose_class_is_not_here(cli: Cli, mine: Path) -> None:
     result = cli("summary", "whole.pt", *SIZE, "--trust")
     assert result.code == 2
     assert "the class of the module is not here" in result.err
-    assert "without an input needs no class" in result.err
+    assert "without an input, needs no class" in result.err
     assert cli("summary", "whole.pt").code == 0
 
 

@@ -250,6 +250,7 @@ DIFF: dict[str, Any] = {
     "b": str,
     "differs": bool,
     "same": int,
+    "close": int,
     "added": list,
     "removed": list,
     "changed": [

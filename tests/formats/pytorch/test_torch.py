@@ -20,8 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import modelctl
-from modelctl.core.tensors import TensorRef
-from modelctl.errors import UnsupportedError
 from modelctl.files import save
 from modelctl.inspection.ls import list_tensors
 
@@ -291,14 +289,6 @@ def _clear(names: list[str]) -> bool:
 def test_trees(tree: Any, tmp_path: Path) -> None:
     if _clear([name for name, _ in tensors_of(tree)]):
         round_trip(tree, tmp_path)
-
-
-def test_a_conjugate_says_that_its_bytes_are_not_its_values(tmp_path: Path) -> None:
-    torch.save({"w": make(torch.complex64, (3,)).conj()}, tmp_path / "a.pt")
-    with modelctl.open(tmp_path / "a.pt") as ckpt:
-        ref: TensorRef = ckpt.tensors()["w"]
-        with pytest.raises(UnsupportedError, match="conj"):
-            ref.tobytes()
 
 
 # ------------------------------------------------------------------ byte for byte

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from ...core.notes import info
 from ...errors import UsageError
 from .. import options as o
 from ..live_options import inputs
@@ -146,6 +147,8 @@ def ls(
             out.lines(list_names(ckpt, patterns, regex=regex, section=section))
             return
         rows = list_tensors(ckpt, patterns, regex=regex, section=section, role=role)
+    if role is not None and not rows:
+        out.note(info(f"there are no {role}s in {src}"))
     if bare:
         out.lines([row.name for row in rows])
     else:

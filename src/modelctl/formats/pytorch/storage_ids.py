@@ -40,8 +40,9 @@ def storage_table(
     """A ``persistent_load`` that makes each storage once, and keeps it in ``table`` by its key.
 
     It takes ids as torch writes them: ``("storage", class, key, location, numel[, view])``. Where
-    a key comes with two classes, the first one counts, as in ``torch.load``. It raises
-    UnreadableError for anything else: a reader would import or call what it names.
+    a key comes with two classes, the first one counts, as in ``torch.load``, which makes those
+    without bytes anew each time. It raises UnreadableError for anything else: a reader would
+    import or call what it names.
     """
     table = {} if table is None else table
 
@@ -60,6 +61,8 @@ def storage_table(
         if ref is None:
             nbytes = numel if dtype is None else numel * dtype.itemsize
             ref = table[key] = StorageRef(make(key, location, nbytes, dtype), dtype)
+        elif not ref.storage.nbytes:
+            ref = StorageRef(ref.storage, dtype)
         return ref if len(pid) == 5 or pid[5] is None else _part(ref, pid[5], dtype)
 
     return load

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.dtypes import DType
+from ...core.nodes import ORDERED_DICT, Global, Obj
 from ...core.notes import Loss, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...core.tensors import TensorRef
@@ -21,6 +22,8 @@ from ..base import WritableFormat
 from .storage_ids import storage_table
 
 _ALIGNMENT = 64
+# Objects that torch.load makes with weights_only.
+_PLAIN = (ORDERED_DICT, Global("torch", "Size"), Global("torch", "device"))
 
 
 class TorchZip(WritableFormat):
@@ -87,9 +90,20 @@ class TorchZip(WritableFormat):
         records.finish(".data/serialization_id")
         return records.out.file(name)
 
-    def record_by_hand(self, path: str, section: Path, record: str) -> str | None:
+    def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         where = "".join(f"[{label!r}]" for label in section)
-        return f"torch.load({path!r}, weights_only=True){where}._metadata[''][{record!r}]"
+        how = f"map_location='cpu', weights_only={not _has_objects(ckpt.root)}"
+        return f"torch.load({path!r}, {how}){where}._metadata[''][{record!r}]"
+
+
+def _has_objects(root: Any) -> bool:
+    """Whether there is more in a tree than torch.load takes with weights_only."""
+    for _, node in walk(root):
+        if isinstance(node, Obj) and node.func not in _PLAIN:
+            return True
+        if isinstance(node, Global) and node.module != "torch":
+            return True
+    return False
 
 
 class SavedZip:

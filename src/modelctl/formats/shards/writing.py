@@ -10,8 +10,9 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
 from ...core.nodes import Composite, Obj, attributes, mapping, ordered_dict, with_attributes
@@ -23,6 +24,8 @@ from ..base import WritableFormat
 
 MAX_SHARD_SIZE = "5GB"
 INDEX = ".index.json"
+# The most digits of a size: a file system counts with 19.
+_DIGITS = 30
 _UNITS = {"": 1, **{unit: 1000**i for i, unit in enumerate(("K", "M", "G", "T"), 1)}}
 
 
@@ -32,16 +35,73 @@ def parse_size(size: int | str) -> int:
     Raises:
         UsageError: no size, or none above zero.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(size).strip().upper())
+    number = rf"\d{{1,{_DIGITS}}}(?:\.\d{{1,{_DIGITS}}})?"
+    found = re.fullmatch(rf"({number})\s*([KMGT]?)(I?)B?", str(size).strip().upper(), re.ASCII)
     if found is None or (found[3] and not found[2]):
-        raise UsageError(f"'{size}' is no size", hint="5GB, 200MB and 4GiB are")
+        raise UsageError(f"'{size!s:.40}' is no size", hint="5GB, 200MB and 4GiB are")
     unit = _UNITS[found[2]]
     if found[3]:
         unit = 1024 ** [*_UNITS].index(found[2])
-    nbytes = int(float(found[1]) * unit)
+    nbytes = int(Fraction(found[1]) * unit)
     if nbytes < 1:
         raise UsageError(f"a shard of {size} holds nothing")
     return nbytes
+
+
+class ShardNames(NamedTuple):
+    """What shards and their index are called.
+
+    Attributes:
+        stem, suffix: of the files (``model``, ``.safetensors``).
+        index_name: what the index is called where that is not the usual name.
+    """
+
+    stem: str
+    suffix: str
+    index_name: str = ""
+
+    @property
+    def index_file(self) -> str:
+        return self.index_name or self.stem + self.suffix + INDEX
+
+    @property
+    def single(self) -> str:
+        """The file where all fits into one."""
+        return self.stem + self.suffix
+
+    def includes(self, name: str) -> bool:
+        """Whether a file is called like a shard of this name."""
+        found = _NUMBERED.fullmatch(name)
+        return found is not None and (found[1], found[2]) == (self.stem, self.suffix)
+
+
+# A shard as it is called here and on the hub, the stem without the number of an edit in place.
+_NUMBERED = re.compile(r"(.+?)(?:\.\d+)?-\d{5}-of-\d{5}((?:\.\w+)+)")
+
+
+def shards_in(index: str | os.PathLike[str]) -> dict[str, str] | None:
+    """Which shard each tensor is in, as an index on the disk says; None where it is none."""
+    try:
+        found = json.loads(Path(index).read_bytes())["weight_map"]
+        return {str(name): str(shard) for name, shard in found.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+def names_by_index(path: str) -> ShardNames | None:
+    """What new shards of an index on the disk are called, so that it keeps its own name: as those
+    that it names, else after itself. None where it is no index."""
+    shards = list(dict.fromkeys((shards_in(path) or {}).values()))
+    if not shards:
+        return None
+    name = os.path.basename(path)
+    numbered = {found.groups() for found in map(_NUMBERED.fullmatch, shards) if found}
+    if len(numbered) == 1:
+        stem, suffix = numbered.pop()
+        return ShardNames(stem, suffix, name)
+    suffix = os.path.splitext(shards[0])[1]
+    stem = name.removesuffix(".json").removesuffix(".index").removesuffix(suffix)
+    return ShardNames(stem, suffix, name)
 
 
 def plan_shards(ckpt: Checkpoint, limit: int, *, by_storage: bool) -> list[list[str]]:
@@ -83,7 +143,7 @@ def _unit(value: Any, by_storage: bool) -> tuple[Any, int]:
 def shards_layout(
     ckpt: Checkpoint,
     fmt: WritableFormat,
-    names: tuple[str, str],
+    names: ShardNames,
     limit: int,
     *,
     taken: Iterable[str] = (),
@@ -95,17 +155,16 @@ def shards_layout(
     one and its shards are what they were.
 
     Args:
-        names: stem and suffix of the files (``model``, ``.safetensors``).
+        names: what the files are called.
         limit: the most bytes in a shard.
         taken: names that are there.
         old: those of them that the new files supersede.
     """
-    stem, suffix = names
     shards = plan_shards(ckpt, limit, by_storage=fmt.whole_storages)
     if len(shards) <= 1:
-        name = stem + suffix
+        name = names.single
         return Layout([fmt.layout(ckpt, name)], [one for one in old if one != name])
-    shard_names = _free_names({*taken}, stem, suffix, len(shards))
+    shard_names = _free_names({*taken}, names, len(shards))
     entries = mapping(ckpt.root) or {}
     weight_map: dict[str, str] = {}
     seen: set[Any] = set()
@@ -126,7 +185,7 @@ def shards_layout(
     out = LayoutBuilder()
     text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
     out.add(text.encode("utf-8", "surrogatepass"))
-    files.append(out.file(stem + suffix + INDEX))
+    files.append(out.file(names.index_file))
     new = {file.name for file in files}
     return Layout(files, [one for one in old if one not in new])
 
@@ -143,8 +202,9 @@ def _shard(root: Any, entries: dict[str, Any], first: bool) -> Any:
     return with_attributes(node, {"_metadata": ordered_dict(dict(plain))})
 
 
-def _free_names(taken: Collection[str], stem: str, suffix: str, count: int) -> list[str]:
+def _free_names(taken: Collection[str], wanted: ShardNames, count: int) -> list[str]:
     """``model-00001-of-00007.safetensors`` …, or with another stem where one of them is taken."""
+    stem, suffix, _ = wanted
     for again in range(1, 1000):
         base = stem if again == 1 else f"{stem}.{again}"
         names = [f"{base}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
@@ -153,18 +213,13 @@ def _free_names(taken: Collection[str], stem: str, suffix: str, count: int) -> l
     raise WriteError(f"no free names for the shards of {stem}{suffix}")
 
 
-def superseded(folder: str | os.PathLike[str], stem: str, suffix: str) -> list[str]:
+def superseded(folder: str | os.PathLike[str], names: ShardNames) -> list[str]:
     """The files in a folder that a new checkpoint of this name takes the place of: the single
     file, the index, and the shards that the index names."""
     folder = Path(folder)
-    found = [name for name in (stem + suffix, stem + suffix + INDEX) if (folder / name).exists()]
-    if stem + suffix + INDEX in found:
-        try:
-            index = json.loads((folder / (stem + suffix + INDEX)).read_bytes())
-            shards = dict.fromkeys(map(str, index["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            return found
+    found = [name for name in (names.single, names.index_file) if (folder / name).exists()]
+    if names.index_file in found:
+        shards = dict.fromkeys((shards_in(folder / names.index_file) or {}).values())
         # an index may name any file: only what is called like a shard of ours goes
-        ours = re.compile(rf"{re.escape(stem)}(\.\d+)?-\d{{5}}-of-\d{{5}}{re.escape(suffix)}")
-        found += [name for name in shards if ours.fullmatch(name)]
+        found += [name for name in shards if names.includes(name)]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ...core.notes import Note, info
@@ -131,6 +132,7 @@ class Candidates(Printed, list[Candidate]):
             yield info(f"known are the {known} models of torchvision {index().version}")
         best = self.certain
         if best is not None:
-            yield Note("hint", f"modelctl match SRC {best.options}")
-            more = "modelctl summary SRC --input-size … shows its output shapes and MACs"
+            source = "SRC" if self.source is None else quote(self.source)
+            yield Note("hint", f"modelctl match {source} {best.options}")
+            more = f"modelctl summary {source} --input-size … shows its output shapes and MACs"
             yield Note("hint", more)

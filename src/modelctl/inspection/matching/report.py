@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ...core.matching.matcher import COUNTER, Shape
@@ -151,7 +152,8 @@ class Match(NamedTuple):
             options = " ".join(f"--arch-arg {option}" for option in self.options)
             notes.append(Note("hint", f"as the file has it: {options}"))
         if self.maps and not written:
-            how = "--write-map FILE writes them for modelctl rename SRC --map-file FILE"
+            source = "SRC" if self.source is None else quote(self.source)
+            how = f"--write-map FILE writes them for modelctl rename {source} --map-file FILE"
             notes.append(Note("hint", how))
         return Page(body, Table([*columns, Column("shapes")], rows), notes=notes)
 

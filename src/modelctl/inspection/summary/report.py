@@ -131,7 +131,8 @@ class Summary(Printed):
         """The file in a line, a row a module, totals, the training panel, what was done to it."""
         modules = self._modules()
         tables = [modules, self._values()] if self.stats else [modules]
-        return Page(self._body(tables), self._data(), tables, self.warnings)
+        data = self._values() if self.stats else self._data()
+        return Page(self._body(tables), data, tables, self.warnings)
 
     def _body(self, tables: Sequence[Table]) -> Iterator[Line | Table]:
         read = f"read {size(self.ckpt.bytes_read)}"
@@ -185,7 +186,7 @@ class Summary(Printed):
     def _values(self) -> Table:
         """A row a tensor: what its values are like."""
         numbers = [Column(name, "number", none="-") for name in ("min", "max", "mean", "std")]
-        odd = [Column(name, "count", none="-") for name in ("zeros", "NaN", "Inf")]
+        odd = [Column(name, "count") for name in ("zeros", "NaN", "Inf")]
         rows = [
             (name, one.min, one.max, one.mean, one.std, one.zeros, one.nan, one.inf)
             for name, one in self.stats.items()

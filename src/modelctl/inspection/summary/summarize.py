@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from shlex import quote
 from typing import Any
 
 from ...core.checkpoint import Checkpoint
@@ -173,7 +174,7 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
         yield warning(
             f"all {len(names)} names start with '{first}.': saved under a wrapper "
             f"({'DataParallel' if first == 'module' else 'torch.compile'})",
-            f"modelctl strip-prefix {path} -o NEW.pt",
+            f"modelctl strip-prefix {quote(str(path))} -o NEW.pt",
         )
     views: dict[int, dict[Any, int]] = {}  # of each storage, tied ones once
     for ref in tensors.values():
@@ -190,5 +191,5 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
     if read_freeze(ckpt) is not None and totals.trainable == 0:
         yield warning(
             "every parameter is frozen: the loss will not move",
-            f"modelctl unfreeze {path} -o NEW.pt",
+            f"modelctl unfreeze {quote(str(path))} -o NEW.pt",
         )

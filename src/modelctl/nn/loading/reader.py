@@ -84,7 +84,7 @@ class Reader:
         if dest.is_meta or not dest.numel():
             return
         ref.check()
-        bits = (ref.rebuild.bits if ref.rebuild is not None else None) or {}
+        bits = ref.bits
         ref, dest = _row_major(ref.replace(rebuild=None) if bits else ref, dest)
         straight = dest.is_contiguous() and not bits
         if straight and dest.device.type == "cpu" and dest.dtype == dtype:

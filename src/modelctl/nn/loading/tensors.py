@@ -34,7 +34,7 @@ def to_tensors(
     where = torch.device(device)
     views: dict[int, dict[Any, TensorRef]] = {}
     for ref in refs.values():
-        views.setdefault(id(ref.storage), {}).setdefault(_key(ref), ref)
+        views.setdefault(id(ref.storage), {}).setdefault(ref.identity, ref)
     made: dict[Any, Tensor] = {}
     with Reader() as reader:
         for group in views.values():
@@ -43,7 +43,7 @@ def to_tensors(
                 if key not in made:
                     made[key] = torch.empty(ref.shape, dtype=torch_dtype(ref), device=where)
                     reader.read(ref, made[key])
-    return {name: made[_key(ref)] for name, ref in refs.items()}
+    return {name: made[ref.identity] for name, ref in refs.items()}
 
 
 SPARSE = {
@@ -78,14 +78,6 @@ def _is_coalesced(node: Composite) -> bool:
     return len(data) > 3 and data[3] is True
 
 
-def _bits(ref: TensorRef) -> dict[str, bool]:
-    return (ref.rebuild.bits if ref.rebuild is not None else None) or {}
-
-
-def _key(ref: TensorRef) -> Any:
-    return (*ref.identity, tuple(sorted(_bits(ref))))
-
-
 def _sharing(
     group: Mapping[Any, TensorRef], device: torch.device, reader: Reader
 ) -> dict[Any, Tensor] | None:
@@ -94,7 +86,7 @@ def _sharing(
     None where that is not needed (one contiguous tensor) or would read gaps.
     """
     refs = [ref for ref in group.values() if ref.numel]
-    if not refs or (len(refs) == 1 and refs[0].is_contiguous) or any(_bits(ref) for ref in refs):
+    if not refs or (len(refs) == 1 and refs[0].is_contiguous) or any(ref.bits for ref in refs):
         return None
     start = min(ref.start for ref in refs) // _ALIGN * _ALIGN
     stop = max(ref.start + ref.span for ref in refs)

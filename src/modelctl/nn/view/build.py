@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ def _factory(module: str, name: str) -> Any:
             raise UsageError(
                 f"'{module}' can't be imported: {e}", hint=f"--arch takes {_FORMS}"
             ) from e
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise ModelctlError(f"importing '{module}' failed: {type(e).__name__}: {e}") from e
     for part in name.split("."):
         inside = [one for one in dir(found) if not one.startswith("_")]
@@ -201,7 +202,7 @@ def _call(
                         model = call()
         except ModelctlError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise ModelctlError(
                 f"{arch} can't be built: {type(e).__name__}: {' '.join(str(e).split())}",
                 hint=_way_out(factory, e),
@@ -211,7 +212,7 @@ def _call(
     return model
 
 
-def _way_out(factory: Callable[..., Any], error: Exception) -> str | None:
+def _way_out(factory: Callable[..., Any], error: BaseException) -> str | None:
     if not isinstance(error, TypeError):
         return None
     try:
@@ -242,10 +243,10 @@ def load_whole(path: str, kind: str) -> nn.Module:
     except (ModuleNotFoundError, AttributeError) as e:
         raise RefusedError(
             f"the class of the module is not here: {e}",
-            hint=f"'modelctl summary {path}' without an input needs no class; "
+            hint=f"modelctl summary {quote(path)}, without an input, needs no class; "
             "or run it where the class can be imported",
         ) from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise RefusedError(f"torch can't load it: {type(e).__name__}: {e}") from e
     if not isinstance(found, nn.Module):
         raise RefusedError(f"the file holds a {type(found).__name__}, not a whole module")

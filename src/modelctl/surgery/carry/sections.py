@@ -6,6 +6,7 @@ Every edit that renames or removes tensors says what becomes of each name; this 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from shlex import quote
 from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
@@ -231,7 +232,7 @@ def _followed(known: Aliases, renaming: Renaming) -> dict[str, str | None]:
         if new is not None and called is None:
             raise RefusedError(
                 f"'{name}' is a copy of '{alias.name}', and can't follow it to '{new}'",
-                hint=f"drop the copy first: modelctl drop --pattern '{alias.before}*'",
+                hint=f"drop the copy first: modelctl drop --pattern {quote(alias.before + '*')}",
             )
         out[name] = called
     return {name: new for name, new in out.items() if new != name}

@@ -1,0 +1,96 @@
+"""Where an output goes: its real place, whether there is room, and that it stays there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from shlex import quote
+
+from ..errors import DurabilityError, WriteError
+
+PathLike = str | os.PathLike[str]
+
+
+def resolve_target(path: PathLike, *, is_folder: bool = False) -> Path:
+    """Where an output for ``path`` really goes: through the links to its folder. A link in its
+    own place is replaced by a file, and followed to a folder.
+
+    Raises:
+        UsageError: an empty path.
+        WriteError: not a place that can be written to.
+    """
+    named(path)
+    try:
+        os.fsencode(path)  # no half characters
+        if "\0" in os.fspath(path):
+            raise ValueError("a NUL in its name")
+        target = Path(path)
+        if is_folder or target.name in ("", ".."):
+            return target.resolve()
+        return target.parent.resolve() / target.name
+    except (OSError, RuntimeError, ValueError) as e:  # also a loop of links
+        raise WriteError(f"{str(path)!r}: not a place to write to: {e}") from None
+
+
+def check_parent(target: Path, shown: PathLike) -> None:
+    """Raises WriteError where there is no folder to write to."""
+    folder = target.parent
+    if folder.is_dir():
+        return
+    if os.path.lexists(folder):
+        raise WriteError(f"{shown}: its parent is not a directory")
+    raise WriteError(
+        f"{shown}: there is no directory {folder}", hint=f"mkdir -p {quote(str(folder))}"
+    )
+
+
+def check_space(folder: Path, expected: int, shown: PathLike) -> None:
+    """Raises WriteError where the disk is too small."""
+    import shutil
+
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if expected > free:
+            raise WriteError(
+                f"{shown}: needs {expected:,} bytes, {free:,} are free there",
+                hint="choose another disk with -o",
+            )
+
+
+def plain_name(name: str) -> str:
+    """The name of a file of a folder; raises WriteError for what leads elsewhere."""
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        raise WriteError(f"{name!r}: not a plain file name")
+    return name
+
+
+def confirm(folder: Path, shown: PathLike) -> None:
+    """What stands in a folder is to stay, also when the power fails.
+
+    Raises:
+        DurabilityError: the disk did not confirm it.
+    """
+    try:
+        sync(folder)
+    except OSError as e:
+        raise DurabilityError(
+            f"{shown}: written whole, but the disk did not confirm it: {e.strerror}"
+        ) from e
+
+
+def sync(folder: Path) -> None:
+    """What a folder holds is on the disk."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        # some file systems can't sync their directories
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
