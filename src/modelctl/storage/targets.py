@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from ..errors import DurabilityError, WriteError
+from .places import named
 
 PathLike = str | os.PathLike[str]
 
