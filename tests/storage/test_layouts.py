@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[int, list[Segment], str]] = {
     "late": (3, [Late(0, 3, lambda _: b"ab")], "2 bytes at 0, where it says 3"),
     "later": (
         9,
-        [Late(0, 6, lambda sums: bytes(sums[id(ABC)] % 2 + 4)), Piece(6, ABC, 0, 3, True)],
+        [Late(0, 6, lambda sums: bytes(sums[id(ABC)] % 2 + 4)), Piece(6, ABC, 0, 3, "make")],
         "bytes at 0, where it says 6",
     ),
 }
