@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelctl.cli.show.cells import for_people, for_programs
+from modelctl.inspection.cells import for_people, for_programs
 from modelctl.core.pages import Column, Table
 
 
