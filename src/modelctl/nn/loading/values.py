@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...core.dtypes import BY_NAME
 from ...core.nodes import ORDERED_DICT, Composite, Global, Obj
+from ...core.sections.kinds import is_uninitialized
 from ...core.tensors import TensorRef
 from ...core.tree import walk
 from ...errors import UnsupportedError
@@ -76,7 +78,10 @@ def live(node: Any, where: str) -> Any:
 
 
 def _named(node: Any) -> Any:
-    """A dtype, a device or a size."""
+    """A dtype, a device, a size, or a parameter that has no shape yet."""
+    if is_uninitialized(node):
+        trains = bool(node.args and node.args[0] is True)
+        return getattr(nn.parameter, node.func.name)(requires_grad=trains)
     if isinstance(node, Global) and node.module == "torch" and node.name in BY_NAME:
         return getattr(torch, node.name, None)
     if isinstance(node, Obj) and len(node.args) in (1, 2):
