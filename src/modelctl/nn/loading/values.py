@@ -15,7 +15,7 @@ from ...core.sections.kinds import is_uninitialized
 from ...core.tensors import TensorRef
 from ...core.tree import walk
 from ...errors import UnsupportedError
-from .tensors import SPARSE, sparse_tensor, to_tensors
+from .tensors import SPARSE, declared, sparse_tensor, to_tensors, wrapping_tensor
 
 _DICTS: dict[Any, Callable[[], Any]] = {
     ORDERED_DICT: OrderedDict,
@@ -48,6 +48,8 @@ def live(node: Any, where: str) -> Any:
             return tensors[id(node)]
         if isinstance(node, Composite) and node.layout in SPARSE and id(node) not in made:
             made[id(node)] = sparse_tensor(node, {k: tensors[id(p)] for k, p in node.parts.items()})
+        if isinstance(node, Composite) and id(node) not in made and (cls := declared(node)):
+            made[id(node)] = wrapping_tensor(cls, node, of(node.args[3], where))
         if id(node) not in made:
             made[id(node)] = _named(node)
             if made[id(node)] is None:
