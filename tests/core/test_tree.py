@@ -136,6 +136,12 @@ def test_set_at_makes_a_copy_and_takes_new_keys() -> None:
     assert get(new, (*path, "params")) is inner["params"]
     assert get(set_at(root, (*path, "momentum"), 0.9), path)["momentum"] == 0.9
     assert get(set_at(root, path, None), path) is None
+    pair = {"both": (1, {"lr": 0.1}), "run": Obj(Global("my", "Run"), state={"epoch": 1})}
+    assert set_at(pair, ("both", 1, "lr"), 0.5)["both"] == (1, {"lr": 0.5})
+    assert set_at(pair, ("both", 0), 2)["both"] == (2, {"lr": 0.1})
+    assert get(set_at(pair, ("run", "epoch"), 2), ("run", "epoch")) == 2
+    with pytest.raises(KeyError):
+        set_at(pair, ("run", "step"), 2)
     assert set_at(root, (), 7) == 7
     assert isinstance(new["optimizer"], Obj)
 

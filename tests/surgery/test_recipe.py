@@ -151,7 +151,8 @@ def test_an_edit_that_fails_says_so() -> None:
 
 def test_every_operation_is_a_function_of_the_library() -> None:
     for name, operation in OPERATIONS.items():
-        assert getattr(mc, name.replace("-", "_")) is operation
+        function = getattr(mc, name.replace("-", "_"))
+        assert getattr(function, "__wrapped__", function) is operation
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,15 @@ def two_optimizers(t: Trained) -> dict[str, Any]:
     return {"model": t.net.state_dict(), "optimizers": [t.optimizer.state_dict()] * 2, "step": 9}
 
 
-LAYOUTS = {f.__name__: f for f in (ours, imagenet, lightning, timm, two_optimizers)}
+def in_a_tuple(t: Trained) -> Any:
+    return (
+        t.net.state_dict(),
+        {"state": t.optimizer.state_dict(), "epoch": 3},
+        (t.scheduler.state_dict(), 4),
+    )
+
+
+LAYOUTS = {f.__name__: f for f in (ours, imagenet, lightning, timm, two_optimizers, in_a_tuple)}
 
 
 def put_together(folder: Path, parts: dict[str, Checkpoint]) -> Any:
@@ -99,7 +107,7 @@ def alike(a: Any, b: Any) -> None:
         assert getattr(a, "_metadata", None) == getattr(b, "_metadata", None)
         for key in a:
             alike(a[key], b[key])
-    elif isinstance(a, list):
+    elif isinstance(a, list | tuple):
         assert len(a) == len(b)
         for one, other in zip(a, b, strict=True):
             alike(one, other)

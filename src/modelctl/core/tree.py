@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import UnreadableError
-from .nodes import Absent, Composite, Global, Obj, children, mapping, with_entries
+from .nodes import (
+    Absent,
+    Composite,
+    Global,
+    Obj,
+    attributes,
+    children,
+    mapping,
+    with_attributes,
+    with_entries,
+)
 from .tensors import StorageRef, TensorRef
 
 Path = tuple[Any, ...]
@@ -288,6 +298,10 @@ def set_at(root: Any, path: Path, value: Any) -> Any:
         changed = with_entries(parent, {**entries, path[-1]: value})
     elif isinstance(parent, list):
         changed = [*parent[: path[-1]], value, *parent[path[-1] + 1 :]]
+    elif type(parent) is tuple:
+        changed = (*parent[: path[-1]], value, *parent[path[-1] + 1 :])
+    elif isinstance(parent, Obj) and path[-1] in attributes(parent):
+        changed = with_attributes(parent, {path[-1]: value})
     else:
         raise KeyError(path[-1])
     return rebuild(root, {id(parent): changed})

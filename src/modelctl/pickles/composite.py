@@ -11,6 +11,7 @@ from ..core.nodes import Composite, Global, Obj, attributes, mapping
 from ..core.tensors import StorageRef, TensorRef
 
 _UTILS = "torch._utils"
+_JAGGED = Global("torch.nested._internal.nested_tensor", "_rebuild_njt")
 _SPARSE_PARTS = {
     "sparse_coo": ("indices", "values"),
     "sparse_csr": ("crow_indices", "col_indices", "values"),
@@ -29,6 +30,8 @@ def composite(func: Global, args: tuple[Any, ...]) -> Composite | None:
     """
     if func.module in ("torch._tensor", "torch.tensor") and func.name == "_rebuild_from_type_v2":
         return _from_type(func, args)
+    if func == _JAGGED:
+        return _jagged(func, args)
     if func.module != _UTILS:
         return None
     make = _MAKERS.get(func.name)
@@ -80,6 +83,16 @@ def _nested(func: Global, args: tuple[Any, ...]) -> Composite:
     values = parts["values"]
     return Composite(
         func, args, dtype=values.dtype, shape=values.shape, layout="nested", parts=parts
+    )
+
+
+def _jagged(func: Global, args: tuple[Any, ...]) -> Composite:
+    names = ("values", "offsets", "lengths")
+    found = mapping(args[0]) or {}
+    parts = {name: found[name] for name in names if isinstance(found.get(name), TensorRef)}
+    values = parts["values"]
+    return Composite(
+        func, args, dtype=values.dtype, shape=values.shape, layout="jagged", parts=parts
     )
 
 

@@ -39,8 +39,12 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
         *("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"),
         *("build_tensor_from_id", "restore_type_tag"),
     ),
-    "torch.nn.parameter": ("Parameter", "Buffer"),
+    "torch.nn.parameter": (
+        *("Parameter", "Buffer", "UninitializedParameter", "UninitializedBuffer"),
+    ),
     "torch.nn.backends.thnn": ("_get_thnn_function_backend",),  # in every module up to torch 1.3
+    "torch.nested._internal.nested_tensor": ("_rebuild_njt",),
+    "torch._dynamo.decorators": ("_DimRange",),
     "functools": ("partial",),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": (

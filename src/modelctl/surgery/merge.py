@@ -159,8 +159,8 @@ class _Layout:
     def put(self, root: Any, part: str, value: Any) -> Any:
         path = self.paths[part]
         if len(path) == 2 and isinstance(path[1], int):  # Lightning: a list of one
-            inner = (mapping(root) or {}).get(path[0])
-            if not isinstance(inner, list) or len(inner) <= path[1]:
+            inner = dict(children(root)).get(path[0])
+            if not isinstance(inner, list | tuple) or len(inner) <= path[1]:
                 return set_at(root, path[:1], [value])
         return set_at(root, path, value)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from ..modules import module_tensors
-from ..nodes import ABSENT, Composite, Obj, attributes, is_module, mapping
+from ..nodes import ABSENT, Composite, Global, Obj, attributes, is_module, mapping
 from ..tensors import TensorRef
 from ..tree import Path, holds_tensors, is_leaf
 
@@ -51,7 +52,8 @@ class StateDict:
 def is_state_dict(node: Any) -> bool:
     """True for a mapping of string names to tensors. Other entries may stand in between: numbers,
     texts, dtypes, ``_extra_state``, whatever holds no tensors; and what holds some (the packed
-    parameters of quantized layers, the lists of a metric) where names are those of modules.
+    parameters of quantized layers, the lists of a metric) where names are those of modules. What
+    has more tensors in one of its entries than beside it is a checkpoint.
     """
     entries = mapping(node)
     if not entries:
@@ -61,19 +63,36 @@ def is_state_dict(node: Any) -> bool:
     for key, value in entries.items():
         if not isinstance(key, str):
             return False
-        if isinstance(value, TensorRef | Composite):
+        if isinstance(value, TensorRef | Composite) or is_uninitialized(value):
             tensors += 1
             dotted += "." in key
         elif not (key.endswith("_extra_state") or is_leaf(value)):
             others.append((key, value))
     if not tensors:
         return False
-    holding = [key for key, value in others if holds_tensors(value)]
+    holding = {key: value for key, value in others if holds_tensors(value)}
     if holding:
-        if not dotted:
+        if not dotted or any(_has_more(value, tensors) for value in holding.values()):
             return False
         tensors += sum("." in key for key in holding)  # packed: as good as a tensor
     return 2 * tensors >= len(entries)
+
+
+# What lazy modules have in a tensor's place before their first batch.
+_UNINITIALIZED = frozenset(
+    Global("torch.nn.parameter", name) for name in ("UninitializedParameter", "UninitializedBuffer")
+)
+
+
+def is_uninitialized(node: Any) -> bool:
+    """A tensor to be: it has no shape yet."""
+    return isinstance(node, Obj) and isinstance(node.func, Global) and node.func in _UNINITIALIZED
+
+
+def _has_more(node: Any, tensors: int) -> bool:
+    """Whether more tensors than that stand in a mapping itself."""
+    found = (one for one in (mapping(node) or {}).values() if isinstance(one, TensorRef))
+    return next(islice(found, tensors, None), None) is not None
 
 
 def is_model(node: Any) -> bool:

@@ -40,19 +40,22 @@ _MOST_TOGETHER, _MOST_TRIED = 4, 12
 Words = tuple[str, ...]
 
 
-@lru_cache(10_000)
+@lru_cache(100_000)
 def _words(text: str) -> Words:
     found = []
     for word in _WORD.findall(text):
         word = word.lower()
         if word in _KINDS:
             continue
-        found.append(word[:-1] if word[:-1] in COPY_WORDS else _inside(word))
+        found.append(word if word.isdigit() else _inside(word))
     return tuple(found)
 
 
+@lru_cache(10_000)
 def _inside(word: str) -> str:
     """``netg``, ``goptim``: what is left of a word without what it is."""
+    if word[:-1] in COPY_WORDS:  # ``targets``
+        return word[:-1]
     for kind in _LONG_KINDS:
         if 1 <= len(word) - len(kind) <= 2:
             for rest in (word.removeprefix(kind), word.removesuffix(kind)):

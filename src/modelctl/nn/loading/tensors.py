@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ...core.dtypes import BY_NAME
-from ...core.nodes import Composite
+from ...core.nodes import Composite, Global
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from .reader import Reader, torch_dtype
 
 _ALIGN = 16
+_FROM_TYPE = Global("torch._tensor", "_rebuild_from_type_v2")
+_WRAPPER = Global("torch._utils", "_rebuild_wrapper_subclass")
 _BYTE = BY_NAME["uint8"]
 
 
@@ -106,3 +108,38 @@ def _sharing(
         for key, ref in group.items()
         if ref.numel
     }
+
+
+# ------------------------------------------------------------------ subclasses
+
+
+def is_declared(cls: type) -> bool:
+    """Whether the program itself has declared a subclass of Tensor that wraps others safe to load
+    (``torch.serialization.add_safe_globals``, as torchao does), and it is restored without code of
+    its own."""
+    return (
+        issubclass(cls, Tensor)
+        and hasattr(cls, "__tensor_flatten__")
+        and getattr(cls, "__setstate__", None) is Tensor.__setstate__
+        and cls in torch.serialization.get_safe_globals()
+    )
+
+
+def declared(node: Composite) -> type[Tensor] | None:
+    """The declared subclass that a wrapped tensor of a file is of; else None."""
+    if node.func != _FROM_TYPE or len(node.args) != 4 or node.args[0] != _WRAPPER:
+        return None
+    _, cls, _, state = node.args
+    named = isinstance(cls, Global) and isinstance(state, dict)
+    for one in torch.serialization.get_safe_globals() if named else ():
+        if isinstance(one, type) and (one.__module__, one.__qualname__) == (cls.module, cls.name):
+            return one if is_declared(one) else None
+    return None
+
+
+def wrapping_tensor(cls: type[Tensor], node: Composite, state: Mapping[str, Any]) -> Tensor:
+    """A tensor of a declared subclass, over what it wraps."""
+    make = Tensor._make_wrapper_subclass
+    tensor: Tensor = make(cls, torch.Size(node.shape), dtype=getattr(torch, node.dtype.name))
+    tensor.__dict__.update(state)
+    return tensor

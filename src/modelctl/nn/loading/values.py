@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...core.dtypes import BY_NAME
 from ...core.nodes import ORDERED_DICT, Composite, Global, Obj
+from ...core.sections.kinds import is_uninitialized
 from ...core.tensors import TensorRef
 from ...core.tree import walk
 from ...errors import UnsupportedError
-from .tensors import SPARSE, sparse_tensor, to_tensors
+from .tensors import SPARSE, declared, sparse_tensor, to_tensors, wrapping_tensor
 
 _DICTS: dict[Any, Callable[[], Any]] = {
     ORDERED_DICT: OrderedDict,
@@ -46,6 +48,8 @@ def live(node: Any, where: str) -> Any:
             return tensors[id(node)]
         if isinstance(node, Composite) and node.layout in SPARSE and id(node) not in made:
             made[id(node)] = sparse_tensor(node, {k: tensors[id(p)] for k, p in node.parts.items()})
+        if isinstance(node, Composite) and id(node) not in made and (cls := declared(node)):
+            made[id(node)] = wrapping_tensor(cls, node, of(node.args[3], where))
         if id(node) not in made:
             made[id(node)] = _named(node)
             if made[id(node)] is None:
@@ -76,7 +80,10 @@ def live(node: Any, where: str) -> Any:
 
 
 def _named(node: Any) -> Any:
-    """A dtype, a device or a size."""
+    """A dtype, a device, a size, or a parameter that has no shape yet."""
+    if is_uninitialized(node):
+        trains = bool(node.args and node.args[0] is True)
+        return getattr(nn.parameter, node.func.name)(requires_grad=trains)
     if isinstance(node, Global) and node.module == "torch" and node.name in BY_NAME:
         return getattr(torch, node.name, None)
     if isinstance(node, Obj) and len(node.args) in (1, 2):

@@ -19,6 +19,7 @@ from ...core.records import FREEZE
 from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ..freezing.freeze import record_of
+from ..loading.tensors import is_declared
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
@@ -171,6 +172,12 @@ def _check_given(model: object, extra: object) -> None:
 
 def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
     for name, value in state.items():
+        if isinstance(value, torch.Tensor) and is_declared(type(value)):
+            raise RefusedError(
+                f"'{key}.{name}' is a {type(value).__name__}: only plain tensors can be loaded "
+                "into a model",
+                hint="save_checkpoint is for models of plain tensors; torch.save takes any",
+            )
         if isinstance(value, torch.Tensor) and value.layout != torch.strided:
             raise RefusedError(
                 f"'{key}.{name}' is {str(value.layout).removeprefix('torch.')}: only dense tensors "

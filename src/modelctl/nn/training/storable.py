@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.text import some
 from ...errors import RefusedError
-from ..loading.tensors import SPARSE
+from ..loading.tensors import SPARSE, is_declared
 from ..model_names import is_lazy
 
 _ATOMS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -72,6 +72,9 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
         reason, hint = "has no shape yet", "save after the first batch went through the model"
     elif value.is_meta:
         reason, hint = "is on meta, without values", "load_into(model, path) gives it some"
+    elif is_declared(type(value)) and not value.is_nested:
+        _storable(vars(value), where)  # the tensors that it wraps
+        return value
     elif type(value) not in (Tensor, nn.Parameter):
         reason = f"is a {type(value).__module__}.{type(value).__qualname__}"
         hint = f"{hint}; torch.distributed.checkpoint is for sharded ones"
