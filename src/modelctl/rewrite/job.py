@@ -148,7 +148,7 @@ class Job:
                 history=lines if self.history and not unchanged else [],
                 progress=told(self.progress, os.path.basename(path)),
             )
-            notes += _about_output(after, saved, self.in_place)
+            notes += [*saved.notes, *_about_output(after, saved, self.in_place)]
         output = path if placed else None
         if saved is not None and saved.path != Path(path):  # into a folder
             output = str(saved.path)
