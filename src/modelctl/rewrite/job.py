@@ -19,6 +19,7 @@ from ..inspection.changes import plan
 from ..inspection.edits import EditReport
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
+from .folders import about_files
 from .linked import about_names, replaced
 from .naming import is_sharded, name_in_folder, same_format, suffix_lies, usual_suffix
 
@@ -149,6 +150,11 @@ class Job:
                 progress=told(self.progress, os.path.basename(path)),
             )
             notes += [*saved.notes, *_about_output(after, saved, self.in_place)]
+            if not self.in_place:
+                folder = saved.path != Path(path) or saved.files > 1
+                notes += about_files(
+                    before, saved, chosen=target.to is not None, into_folder=folder
+                )
         output = path if placed else None
         if saved is not None and saved.path != Path(path):  # into a folder
             output = str(saved.path)
