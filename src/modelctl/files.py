@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core.checkpoint import Checkpoint
+from .core.cutting import without_removed
+from .core.notes import Note
 from .core.records import METADATA, add_history, write_records
 from .core.tree import find_path
 from .errors import LossError
@@ -27,12 +29,14 @@ Progress = Callable[[int, int], object]
 
 
 class Saved(NamedTuple):
-    """What :func:`save` wrote: the file (of shards the index), its format, all bytes and files."""
+    """What :func:`save` wrote: the file (of shards the index), its format, all bytes and files, and
+    what there is to say of it."""
 
     path: Path
     format: str
     bytes_written: int
     files: int = 1
+    notes: Sequence[Note] = ()
 
 
 def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = False) -> Checkpoint:
@@ -52,7 +56,7 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
     try:
         with _no_collector():
             ckpt = detect(place).read(place)
-        ckpt = ckpt.replace(resources=tuple(place.sources))
+        ckpt = ckpt.replace(resources=tuple(place.sources), read=ckpt.root)
         if key is not None:
             ckpt = ckpt.replace(key=find_path(ckpt.root, key) or tuple(key.split(".")))
             _ = ckpt.sections
@@ -113,11 +117,20 @@ def save(
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
     _check(ckpt, path, target)
+    ckpt, notes = _cut(ckpt, target.format)
     with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
         layout = target.layout(ckpt, group)
         group.carry_out(layout, _of(progress, layout))
     name = Path(target.path) if target.shards is None else Path(target.path, layout.main.name)
-    return Saved(name, target.format.name, layout.nbytes, len(layout.files))
+    return Saved(name, target.format.name, layout.nbytes, len(layout.files), notes)
+
+
+def _cut(ckpt: Checkpoint, fmt: WritableFormat) -> tuple[Checkpoint, Sequence[Note]]:
+    """Without the bytes of tensors that were removed, where they would be written with others."""
+    if not fmt.whole_storages or ckpt.read is None or ckpt.read is ckpt.root:
+        return ckpt, ()
+    root, notes = without_removed(ckpt.root, ckpt.read)
+    return ckpt.replace(root=root), notes
 
 
 def save_parts(
@@ -136,14 +149,15 @@ def save_parts(
         RefusedError, UsageError, WriteError, DurabilityError: as :func:`save`.
     """
     formats = _formats_of(parts, to)
+    cut = {name: _cut(parts[name], fmt) for name, fmt in formats.items()}
     sources = _files(next(iter(parts.values())))
     with _no_collector(), staged_files(folder, overwrite=overwrite, sources=sources) as group:
         layout = Layout(
-            [fmt.layout(parts[name], name + fmt.suffixes[0]) for name, fmt in formats.items()]
+            [fmt.layout(cut[name][0], name + fmt.suffixes[0]) for name, fmt in formats.items()]
         )
         group.carry_out(layout, _of(progress, layout))
     return {
-        name: Saved(Path(folder, file.name), fmt.name, file.nbytes)
+        name: Saved(Path(folder, file.name), fmt.name, file.nbytes, notes=cut[name][1])
         for (name, fmt), file in zip(formats.items(), layout.files, strict=True)
     }
 

@@ -139,9 +139,7 @@ def test_a_file_is_not_edited_twice_at_once(place: Path, dry_run: bool) -> None:
     before = tree()
     for other in ("d/x.pt", "./d/../d/x.pt", "d", "link.pt"):
         with pytest.raises(UsageError, match="are one file"):
-            mc.edit(
-                ["d/x.pt", other], PREFIX, in_place=True, dry_run=dry_run, follow_symlinks=True
-            )
+            mc.edit(["d/x.pt", other], PREFIX, in_place=True, dry_run=dry_run, follow_symlinks=True)
     assert tree() == before
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from modelctl.inspection.cells import for_people, for_programs
 from modelctl.core.pages import Column, Table
+from modelctl.inspection.cells import for_people, for_programs
 
 
 @pytest.mark.parametrize(

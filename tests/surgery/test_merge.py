@@ -405,7 +405,7 @@ def test_mistakes(tmp_path: Path, trained: Trained) -> None:
     with pytest.raises(NoMatchError, match="no scheduler is found"):
         merged(tmp_path, {"model": parts["model"], "scheduler": parts["optimizer"]})
     with pytest.raises(NoMatchError):
-        merged(tmp_path, {"model": parts["optimizer"]})
+        merged(tmp_path, {"model": parts["optimizer"]}, epoch=1)
     two = {"optimizers": [parts["optimizer"], parts["optimizer"]]}
     with pytest.raises(AmbiguousError, match="2 optimizers"):
         merged(tmp_path, {"model": parts["model"], "optimizer": two})
@@ -438,3 +438,57 @@ def test_what_an_epoch_or_a_lr_does_not_reach_is_told(tmp_path: Path) -> None:
     ):
         assert group["max_lr"] == pytest.approx(most * 0.5 / now)
     assert "2 different lrs become one" in text
+
+
+# ---------------------------------------------------------------------- what is replaced
+
+
+def noted(tmp_path: Path, files: dict[str, Any], **numbers: Any) -> list[str]:
+    with ExitStack() as stack:
+        parts = {
+            name: stack.enter_context(opened(tmp_path / f"{name}.pt", obj))
+            for name, obj in files.items()
+        }
+        return [f"{note.level}: {note.text}" for note in mc.merge(**parts, **numbers).notes]
+
+
+def test_another_optimizer_is_told(tmp_path: Path, trained: Trained) -> None:
+    sgd = torch.optim.SGD(trained.net.parameters(), lr=0.1, momentum=0.9)
+    train(trained.net, sgd, range(1))
+    whole = {"model": trained.net.state_dict(), "optimizer": sgd.state_dict()}
+    adamw = trained.optimizer.state_dict()
+    (told,) = noted(tmp_path, {"model": whole, "optimizer": adamw})
+    assert told.startswith("warning: optimizer is replaced: SGD -> AdamW")
+    (told,) = noted(tmp_path, {"model": {**whole, "optimizer": adamw}, "optimizer": adamw})
+    assert told.startswith("info: optimizer is replaced, both AdamW")
+    assert noted(tmp_path, {"model": whole["model"], "optimizer": adamw}) == []
+
+
+def test_another_scheduler_and_ema_are_told(tmp_path: Path, trained: Trained) -> None:
+    parts = trained.parts()
+    whole = {**parts, "ema": parts["model"]}
+    files = {"model": whole, "scheduler": parts["scheduler"], "ema": parts["model"]}
+    assert noted(tmp_path, files) == ["info: scheduler is replaced", "info: ema is replaced"]
+
+
+def test_values_that_are_set_over_others_are_told(tmp_path: Path, trained: Trained) -> None:
+    whole = {"model": trained.net.state_dict(), "best": 0.5, "args": {"lrs": [1, 2]}, "same": 1}
+    values = {"best": 0.75, "args.lrs": 3, "args.new": 1, "same": 1}
+    assert noted(tmp_path, {"model": whole}, set=values) == [
+        "info: best: 0.5 -> 0.75",
+        "info: args.lrs: [1, 2] -> 3",
+    ]
+    assert noted(tmp_path, {"model": whole}, set={"args.lrs.1": 5}) == ["info: args.lrs.1: 2 -> 5"]
+
+
+def test_a_list_of_lrs_stays_one(tmp_path: Path, trained: Trained) -> None:
+    whole = {"model": trained.net.state_dict(), "lr": [0.1, 0.01]}
+    assert noted(tmp_path, {"model": whole}, lr=0.5) == ["info: lr: [0.1, 0.01] -> [0.5, 0.5]"]
+    assert merged(tmp_path, {"model": whole}, lr=0.5)["lr"] == [0.5, 0.5]
+    (told,) = noted(tmp_path, {"model": {**whole, "lr": {"a": 1.0}}}, lr=0.5)
+    assert told == "warning: lr was a dict, and is 0.5 now"
+
+
+def test_nothing_to_merge(tmp_path: Path, trained: Trained) -> None:
+    with pytest.raises(UsageError, match="nothing to merge"):
+        noted(tmp_path, {"model": trained.net.state_dict()})

@@ -40,7 +40,7 @@ Optimizer = Annotated[
 Destination = Annotated[
     str | None,
     Option(
-        "The file to write; a folder/ or an .index.json takes shards.",
+        "The file to write; a folder/ or an .index.json takes shards, of safetensors without --to.",
         "DST",
         flags=("--output", "-o"),
         panel=_OUTPUT,

@@ -108,6 +108,7 @@ class Checkpoint:
             that writing the tree would lose it; None where there is nothing.
         program: what the modules of an exported program gave; None where there is none.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
+        read: the tree as it was read, before any edit; None where it was made.
     """
 
     root: Any
@@ -120,6 +121,7 @@ class Checkpoint:
     outside: str | None = None
     program: Program | None = None
     key: Path | None = None
+    read: Any = None
     resources: tuple[Resource, ...] = ()
 
     def __enter__(self) -> Checkpoint:

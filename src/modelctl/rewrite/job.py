@@ -22,6 +22,7 @@ from ..inspection.edits import EditReport
 from ..storage.places import named
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
+from .folders import about_files
 from .linked import about_names, replaced
 from .naming import (
     has_known_suffix,
@@ -187,9 +188,14 @@ class Job:
                 history=lines if self.history and not unchanged else [],
                 progress=told(self.progress, os.path.basename(path)),
             )
-            notes += _about_output(after, saved)
+            notes += [*saved.notes, *_about_output(after, saved)]
             if self.in_place and is_sharded(before):
                 notes += about_shards(before, saved.path, saved.files)
+            if not self.in_place:
+                folder = saved.path != Path(path) or saved.files > 1
+                notes += about_files(
+                    before, saved, chosen=target.to is not None, into_folder=folder
+                )
         output = path if self.placed else None
         if saved is not None and saved.path != Path(path):  # into a folder
             output = str(saved.path)

@@ -125,4 +125,5 @@ def split_file(
         for name, n in tensors.items()
     ]
     folder = None if output is None else os.fspath(output)
-    return SplitReport(source, folder, dry_run, rows, parts["rest"].notes)
+    notes = [*parts["rest"].notes, *(note for one in saved.values() for note in one.notes)]
+    return SplitReport(source, folder, dry_run, rows, notes)

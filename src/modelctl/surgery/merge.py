@@ -7,7 +7,8 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.matching.matcher import Names
-from ..core.nodes import Obj, children, mapping
+from ..core.matching.optimizer_states import kinds
+from ..core.nodes import ABSENT, Obj, children, mapping
 from ..core.notes import Note, info, warning
 from ..core.records import frozen_names
 from ..core.sections import (
@@ -19,7 +20,7 @@ from ..core.sections import (
     param_groups,
 )
 from ..core.tensors import TensorRef
-from ..core.tree import Path, get, path_text, rebuild, set_at, walk
+from ..core.tree import Path, brief, get, path_text, rebuild, set_at, walk
 from ..errors import AmbiguousError, CollisionError, NoMatchError, RefusedError, UsageError
 from .carry.lr import set_lr, set_scheduler_lr
 from .carry.optimizer_names import assign_names, is_flat
@@ -67,6 +68,12 @@ def merge(
     if lr is not None and not 0 <= lr < float("inf"):
         raise UsageError(f"--lr is {lr}: it is a finite number from 0")
     parts = [part for part in (model, optimizer, scheduler, ema, rest) if part is not None]
+    if len(parts) == 1 and like is None and not set and (epoch, step, lr) == (None, None, None):
+        raise UsageError(
+            "there is nothing to merge into the model",
+            hint="--optimizer, --scheduler, --ema, --epoch, --step, --lr, --set, --like or --rest",
+        )
+    replaced: list[Note] = []
     if rest is not None:
         given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "ema": ema}
         layout = _Layout(_paths_of_rest(rest, given, like))
@@ -85,10 +92,14 @@ def merge(
         if value is not None:
             root = layout.put(root, name, value)
     for key, value in (set or {}).items():
-        root = _set(root, key, value)
+        root = _set(root, key, value, replaced)
     if lr is not None:
-        root = _with_lr(root, layout, lr)
+        root = _with_lr(root, layout, lr, replaced)
     notes = [note for part in parts for note in part.notes]
+    for name in ("optimizer", "scheduler", "ema"):
+        if {"optimizer": optimizer, "scheduler": scheduler, "ema": ema}[name] is not None:
+            notes += _replaced_part(name, model, get(root, layout.paths[name]))
+    notes += replaced
     notes += _changed(model.sections, {"epoch": epoch, "step": step}, lr)
     out = model.replace(
         root=root,
@@ -115,8 +126,30 @@ def _changed(before: Sections, numbers: Mapping[str, int | None], lr: float | No
     return notes
 
 
-def _set(root: Any, key: str, value: Any) -> Any:
-    """The tree with the value at a dotted path set; numbers are the places in a list."""
+def _replaced_part(name: str, model: Checkpoint, new: Any) -> list[Note]:
+    """That a checkpoint had this part already, and which it was."""
+    path = _paths(model.sections).get(name)
+    if path is None:
+        return []
+    old = get(model.root, path)
+    if name == "optimizer":
+        was, now = _optimizer_kind(old), _optimizer_kind(new)
+        which = f": {was} -> {now}" if was != now else f", both {was}"
+        return [(info if was == now else warning)(f"{path_text(path)} is replaced{which}")]
+    return [info(f"{path_text(path)} is replaced")]
+
+
+def _optimizer_kind(optimizer: Any) -> str:
+    state = (mapping(optimizer) or {}).get("state")
+    held = state if isinstance(state, list) else [*(mapping(state) or {}).values()]
+    keys = [key for one in held for key in (mapping(one) or {})]
+    groups = param_groups(optimizer)
+    return " or ".join(kinds(keys, groups[0] if groups else {})) or "an unknown kind"
+
+
+def _set(root: Any, key: str, value: Any, replaced: list[Note]) -> Any:
+    """The tree with the value at a dotted path set; numbers are the places in a list. What stood
+    there is noted."""
     path: list[Any] = []
     node = root
     *above, last = key.split(".")
@@ -126,14 +159,23 @@ def _set(root: Any, key: str, value: Any) -> Any:
             node = get(root, tuple(path))
         except KeyError:
             raise UsageError(f"--set {key}: there is no '{path_text(tuple(path))}'") from None
-    old = dict(children(node)).get(last)
+    is_place = isinstance(node, list) and last.isdecimal()
+    old = dict(children(node)).get(int(last) if is_place else last, ABSENT)
     if isinstance(old, dict | Obj | TensorRef) and not isinstance(value, dict):
         raise UsageError(f"--set {key}={value} would replace all that is in '{key}'")
-    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+    if old is not ABSENT and old != value:
+        replaced.append(info(f"{key}: {_said(old)} -> {_said(value)}"))
+    if is_place and int(last) < len(node):
         return set_at(root, (*path, int(last)), value)
     if mapping(node) is None or not last:
         raise UsageError(f"--set {key}: nothing can be set there")
     return set_at(root, (*path, last), value)
+
+
+def _said(node: Any) -> str:
+    """A value for a note; short lists of numbers in full."""
+    numbers = isinstance(node, list) and all(isinstance(one, int | float) for one in node)
+    return str(node) if numbers and len(node) <= 8 else brief(node)
 
 
 class _Layout:
@@ -256,7 +298,7 @@ def _part(ckpt: Checkpoint, what: str) -> Any:
     return found[0][1]
 
 
-def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
+def _with_lr(root: Any, layout: _Layout, lr: float, replaced: list[Note]) -> Any:
     sections = find_sections(root, layout.paths["model"])
     changes = {id(node): set_lr(path_text(path), node, lr) for path, node in sections.optimizers}
     changes.update(
@@ -266,7 +308,17 @@ def _with_lr(root: Any, layout: _Layout, lr: float) -> Any:
     root = rebuild(root, changes)
     # a checkpoint of somebody else's layout has no use for a value that nothing there reads
     ours = layout.paths["model"] == ("model",)
-    return layout.put(root, "lr", lr) if ours or sections.lr is not None else root
+    if not ours and sections.lr is None:
+        return root
+    old = (mapping(root) or {}).get("lr") if layout.paths["lr"] == ("lr",) else None
+    if isinstance(old, list) and old and all(isinstance(one, int | float) for one in old):
+        each = [lr] * len(old)  # one a group, as whoever reads it expects
+        if old != each:
+            replaced.append(info(f"lr: {_said(old)} -> {_said(each)}"))
+        return set_at(root, ("lr",), each)
+    if isinstance(old, list | dict):
+        replaced.append(warning(f"lr was {_said(old)}, and is {lr:g} now"))
+    return layout.put(root, "lr", lr)
 
 
 def _unreached(

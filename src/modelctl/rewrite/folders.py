@@ -1,0 +1,51 @@
+"""What becomes of the files of a source in an output of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..core.checkpoint import Checkpoint
+from ..core.notes import Note, info
+from ..core.text import count
+from ..files import Saved
+from ..formats.base import WritableFormat
+from ..formats.registry import for_writing, known, writable
+from ..storage.source import FileSource
+from .naming import is_sharded
+
+
+def about_files(
+    before: Checkpoint, saved: Saved, *, chosen: bool, into_folder: bool
+) -> Iterator[Note]:
+    """Shards that became more or fewer, and a format that the folder chose.
+
+    Args:
+        chosen: whether the user named the format.
+        into_folder: whether the output is a folder, or an index in one.
+    """
+    old = _shards(before)
+    new = max(saved.files - 1, 1)
+    if old and (new != len(old) or saved.files == 1):
+        became = count(new, "shard") if saved.files > 1 else "one file"
+        yield info(f"{count(len(old), 'shard')} became {became}: --max-shard-size says how large")
+    was = _format(before, old)
+    if into_folder and not chosen and was is not None and was.name != saved.format:
+        label = for_writing(saved.format, "").label
+        yield info(f"{was.label} became {label}, which a folder takes: --to {was.name} keeps it")
+
+
+def _shards(ckpt: Checkpoint) -> list[str]:
+    """The files of a checkpoint in shards, without their index."""
+    if not is_sharded(ckpt) or ckpt.origin is None:
+        return []
+    names = [str(one.path) for one in ckpt.resources if isinstance(one, FileSource)]
+    return [name for name in names if name != ckpt.origin.path]
+
+
+def _format(ckpt: Checkpoint, shards: list[str]) -> WritableFormat | None:
+    """What it was read as, where that can be written."""
+    if shards:
+        fits = (one for one in writable(all=True) if shards[0].endswith(one.suffixes))
+        return next(fits, None)
+    found = known(ckpt.origin.format) if ckpt.origin is not None else None
+    return found if isinstance(found, WritableFormat) else None

@@ -1,0 +1,57 @@
+"""A folder as an output: what becomes of shards, and of their format, is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import modelctl as mc
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Four shards of torch's."""
+    torch.save({f"t{i}": torch.ones(2000) for i in range(4)}, tmp_path / "in.pt")
+    folder = tmp_path / "four"
+    mc.edit(tmp_path / "in.pt", "convert", output=f"{folder}/", to="torch", max_shard_size="9kB")
+    assert len(list(folder.glob("*.bin"))) == 4
+    return folder
+
+
+def told(source: Path, output: Path | str, **options: str) -> list[str]:
+    report = mc.edit(source, "convert", output=output, overwrite=True, **options)  # type: ignore[call-overload]
+    return [note.text for note in report.notes if "became" in note.text]
+
+
+def test_shards_become_one_file(shards: Path, tmp_path: Path) -> None:
+    one = "4 shards became one file: --max-shard-size says how large"
+    assert told(shards, tmp_path / "out.pt") == [one]
+    assert told(shards, f"{tmp_path}/out/", to="torch") == [one]
+
+
+def test_four_become_two(shards: Path, tmp_path: Path) -> None:
+    (line,) = told(shards, f"{tmp_path}/out/", to="torch", max_shard_size="17kB")
+    assert line.startswith("4 shards became 2 shards")
+
+
+def test_as_many_as_before(shards: Path, tmp_path: Path) -> None:
+    assert told(shards, f"{tmp_path}/out/", to="torch", max_shard_size="9kB") == []
+
+
+@pytest.mark.parametrize("size", [None, "9kB"])
+def test_another_format(size: str | None, shards: Path, tmp_path: Path) -> None:
+    options = {} if size is None else {"max_shard_size": size}
+    lines = told(shards, f"{tmp_path}/out/", **options)
+    changed = "torch zip became safetensors, which a folder takes: --to torch keeps it"
+    assert changed in lines
+    assert len(lines) == (2 if size is None else 1)
+    assert told(shards, f"{tmp_path}/named/", to="safetensors", max_shard_size="9kB") == []
+
+
+def test_a_file_that_goes_into_a_folder(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "in.pt")
+    (line,) = told(tmp_path / "in.pt", f"{tmp_path}/out/")
+    assert "--to torch" in line
+    assert told(tmp_path / "in.pt", tmp_path / "out.safetensors") == []
