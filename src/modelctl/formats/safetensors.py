@@ -97,13 +97,7 @@ class Safetensors(WritableFormat):
             ordered_dict(entries, {"_metadata": ordered_dict({"": ours})} if ours else ABSENT),
             Origin(source.name, self.name, self.label, source.size),
             metadata=plain,
-            warnings=(
-                notes.info(
-                    f"metadata with a tensor's name, not taken for ties: {some(unclear, 3)}"
-                ),
-            )
-            if unclear
-            else (),
+            warnings=_not_ties(unclear),
         )
 
     # ------------------------------------------------------------------ writing
