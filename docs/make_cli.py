@@ -16,8 +16,9 @@ Made by `python docs/make_cli.py` from the commands' signatures and docstrings; 
 0 done, or nothing found; 1 a finding (`diff`: they differ); 2 an error, in one line
 `error: …`, with a line `hint: …` where there is a way out. With `--json` (or `--format json`) an
 error is a document on stdout instead:
-`{"schema": "modelctl.error/1", "error": {"kind", "message", "hint"}}`; of several sources, `written`
-names the outputs that stood by then. JSON has `null` for what is not known, and neither NaN nor infinities.
+`{"schema": "modelctl.error/1", "error": {"kind", "message", "hint"}}`.
+Of several sources, `written` names the outputs that stood by then. JSON has `null` for what is
+not known, and neither NaN nor infinities.
 
 `--dry-run` refuses what the run would refuse.
 
