@@ -17,6 +17,10 @@ Made by `python docs/make_cli.py` from the commands' signatures and docstrings; 
 `error: …`, with a line `hint: …` where there is a way out. With `--json` (or `--format json`) an
 error is a document on stdout instead:
 `{"schema": "modelctl.error/1", "error": {"kind", "message", "hint"}}`.
+Of several sources, `written` names the outputs that stood by then. JSON has `null` for what is
+not known, and neither NaN nor infinities.
+
+`--dry-run` refuses what the run would refuse.
 
 ## Formats
 

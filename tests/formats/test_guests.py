@@ -12,6 +12,12 @@ from typing import Any
 import pytest
 
 import modelctl as mc
+from modelctl.cli import run
+from modelctl.core.checkpoint import Origin
+from modelctl.core.dtypes import BY_NAME
+from modelctl.core.nodes import ordered_dict
+from modelctl.core.storages import MemoryStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import ModelctlError, UnreadableError, UsageError
 from modelctl.formats import guests
 from modelctl.storage.layout import LayoutBuilder
@@ -189,3 +195,22 @@ def test_what_it_says_on_purpose_stays_what_it_is(
     (tmp_path / "x").write_bytes(b"?")
     with pytest.raises(ModelctlError, match=r"its explain\(\) raises ValueError: z"):
         mc.open(tmp_path / "x")
+
+
+def test_what_its_storages_raise_is_not_called_a_bug_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Bad(MemoryStorage):
+        def chunks(self, start: int = 0, stop: int | None = None) -> Any:
+            raise RuntimeError("the other side")
+
+    bad = TensorRef(BY_NAME["float32"], (2,), Bad(bytes(8)))
+    origin = Origin("x", "lines", "lines", 6)
+    use(monkeypatch, read=gives(mc.Checkpoint(ordered_dict({"a": bad}), origin)))
+    (tmp_path / "x").write_bytes(MAGIC)
+    monkeypatch.delenv("MODELCTL_DEBUG", raising=False)
+    assert run(["convert", str(tmp_path / "x"), "-o", str(tmp_path / "x.safetensors")]) == 2
+    said = capsys.readouterr().err
+    assert "RuntimeError: the other side" in said
+    assert f"or in {__file__}, line " in said
+    assert os.listdir(tmp_path) == ["x"]

@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
         where = f"{e.filename}: " if e.filename else ""
         return _failed(argv, _error("os", f"{where}{e.strerror or e}"), e)
     except Exception as e:
-        hint = "this is a bug in modelctl; MODELCTL_DEBUG=1 shows where"
+        hint = f"this is a bug in {_whose(e)}; MODELCTL_DEBUG=1 shows where"
         return _failed(argv, _error("bug", f"{type(e).__name__}: {e}", hint), e)
     if code == _INTERRUPTED:  # typer gives this code, too
         print("interrupted", file=sys.stderr)
@@ -132,6 +132,16 @@ def _who_ended(e: SystemExit) -> str:
 
     last = traceback.extract_tb(e.__traceback__)[-1]
     return f"{last.filename}, line {last.lineno}: ended the program ({e.code!r:.80})"
+
+
+def _whose(e: Exception) -> str:
+    """Whose code raised it: ours, or that of a format of another package that we called."""
+    import traceback
+    from pathlib import Path
+
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    ours = Path(__file__).resolve().parents[1] in Path(last.filename).resolve().parents
+    return "modelctl" if ours else f"modelctl, or in {last.filename}, line {last.lineno}"
 
 
 def _flush() -> None:

@@ -31,6 +31,8 @@ def _sweep(views: list[tuple[int, int, str, TensorRef]]) -> Iterator[tuple[str, 
     left = _MOST_PAIRS
     for view in views:
         begin, _, name, ref = view
+        if left < 0:  # one is enough now: the one that reaches farthest
+            reaching = [max(reaching, key=lambda one: one[1])]
         reaching = [one for one in reaching if one[1] > begin]
         for _, _, before, other in reaching:
             left -= 1

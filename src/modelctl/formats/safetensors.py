@@ -101,7 +101,7 @@ class Safetensors(WritableFormat):
             ordered_dict(entries, {"_metadata": ordered_dict({"": ours})} if ours else ABSENT),
             Origin(source.name, self.name, self.label, source.size),
             metadata=plain,
-            warnings=(notes.info(f"not taken for ties: {some(unclear, 3)}"),) if unclear else (),
+            warnings=_not_ties(unclear),
         )
 
     # ------------------------------------------------------------------ writing
@@ -202,6 +202,11 @@ def _tied_names(name: str, kept: str, modules: Collection[str]) -> bool:
     name is in has other tensors."""
     module, _, last = name.rpartition(".")
     return last == kept.rpartition(".")[2] or (bool(module) and module in modules)
+
+
+def _not_ties(pairs: list[str]) -> tuple[Note, ...]:
+    text = f"metadata with the name of a tensor, not taken for ties: {some(pairs, 3)}"
+    return (notes.info(text),) if pairs else ()
 
 
 def _modules(names: Iterable[str]) -> set[str]:

@@ -221,3 +221,10 @@ def test_a_state_dict_is_no_path() -> None:
         with pytest.raises(UsageError, match="is no path") as e:
             call()
         assert "load_state_dict" in str(e.value.hint)
+    for call in (
+        lambda: mnn.load_into(model, ""),
+        lambda: mnn.resume("", model=model),
+        lambda: mnn.save_checkpoint("", model=model),
+    ):
+        with pytest.raises(UsageError, match="empty path"):
+            call()

@@ -17,6 +17,7 @@ from ...core.text import some
 from ...errors import ModelctlError, UsageError, WriteError
 from ...files import open as open_checkpoint
 from ...storage.links import point
+from ...storage.places import named
 
 # What says which of two is older.
 _PROGRESS = ("epoch", "step")
@@ -28,7 +29,7 @@ class Row:
     """The checkpoints that one path with fields stands for, of which the last few are kept.
 
     Raises:
-        UsageError: fields that can't be filled in or, to keep the last few, read back.
+        UsageError: no path; fields that can't be filled in or, to keep the last few, read back.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Row:
         values: Mapping[str, Any],
         keep_last: int | None = None,
     ) -> None:
+        named(path)
         folder, self.pattern = os.path.split(os.fspath(path))
         self.folder = Path(folder)
         self._values = values
@@ -170,8 +172,10 @@ def newest(path: str | os.PathLike[str]) -> Path:
     furthest by the epoch and the step in it. A link that leads nowhere means its folder.
 
     Raises:
+        UsageError: no path.
         UnreadableError: there is none, or which one is meant can't be told.
     """
+    named(path)
     path = Path(path)
     if path.is_symlink() and not path.exists():
         warnings.warn(f"{path} leads nowhere: taking the newest beside it", stacklevel=3)
