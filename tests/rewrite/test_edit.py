@@ -200,3 +200,19 @@ def test_wrong_usage(ddp: Path) -> None:
     with pytest.raises(NoMatchError):
         mc.edit(ddp, {"do": "keep", "pattern": "nothing"}, output="out.pt")
     assert tree() == before
+
+
+@pytest.mark.parametrize(("to", "said"), [("torch", True), ("safetensors", False)])
+def test_what_a_small_view_keeps_alive_is_told(to: str, said: bool, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"model": {"w": torch.zeros(1_000_000)[:10]}}, tmp_path / "a.pt")
+    report = mc.edit(
+        tmp_path / "a.pt",
+        {"do": "convert", "weights-only": True},
+        output=tmp_path / "out",
+        to=to,
+    )
+    (report,) = report if isinstance(report, list) else (report,)
+    texts = [note.text for note in report.notes]
+    warning = "'w' uses 40 of the 4,000,000 bytes that it keeps alive"
+    assert any(text.startswith(warning) for text in texts) is said

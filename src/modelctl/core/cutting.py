@@ -7,7 +7,7 @@ behind: as large as before, and still there for whoever looks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import DamagedError
@@ -19,6 +19,8 @@ from .text import count
 from .tree import containers, rebuild
 
 Span = tuple[int, int]
+# Tensors that take this much less than the storage that they keep alive are worth a word.
+_WASTE_RATIO, _WASTE_BYTES = 4, 1 << 20
 
 
 class PartStorage(Storage):
@@ -97,6 +99,23 @@ def without_removed(root: Any, before: Any) -> tuple[Any, list[Note]]:
             )
         )
     return (rebuild(root, changes) if changes else root), notes
+
+
+def wasted(tensors: Mapping[str, TensorRef]) -> Iterator[Note]:
+    """A warning for each tensor whose storage is far larger than all that views it: torch keeps
+    the rest, in memory and in its files."""
+    views: dict[int, dict[Any, int]] = {}  # of each storage, tied ones once
+    for ref in tensors.values():
+        views.setdefault(id(ref.storage), {})[ref.identity] = ref.nbytes
+    for name, ref in tensors.items():
+        kept = ref.storage.nbytes
+        if kept > _WASTE_RATIO * ref.nbytes and kept - ref.nbytes > _WASTE_BYTES:
+            used = sum(views[id(ref.storage)].values())
+            if kept > _WASTE_RATIO * used:
+                yield warning(
+                    f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive",
+                    "'modelctl convert --to safetensors' leaves the rest out",
+                )
 
 
 def _views(root: Any) -> dict[int, list[TensorRef | StorageRef | None]]:

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.cutting import wasted
 from ...core.dtypes import DType
 from ...core.nodes import ORDERED_DICT, Global, Obj
-from ...core.notes import Loss, warning
+from ...core.notes import Loss, Note, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...core.tensors import TensorRef
 from ...core.tree import Path, path_text, walk
@@ -65,6 +66,11 @@ class TorchZip(WritableFormat):
             for path, node in walk(ckpt.root)
             if isinstance(node, TensorRef) and not node.dtype.is_in_torch
         ]
+
+    def remarks(self, ckpt: Checkpoint) -> list[Note]:
+        """As every format's; and what of storages goes along that no tensor shows."""
+        models = ckpt.sections.models
+        return [*super().remarks(ckpt), *(wasted(models[0].tensors()) if models else ())]
 
     def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
         """As torch 2.13 writes it, record for record, so that ``calculate_storage_offsets`` and

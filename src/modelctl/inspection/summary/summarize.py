@@ -7,6 +7,7 @@ from shlex import quote
 from typing import Any
 
 from ...core.checkpoint import Checkpoint
+from ...core.cutting import wasted
 from ...core.modules import is_training, submodules
 from ...core.names import STRIPPED, common_prefix, natural, role_of
 from ...core.nodes import Composite, Obj
@@ -20,9 +21,6 @@ from .folding import folded
 from .report import Summary, Totals
 from .rows import joined, labelled, makeups, module_rows
 from .training import training_of
-
-# A view this much smaller than the storage that it keeps alive is worth a word.
-_WASTE_RATIO, _WASTE_BYTES = 4, 1 << 20
 
 
 def summarize(
@@ -176,15 +174,7 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
             f"({'DataParallel' if first == 'module' else 'torch.compile'})",
             f"modelctl strip-prefix {quote(str(path))} -o NEW.pt",
         )
-    views: dict[int, dict[Any, int]] = {}  # of each storage, tied ones once
-    for ref in tensors.values():
-        views.setdefault(id(ref.storage), {})[ref.identity] = ref.nbytes
-    for name, ref in tensors.items():
-        kept = ref.storage.nbytes
-        if kept > _WASTE_RATIO * ref.nbytes and kept - ref.nbytes > _WASTE_BYTES:
-            used = sum(views[id(ref.storage)].values())
-            if kept > _WASTE_RATIO * used:
-                yield warning(f"'{name}' uses {used:,} of the {kept:,} bytes that it keeps alive")
+    yield from wasted(tensors)
     unread = unread_freeze(ckpt)
     if unread is not None:
         yield unread
