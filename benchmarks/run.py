@@ -249,8 +249,9 @@ def many_pt(path: Path) -> None:
     torch.save(many(100_000), path)
 
 
-def million_pt(path: Path) -> None:
-    """As torch.save would write it, byte for byte, without its gigabytes."""
+def numbered(path: Path) -> None:
+    """As torch.save would write it, byte for byte, without its gigabytes; a stem says how many."""
+    count = NUMBERED[path.name]
     import modelctl
     from modelctl.core.dtypes import BY_NAME
     from modelctl.core.storages import MemoryStorage
@@ -260,7 +261,7 @@ def million_pt(path: Path) -> None:
         size = 1 + i % 8
         return TensorRef(BY_NAME["float32"], (size,), MemoryStorage(bytes(4 * size)))
 
-    names = (f"blocks.{i // 10}.p{i % 10}.weight" for i in range(1_000_000))
+    names = (f"blocks.{i // 10}.p{i % 10}.weight" for i in range(count))
     root = {name: tensor(i) for i, name in enumerate(names)}
     modelctl.save(modelctl.Checkpoint(root), path)
 
@@ -316,6 +317,7 @@ def sharded(path: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
+NUMBERED = {"10k.pt": 10_000, "100k.pt": 100_000, "million.pt": 1_000_000}
 SIZE = int(float(os.environ.get("MODELCTL_BENCH_GB", "1")) * 1e9)
 SHARD = f"{SIZE // 5_000_000}MB"
 
@@ -342,7 +344,7 @@ INPUTS = {
     "shards": sharded,
     "resnet50.pt": resnet50,
     "many.pt": many_pt,
-    "million.pt": million_pt,
+    **dict.fromkeys(NUMBERED, numbered),
     "many.safetensors": many_safetensors,
     "10k.safetensors": lambda path: ten_thousand(path, "model."),
     "10k-other.safetensors": lambda path: ten_thousand(path, ""),
@@ -379,6 +381,42 @@ def bench_many(folder: Path, pairs: int) -> None:
     print("\n| us a tensor | of 100,000 | of 1,000,000 |\n| --- | --- | --- |")
     for what, few, all_of_them in zip(GROWING, *found, strict=True):
         print(f"| {what} | {few:.1f} | {all_of_them:.1f} |")
+
+
+# What is to take time and memory as the tensors do.
+COMMANDS = {
+    "ls": [],
+    "summary": [],
+    "summary --json": [],
+    "show": [],
+    "identify": [],
+    "diff": ["SRC"],
+    "match": ["--like", "SRC"],
+    "freeze": ["--pattern", "*.p1.*", "-o", "OUT.pt"],
+    "rename": ["--map", "blocks.*=layers.*", "-o", "OUT.pt"],
+    "drop": ["--pattern", "*.p1.*", "-o", "OUT.pt"],
+    "strip-prefix": ["--prefix", "blocks", "-o", "OUT.pt"],
+    "convert": ["-o", "OUT.safetensors"],
+}
+
+
+def bench_commands(folder: Path, pairs: int) -> None:
+    sources = [make(folder, name) for name in NUMBERED]
+    heads = " | ".join(f"{count:,} tensors" for count in NUMBERED.values())
+    print(f"\n| command | {heads} |\n| --- |{' --- |' * len(sources)}")
+    for name, options in COMMANDS.items():
+        cells = []
+        for source in sources:
+            words = {"SRC": str(source)}
+            for suffix in (".pt", ".safetensors"):
+                words[f"OUT{suffix}"] = str(folder / f"out{suffix}")
+                remove(folder / f"out{suffix}")
+            command, *flags = name.split()
+            found = run(
+                [*MODELCTL, command, str(source), *flags, *(words.get(o, o) for o in options)]
+            )
+            cells.append(f"{found.wall:.2f} s, {found.peak_mb:.0f} MB")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def bench_size(folder: Path, pairs: int) -> None:
@@ -498,6 +536,7 @@ def bench_view(folder: Path, pairs: int) -> None:
 BENCHES = {
     "ls": bench_ls,
     "many": bench_many,
+    "commands": bench_commands,
     "size": bench_size,
     "known": bench_known,
     "write": bench_write,
