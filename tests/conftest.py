@@ -75,13 +75,26 @@ def pytest_runtest_makereport(
         paths = [Path(entry.path) for entry in call.excinfo.traceback]  # a text where it is no file
         inside = any(one.is_relative_to(PACKAGE) and one.name != "testing.py" for one in paths)
         version = tuple(map(int, torch.__version__.split(".")[:2]))
-        for since, what, words in LACKED:
-            older = version < tuple(map(int, since.split(".")))
-            if older and not inside and words in str(call.excinfo.value):
-                where, line, _ = item.location
-                report.outcome = "skipped"
-                report.longrepr = (where, line or 0, f"Skipped: torch {since} has {what}")
+        lacked = [
+            (f"torch {since} has {what}", words)
+            for since, what, words in LACKED
+            if version < tuple(map(int, since.split(".")))
+        ]
+        reasons = [
+            next((reason for reason, words in lacked if words in text), None)
+            for text in _texts(call.excinfo.value)
+        ]
+        if not inside and None not in reasons:
+            where, line, _ = item.location
+            report.outcome = "skipped"
+            report.longrepr = (where, line or 0, f"Skipped: {'; '.join(map(str, reasons))}")
     return report
+
+
+def _texts(error: BaseException) -> list[str]:
+    """What an error says, or each of those in a group of them."""
+    found = getattr(error, "exceptions", None)
+    return [text for one in found for text in _texts(one)] if found else [str(error)]
 
 
 # how fast a machine is, and what else it does, is nobody's failure

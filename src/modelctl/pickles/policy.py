@@ -43,7 +43,7 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
         *("Parameter", "Buffer", "UninitializedParameter", "UninitializedBuffer"),
     ),
     "torch.nn.backends.thnn": ("_get_thnn_function_backend",),  # in every module up to torch 1.3
-    "torch.nested._internal.nested_tensor": ("_rebuild_njt",),
+    "torch.nested._internal.nested_tensor": ("_rebuild_njt", "NestedTensor"),
     "torch._dynamo.decorators": ("_DimRange",),
     "functools": ("partial",),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),

@@ -60,7 +60,7 @@ class Coarse(optim.Optimizer):
 
 @pytest.fixture
 def declared():
-    before = torch.serialization.get_safe_globals()
+    before = [*torch.serialization.get_safe_globals()]  # torch 2.4 gives its own list
     torch.serialization.add_safe_globals([Packed])
     yield
     torch.serialization.clear_safe_globals()
