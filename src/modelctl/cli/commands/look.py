@@ -25,7 +25,7 @@ def summary(
     src: o.Src,
     depth: Annotated[
         str | None,
-        Option("Levels of modules that get a row: 1, or in the live view as many as fit.", "N|all"),
+        Option("Levels of modules that get a row; by default as many as fit on a screen.", "N|all"),
     ] = None,
     fold: Annotated[
         bool | None,
@@ -96,7 +96,9 @@ def summary(
         else:
             from ...inspection.summary.summarize import summarize
 
-            found = summarize(ckpt, None if levels == "all" else levels or 1, fold, sort, stats)
+            found = summarize(
+                ckpt, None if levels == "all" else levels or "auto", fold, sort, stats
+            )
         out.show(replace(found, seconds=time.perf_counter() - start))
     return int(found.finding)
 

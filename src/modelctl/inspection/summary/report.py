@@ -236,7 +236,9 @@ class Summary(Printed):
     def _more(self) -> list[str]:
         """What shows more."""
         deeper = any(row.weight is None and row.params for row in self.rows)
-        more = [f"--depth {self.depth + 1}", "--stats"] if self.depth is not None and deeper else []
+        more = [f"--depth {self.depth + 1}"] if self.depth is not None and deeper else []
+        if self.depth is not None and not self.stats:
+            more.append("--stats")
         if self.module is None and self.ckpt.outside is None:
             from ..architectures.identify import certain_of
             from ..architectures.index import example_input, find_architecture
