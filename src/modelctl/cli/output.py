@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from ..core.checkpoint import Checkpoint
 from ..core.notes import Note
 from ..core.pages import Line, Page, Report, Table
 from ..core.text import printable, some
@@ -95,6 +96,14 @@ class Output:
             with to_stdout():
                 self._show(report, page)
 
+    def done(self, report: Report) -> None:
+        """What an edit did, unless it is to be quiet."""
+        if self.quiet and self.is_table:
+            self._end_bar()
+            _written.extend(getattr(report, "written", ()))
+        else:
+            self.show(report)
+
     def _show(self, report: Report, page: Callable[[], Page] | None) -> None:
         made = report.page() if page is None else page()
         if self.format == "csv":
@@ -121,6 +130,13 @@ class Output:
             say("" if note.level == "info" else note.level, note.text, self.color)
             if note.way_out:
                 say("hint", note.way_out, self.color)
+
+    def warn(self, *checkpoints: Checkpoint) -> None:
+        """What unpickling these would run, on stderr."""
+        from ..inspection.dangers import would_run
+
+        for note in would_run(*checkpoints):
+            self.note(note._replace(way_out=None))
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:

@@ -145,6 +145,7 @@ def ls(
     bare = out.is_table and not (out.fancy or long)  # a pipe gets names
     patterns = pattern or ()
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
+        out.warn(ckpt)
         if bare and role is None:
             out.lines(list_names(ckpt, patterns, regex=regex, section=section))
             return
@@ -172,6 +173,7 @@ def show(
     from ...inspection.show import show as look_up
 
     with files.open(src, follow_symlinks=follow_symlinks) as ckpt:
+        out.warn(ckpt)
         out.show(look_up(ckpt, path))
 
 
@@ -202,6 +204,7 @@ def diff(
         files.open(a, key=key, follow_symlinks=follow_symlinks) as left,
         files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
     ):
+        out.warn(left, right)
         found = compare(left, right, pattern or (), regex=regex, rtol=rtol, atol=atol)
     out.show(replace(found, a=str(a), b=str(b)))
     return int(found.differs)

@@ -14,6 +14,7 @@ from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
+from ..dangers import would_run
 from ..ls import other_models, shown_entries, trainability
 from ..stats import tensor_stats
 from .folding import folded
@@ -176,13 +177,7 @@ def _totals(tensors: dict[str, TensorRef], once: set[str], grads: Any) -> Totals
 def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -> Iterable[Note]:
     """All that is worth a word, with the next step."""
     path = ckpt.origin.path if ckpt.origin else "FILE"
-    dangerous = [finding for finding in ckpt.findings if finding.level == "dangerous"]
-    if dangerous:
-        named = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
-        yield warning(
-            f"unpickling this file would run code: {named}. modelctl did not.",
-            "don't load it with torch.load(weights_only=False)",
-        )
+    yield from would_run(ckpt)
     yield from ckpt.warnings
     yield from other_models(ckpt)
     composites = [node for node in shown_entries(ckpt).values() if isinstance(node, Composite)]
