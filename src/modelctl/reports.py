@@ -69,7 +69,7 @@ def of_checkpoint(function: Callable[..., T]) -> Callable[..., T]:
 
 def summary(
     source: Source,
-    depth: int | None = 1,
+    depth: int | Literal["auto"] | None = "auto",
     fold: bool | None = None,
     sort: Literal["file", "name", "params", "size"] = "file",
     stats: bool = False,

@@ -162,7 +162,7 @@ def _error(kind: str, message: str, hint: str | None = None) -> dict[str, Any]:
 
 
 def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) -> int:
-    from ..core.text import printable
+    from .output import say
 
     if os.environ.get("MODELCTL_DEBUG") == "1":
         raise cause
@@ -177,18 +177,27 @@ def _failed(argv: Sequence[str], error: dict[str, Any], cause: BaseException) ->
             cause = e
     if isinstance(cause, OSError) or isinstance(cause.__cause__, OSError):  # it may be stdout's
         _discard_stdout()
-    print(f"error: {printable(error['message'])}", file=sys.stderr)
+    color = _said(argv, "--color")
+    say("error", error["message"], color or "auto")
     if error["hint"]:
-        print(f"hint: {printable(error['hint'])}", file=sys.stderr)
+        say("hint", error["hint"], color or "auto")
     return 2
 
 
 def _wants_json(argv: Sequence[str]) -> bool:
     """Whether the report was to be JSON, also where the rest of the line is no command."""
-    words = list(argv[: argv.index("--")] if "--" in argv else argv)
+    return "--json" in _words(argv) or _said(argv, "--format") == "json"
+
+
+def _said(argv: Sequence[str], option: str) -> str:
+    """What an option was said to be, at last."""
     last = ""
-    for word, following in pairwise((*words, "")):
+    for word, following in pairwise((*_words(argv), "")):
         flag, equals, text = word.partition("=")
-        if flag == "--format":
+        if flag == option:
             last = text if equals else following
-    return "--json" in words or last == "json"
+    return last
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    return list(argv[: argv.index("--")] if "--" in argv else argv)

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from ..core.checkpoint import Checkpoint
 from ..core.notes import Note
-from ..core.pages import Column, Line, Page, Report, Table
+from ..core.pages import Line, Page, Report, Table
 from ..core.text import printable, some
 from ..core.text import table as aligned
 from ..errors import ModelctlError
 from ..inspection.cells import for_people, for_programs, is_number
-from .show.fitting import widths, without_spare
+from .show.fitting import fitted, wrapped
 
 # Seconds before a bar appears.
 _PATIENCE = 0.5
@@ -83,7 +84,7 @@ class Output:
         """True for a terminal, where rich may style and fit a table."""
         if self.color != "auto":
             return self.color == "always"
-        return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        return _is_terminal(sys.stdout)
 
     def show(self, report: Report, page: Callable[[], Page] | None = None) -> None:
         """A report, as it is asked for; ``page`` where people get another one than usual."""
@@ -94,6 +95,14 @@ class Output:
         else:
             with to_stdout():
                 self._show(report, page)
+
+    def done(self, report: Report) -> None:
+        """What an edit did, unless it is to be quiet."""
+        if self.quiet and self.is_table:
+            self._end_bar()
+            _written.extend(getattr(report, "written", ()))
+        else:
+            self.show(report)
 
     def _show(self, report: Report, page: Callable[[], Page] | None) -> None:
         made = report.page() if page is None else page()
@@ -118,9 +127,16 @@ class Output:
     def note(self, note: Note) -> None:
         """A remark beside the report, on stderr."""
         if not self.quiet:
-            print(printable(str(note)), file=sys.stderr)
+            say("" if note.level == "info" else note.level, note.text, self.color)
             if note.way_out:
-                print(f"hint: {printable(note.way_out)}", file=sys.stderr)
+                say("hint", note.way_out, self.color)
+
+    def warn(self, *checkpoints: Checkpoint) -> None:
+        """What unpickling these would run, on stderr."""
+        from ..inspection.dangers import would_run
+
+        for note in would_run(*checkpoints):
+            self.note(note._replace(way_out=None))
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
@@ -158,59 +174,104 @@ class Output:
 
     # ------------------------------------------------------------------ for people
 
-    def _line(self, line: Line) -> None:
+    def _line(self, line: Line, style: str = "bold") -> None:
         text = printable(line.text)
-        if line.strong and self.fancy and not os.environ.get("NO_COLOR"):
-            self._console().print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
-        else:
+        if not self.fancy:
             sys.stdout.write(text + "\n")
+            return
+        screen = self._screen()
+        for part in _lines(text, screen.width):
+            _print(screen, part, style if line.strong else "")
 
     def _table(self, table: Table) -> None:
         """Rows under headings: in a terminal rich styles and fits them."""
         if not self.fancy:
             _write_plain(table)
             return
-        columns = list(table.columns)
-        rows = for_people(table._replace(rows=table.rows[: table.most]))
-        if any(column.spare for column in columns):
-            columns, rows = without_spare(columns, rows, self._console().width)
-        self._rich_table(columns, rows)
-        if len(rows) < len(table.rows):
-            more = len(table.rows) - len(rows)
+        self._rich_table(table)
+        more = len(table.rows) - len(table.rows[: table.most])
+        if more:
             self._line(Line(f"… and {more:,} more: --format json has all"))
 
-    def _rich_table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    def _rich_table(self, table: Table) -> None:
+        from rich.cells import cell_len
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        last, most = len(columns) - 1, self._console().width
-        found = widths(columns, rows, most)
-        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for i, column in enumerate(columns):
-            right = is_number(column)
-            whole = i == 0 or (i == last and not right)  # in several lines if need be
-            table.add_column(
+        most = self._screen().width
+        rows = for_people(table._replace(rows=table.rows[: table.most]))
+        under, columns, widths, cells = fitted(table.columns, rows, most, cell_len)
+        if under:
+            self._line(Line(f"names under '{under}':", strong=True), style="dim")
+        made = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for column, width in zip(columns, widths, strict=True):
+            made.add_column(
                 Text(column.name),
-                justify="right" if right else "left",
-                style="cyan" if column.kind == "name" else "",
-                no_wrap=not whole,
-                overflow="fold" if whole else "ellipsis",
-                width=found[i],
+                justify="right" if is_number(column) else "left",
+                style="cyan" if column.kind == "name" and columns[0].kind != "change" else "",
+                no_wrap=True,
+                width=width,
             )
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        # a terminal that is too narrow wraps the lines
-        self._console(max(most, sum(found) + 2 * last)).print(table)
+        for row in cells:
+            texts = [
+                Text("\n".join(cell), _STYLES.get((column.kind, cell[0]), ""))
+                for column, cell in zip(columns, row, strict=True)
+            ]
+            made.add_row(*texts, style=_ROWS.get(str(texts[0]), ""))
+        # a terminal that is too narrow for the numbers wraps the lines
+        self._screen(max(most, sum(widths) + 2 * (len(widths) - 1))).print(made)
 
-    def _console(self, width: int | None = None) -> Any:
-        from rich.console import Console
+    def _screen(self, width: int | None = None) -> Any:
+        return _screen(self.color, width=width)
 
-        return Console(
-            width=width,
-            force_terminal=self.color == "always" or None,
-            no_color=bool(os.environ.get("NO_COLOR")) or None,
-            highlight=False,
-        )
+
+def say(label: str, text: str, color: str = "auto") -> None:
+    """A line on stderr: ``label`` says what it is (error, warning, hint), if it has one."""
+    said = printable(f"{label}: {text}" if label else text)
+    if color == "never" or (color == "auto" and not _is_terminal(sys.stderr)):
+        print(said, file=sys.stderr)
+        return
+    screen = _screen(color, stderr=True)
+    # a command goes on after a backslash, and can be pasted
+    end = " \\" if text.startswith("modelctl ") else ""
+    for i, part in enumerate(_lines(said, screen.width, end)):
+        _print(screen, part, _LABELS.get(label, ""), len(label) + 1 if i == 0 else 0)
+
+
+_LABELS = {"error": "bold red", "warning": "yellow", "advice": "yellow", "hint": "cyan"}
+_STYLES = {("answer", "yes"): "green", ("answer", "no"): "dim"}
+_ROWS = {"+": "green", "-": "red"}
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _screen(color: str, stderr: bool = False, width: int | None = None) -> Any:
+    from rich.console import Console
+
+    return Console(
+        stderr=stderr,
+        width=width,
+        force_terminal=color == "always" or None,
+        no_color=bool(os.environ.get("NO_COLOR")) or None,
+        highlight=False,
+    )
+
+
+def _lines(text: str, width: int, end: str = "") -> list[str]:
+    from rich.cells import cell_len
+
+    return wrapped(text, width, cell_len, end)
+
+
+def _print(screen: Any, text: str, style: str, most: int | None = None) -> None:
+    """A line that fits; ``style`` is for its first ``most`` letters."""
+    from rich.text import Text
+
+    made = Text(text)
+    made.stylize(style, 0, most)
+    screen.print(made, soft_wrap=True)
 
 
 def write_json(schema: str, data: dict[str, Any]) -> None:

@@ -54,7 +54,14 @@ Json = Annotated[
 Color = Annotated[
     Literal["auto", "always", "never"], Option("Colour; auto: in a terminal.", panel=_DISPLAY)
 ]
-Quiet = Annotated[bool, Option("No notes, only errors.", flags=("--quiet", "-q"), panel=_DISPLAY)]
+Quiet = Annotated[
+    bool,
+    Option(
+        "Only errors: no remarks, and of an edit no report (but in another --format).",
+        flags=("--quiet", "-q"),
+        panel=_DISPLAY,
+    ),
+]
 
 
 def display(

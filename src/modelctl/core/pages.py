@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from .notes import Note
 
-# What the cells of a column are; a text in a column of another kind stands for itself.
-Kind = Literal["text", "name", "count", "number", "percent", "bytes", "shape", "answer"]
+# What the cells of a column are; a text in a column of another kind stands for itself. A change is
+# a sign: + - ~.
+Kind = Literal["text", "name", "count", "number", "percent", "bytes", "shape", "answer", "change"]
 
 
 class Column(NamedTuple):
@@ -23,7 +24,7 @@ class Column(NamedTuple):
     Attributes:
         none: what people read where there is nothing: None, or 0 of something that is counted.
         spare: where a screen is too narrow, columns with a number here are left out, the lowest
-            first; with 0 a column stays.
+            first, those of numbers before those of texts; with 0 a column stays.
     """
 
     name: str

@@ -66,7 +66,8 @@ def table(
     ``beside`` is the room that a heading has at least to itself."""
     lines = [header, *rows]
     widths = [
-        max([len(name) + beside, *(len(row[i]) for row in rows)]) for i, name in enumerate(header)
+        max([len(name) + beside * bool(name), *(len(row[i]) for row in rows)])
+        for i, name in enumerate(header)
     ]
     return "\n".join(
         "  ".join(

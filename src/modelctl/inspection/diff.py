@@ -111,9 +111,8 @@ class Diff(Printed):
         rows += [("~", change.name, change.what, change.text) for change in self.changed]
         rows += [("~", change.path, "value", change.text) for change in self.values]
         data = Table([Column("change"), Column("name"), Column("what"), Column("how")], rows)
-        columns = [Column("name", "name"), Column(""), Column("")]
-        flat = [(f"{sign} {name}", what, how) for sign, name, what, how in rows]
-        body: list[Line | Table] = [Table(columns, flat, _MOST), Line()] if rows else []
+        columns = [Column("", "change"), Column("name", "name"), Column(""), Column("")]
+        body: list[Line | Table] = [Table(columns, rows, _MOST), Line()] if rows else []
         body.append(Line(self._verdict(), strong=True))
         return Page(body, data, notes=self._hints())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import re
 import shlex
 import struct
 from pathlib import Path
@@ -133,6 +135,48 @@ def test_that_there_is_nothing_is_said(cli: Cli, place: Path) -> None:
     assert "no buffer matches 'fc': it matches 2 tensors" in done.err
     assert "hint: without --buffers" in done.err
     assert json.loads(cli("ls", "a.pt", "--buffers", "--json").out)["tensors"] == []
+
+
+# ------------------------------------------------------------------ what unpickling would run
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    "words", ["ls a.pt", "ls a.pt --long", "show a.pt", "show a.pt epoch", "diff a.pt b.pt",
+              "diff b.pt a.pt", "identify a.pt", "match a.pt --like b.pt",
+              "match b.pt --like a.pt", "summary a.pt"]
+)  # fmt: skip
+def test_every_look_says_what_unpickling_would_run(cli: Cli, place: Path, words: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    model = torch.nn.Linear(2, 2).state_dict()
+    torch.save({"state_dict": model, "epoch": 3, "odd": _Runs()}, "a.pt")
+    torch.save({"state_dict": model, "epoch": 3}, "b.pt")
+    done = cli(*words.split())
+    (line,) = [one for one in done.err.splitlines() if one.startswith("warning: unpickling")]
+    assert re.search(r"would run code: (posix|nt)\.system\. modelctl did not\.$", line)
+    assert ("a.pt" in line) == ("b.pt" in words)
+    assert "unpickling" not in done.out
+    assert cli(*words.split(), "-q").err == ""
+    assert cli(*words.split(), "-q").out.split()[:2] == done.out.split()[:2]
+
+
+def test_quiet_is_quiet(cli: Cli, place: Path) -> None:
+    write(place / "a.pt", net("module."))
+    for words in (
+        *("strip-prefix a.pt -o b.pt", "freeze a.pt --pattern * -o c.pt"),
+        *("merge --model a.pt --epoch 3 -o d.pt", "split d.pt -o parts"),
+        "convert a.pt -o e.safetensors",
+    ):
+        done = cli(*words.split(), "-q")
+        assert (done.code, done.out, done.err) == (0, "", ""), words
+        assert Path(words.split()[-1]).exists()
+    assert json.loads(cli("strip-prefix", "a.pt", "-o", "f.pt", "-q", "--json").out)["renamed"]
+    assert cli("strip-prefix", "a.pt", "-o", "f.pt", "-q").err.startswith("error: ")
 
 
 # ------------------------------------------------------------------ mistakes, in our words

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from modelctl.cli.show.fitting import widths, without_spare
+import pytest
+from rich.cells import cell_len
+
+from modelctl.cli.show.fitting import fitted, widths, without_spare, wrapped
 from modelctl.core.pages import Column
 
 COLUMNS = [
@@ -46,4 +49,43 @@ def test_texts_give_way_before_names_and_numbers_never() -> None:
     rows = [["n" * 30, "h" * 40, "123,456,789"]]
     assert widths(columns, rows, 100) == [30, 40, 11]
     assert widths(columns, rows, 60) == [30, 15, 11]
-    assert widths(columns, rows, 40) == [24, 10, 11]
+    assert widths(columns, rows, 40) == [15, 10, 11]
+    assert sum(widths(columns, rows, 40)) + 2 * 2 == 40
+
+
+@pytest.mark.parametrize("most", [20, 33, 60])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "warning: 12,345,678 of 87,654,321 bytes are kept alive by 'layer1.0.weight' alone",
+        "/a/path/that/is/long/and/has/no/blank/in/it/at/all/model-00001-of-00002.safetensors",
+        "  removed: " + ", ".join(f"blocks.{i}.weight" for i in range(100, 109)),
+        "名" * 50,
+        "",
+    ],
+)
+def test_lines_break_between_words_and_never_in_a_number(text: str, most: int) -> None:
+    lines = wrapped(text, most, cell_len)
+    assert all(cell_len(line) <= most for line in lines)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    numbers = re.findall(r"\d[\d,]*", text)
+    assert [n for line in lines for n in re.findall(r"\d[\d,]*", line)] == numbers
+
+
+def test_a_command_goes_on_after_a_backslash() -> None:
+    text = "hint: modelctl strip-prefix '/somewhere/far/away/ddp model.pt' -o NEW.pt"
+    lines = wrapped(text, 40, len, " \\")
+    assert len(lines) > 1
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    assert all(len(line) <= 40 for line in lines)
+
+
+def test_what_all_names_begin_with_is_said_once() -> None:
+    columns = [Column("name", "name"), Column("params", "count"), Column("buffers", "count", "-")]
+    rows = [["module.net.conv1", "1,234", "-"], ["module.net.conv2", "5,678", "-"]]
+    assert fitted(columns, rows, 80).under == ""
+    found = fitted(columns, rows, 22)
+    assert found.under == "module.net."
+    assert [column.name for column in found.columns] == ["name", "params"]
+    assert found.rows == [[["conv1"], ["1,234"]], [["conv2"], ["5,678"]]]
+    assert fitted(columns, rows[:1], 22).under == ""

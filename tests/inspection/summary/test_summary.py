@@ -363,3 +363,34 @@ def test_as_json(tmp_path: Path) -> None:
             "y": [1, "a"],
             "3": {"tensor": {"dtype": "float32", "shape": [2]}},
         }
+
+
+def test_as_many_levels_as_fit(tmp_path: Path) -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)))
+
+    layers = nn.ModuleDict({"layers": nn.ModuleList(block() for _ in range(12))})
+    model = nn.ModuleDict({"net": nn.ModuleDict({"encoder": layers, "embed": nn.Embedding(9, 4)})})
+    with opened(tmp_path, model.state_dict()) as ckpt:
+        assert [row.path for row in mc.summarize(ckpt).rows] == [
+            "net.encoder.layers.{0-11}.0",
+            "net.encoder.layers.{0-11}.1.0",
+            "net.encoder.layers.{0-11}.1.1",
+            "net.embed",
+        ]
+        assert len(mc.summarize(ckpt, depth=1).rows) == 1
+        found = mc.summarize(ckpt, fold=False)  # the blocks alone are more than four
+        assert (found.depth, len(found.rows)) == (4, 13)
+        assert len(mc.summarize(ckpt, depth=6, fold=False).rows) == 37
+    wide = {f"layer{i}.{j}.weight": torch.zeros(i + 1, j + 1) for i in range(7) for j in range(3)}
+    with opened(tmp_path, wide) as ckpt:
+        assert len(mc.summarize(ckpt).rows) == 7
+    flat = {f"w{i}.weight": torch.zeros(i + 1) for i in range(50)}
+    with opened(tmp_path, flat) as ckpt:
+        assert len(mc.summarize(ckpt).rows) == 50  # never less than one level
+
+
+def test_names_of_many_levels_take_no_time(tmp_path: Path) -> None:
+    with opened(tmp_path, {".".join(["a"] * 3000) + ".w": torch.zeros(1)}) as ckpt:
+        (row,) = mc.summarize(ckpt).rows
+        assert row.params == 1

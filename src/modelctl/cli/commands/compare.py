@@ -31,6 +31,7 @@ def identify(
     from ...inspection.architectures.identify import identify as find
 
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
+        out.warn(ckpt)
         out.show(find(ckpt))
 
 
@@ -79,6 +80,7 @@ def match(
         if like is not None:
             opened = files.open(like, key=like_key, follow_symlinks=follow_symlinks)
             other = stack.enter_context(opened)
+        out.warn(ckpt, *([other] if other is not None else []))
         if arch is not None and ":" in arch and not arch.startswith("torchvision:"):
             from ...nn.view.from_file import names_and_shapes
 

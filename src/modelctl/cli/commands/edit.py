@@ -25,10 +25,10 @@ def edits(function: Callable[..., dict[str, Any] | Edits]) -> Command:
         meant = function(src=src, **said)
         each = meant if isinstance(meant, list) else [_edit(name, meant)]
         with out.progress() as progress:
-            show = out.show if out.is_table else None  # as soon as a file stands
+            show = out.done if out.is_table else None  # as soon as a file stands
             done = edit(src, each, **where, progress=progress, report=show)
         if show is None:
-            out.show(done)
+            out.done(done)
 
     return Command(run, "Edit", function, o.saving)
 

@@ -25,7 +25,7 @@ def summary(
     src: o.Src,
     depth: Annotated[
         str | None,
-        Option("Levels of modules that get a row: 1, or in the live view as many as fit.", "N|all"),
+        Option("Levels of modules that get a row; by default as many as fit on a screen.", "N|all"),
     ] = None,
     fold: Annotated[
         bool | None,
@@ -96,7 +96,9 @@ def summary(
         else:
             from ...inspection.summary.summarize import summarize
 
-            found = summarize(ckpt, None if levels == "all" else levels or 1, fold, sort, stats)
+            found = summarize(
+                ckpt, None if levels == "all" else levels or "auto", fold, sort, stats
+            )
         out.show(replace(found, seconds=time.perf_counter() - start))
     return int(found.finding)
 
@@ -143,6 +145,7 @@ def ls(
     bare = out.is_table and not (out.fancy or long)  # a pipe gets names
     patterns = pattern or ()
     with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
+        out.warn(ckpt)
         if bare and role is None:
             out.lines(list_names(ckpt, patterns, regex=regex, section=section))
             return
@@ -170,6 +173,7 @@ def show(
     from ...inspection.show import show as look_up
 
     with files.open(src, follow_symlinks=follow_symlinks) as ckpt:
+        out.warn(ckpt)
         out.show(look_up(ckpt, path))
 
 
@@ -200,6 +204,7 @@ def diff(
         files.open(a, key=key, follow_symlinks=follow_symlinks) as left,
         files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
     ):
+        out.warn(left, right)
         found = compare(left, right, pattern or (), regex=regex, rtol=rtol, atol=atol)
     out.show(replace(found, a=str(a), b=str(b)))
     return int(found.differs)

@@ -58,7 +58,7 @@ def merge(
             history=history,
             progress=progress,
         )
-    out.show(done)
+    out.done(done)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -106,7 +106,7 @@ def split(
             follow_symlinks=follow_symlinks,
             progress=progress,
         )
-    out.show(done)
+    out.done(done)
 
 
 COMMANDS = (Command(merge, "Edit", merge), Command(split, "Edit", split))

@@ -156,14 +156,14 @@ class Summary(Printed):
         inferred = any(row.inferred for row in self.rows)
         columns = [
             Column("name", "name"),
-            Column("kind~" if inferred else "kind"),
-            Column("weight", "shape"),
-            *([Column("output", "shape")] if ran else []),
+            Column("kind~" if inferred else "kind", spare=7),
+            Column("weight", "shape", spare=5),
+            *([Column("output", "shape", spare=6)] if ran else []),
             Column("params", "count", none="-"),
-            Column("%", "percent", none="-"),
-            *([Column("trainable", "count", none="-")] if known else []),
-            Column("buffers", "count", none="-"),
-            Column("dtype"),
+            Column("%", "percent", none="-", spare=3),
+            *([Column("trainable", "count", none="-", spare=2)] if known else []),
+            Column("buffers", "count", none="-", spare=1),
+            Column("dtype", spare=4),
             Column("size", "bytes"),
         ]
         rows = [
@@ -185,8 +185,12 @@ class Summary(Printed):
 
     def _values(self) -> Table:
         """A row a tensor: what its values are like."""
-        numbers = [Column(name, "number", none="-") for name in ("min", "max", "mean", "std")]
-        odd = [Column(name, "count") for name in ("zeros", "NaN", "Inf")]
+        spare = {"zeros": 1, "std": 2, "mean": 3}
+        numbers = [
+            Column(name, "number", none="-", spare=spare.get(name, 0))
+            for name in ("min", "max", "mean", "std")
+        ]
+        odd = [Column(name, "count", spare=spare.get(name, 0)) for name in ("zeros", "NaN", "Inf")]
         rows = [
             (name, one.min, one.max, one.mean, one.std, one.zeros, one.nan, one.inf)
             for name, one in self.stats.items()
@@ -232,7 +236,9 @@ class Summary(Printed):
     def _more(self) -> list[str]:
         """What shows more."""
         deeper = any(row.weight is None and row.params for row in self.rows)
-        more = [f"--depth {self.depth + 1}", "--stats"] if self.depth is not None and deeper else []
+        more = [f"--depth {self.depth + 1}"] if self.depth is not None and deeper else []
+        if self.depth is not None and not self.stats:
+            more.append("--stats")
         if self.module is None and self.ckpt.outside is None:
             from ..architectures.identify import certain_of
             from ..architectures.index import example_input, find_architecture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from shlex import quote
-from typing import Any
+from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
 from ...core.cutting import wasted
@@ -15,30 +15,36 @@ from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
+from ..dangers import would_run
 from ..ls import other_models, shown_entries, trainability
 from ..stats import tensor_stats
 from .folding import folded
 from .report import Summary, Totals
-from .rows import joined, labelled, makeups, module_rows
+from .rows import Row, joined, labelled, makeups, module_rows
 from .training import training_of
+
+# Rows that are folded unasked, rows that a screen takes, and levels that are tried for them.
+_MOST, _FIT, _DEEPEST = 40, 20, 12
 
 
 def summarize(
     ckpt: Checkpoint,
-    depth: int | None = 1,
+    depth: int | Literal["auto"] | None = "auto",
     fold: bool | None = None,
     sort: str = "file",
     stats: bool = False,
 ) -> Summary:
     """Rows, totals and warnings of a checkpoint's model, and its training panel.
 
-    ``depth`` is how many levels of modules get rows of their own (None: all); whatever it is,
-    the rows sum to the totals. Of several models of which none is clearly meant all have rows,
-    each under its path. ``fold`` puts runs of numbered modules that are alike into one
-    row; by default when there would be over 40 rows. ``sort`` is ``file`` (the file's order),
-    ``name``, ``params`` or ``size`` (the largest first). ``stats`` reads the values, too.
+    ``depth`` is how many levels of modules get rows of their own (None: all; "auto": as many as
+    give up to 20 rows); whatever it is, the rows sum to the totals. Of several models of which
+    none is clearly meant all have rows, each under its path. ``fold`` puts runs of numbered
+    modules that are alike into one row; by default when there would be over 40 rows, or over 20
+    where the depth is "auto". ``sort`` is ``file`` (the file's order), ``name``, ``params`` or
+    ``size`` (the largest first). ``stats`` reads the values, too.
     """
     sections = ckpt.sections
+    above = 0  # levels that lead to the models
     if not sections.models and (sections.optimizers or not ckpt.tensors()):
         tensors: dict[str, TensorRef] = {}
     elif not sections.models:
@@ -46,8 +52,8 @@ def summarize(
     else:
         shown = shown_entries(ckpt)
         tensors = {name: ref for name, ref in shown.items() if isinstance(ref, TensorRef)}
-        if not sections.certain and depth is not None:
-            depth += max(len(model.path) for model in sections.models)
+        if not sections.certain:
+            above = max(len(model.path) for model in sections.models)
     grads = trainability(ckpt)
     first: dict[Any, str] = {}
     shared: dict[str, list[str]] = {}
@@ -63,10 +69,19 @@ def summarize(
         program, unread = recorded.recorded() if recorded is not None else [], None
     except UnreadableError as e:  # its schema changes: the tensors are what counts
         program, unread = [], f"no recorded shapes: {e}"
-    rows = module_rows(tensors, once, grads, depth, module, program)
-    if fold or (fold is None and len(rows) > 40):
-        inside = makeups(tensors)
-        rows = folded(rows, lambda row: (inside.get(row.path), row.out_shape), joined)
+    inside = makeups(tensors) if fold is not False else {}
+
+    def rows_to(level: int | None, most: int) -> list[Row]:
+        levels = None if level is None else level + above
+        rows = module_rows(tensors, once, grads, levels, module, program)
+        if fold or (fold is None and len(rows) > most):
+            return folded(rows, lambda row: (inside.get(row.path), row.out_shape), joined)
+        return rows
+
+    if depth == "auto":
+        depth, rows = _as_deep_as_fits(rows_to)
+    else:
+        rows = rows_to(depth, _MOST)
     rows = labelled(rows, tensors)
     order = {
         "name": lambda row: natural(row.path),
@@ -93,6 +108,17 @@ def summarize(
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
     )
+
+
+def _as_deep_as_fits(rows_to: Callable[[int, int], list[Row]]) -> tuple[int, list[Row]]:
+    """How many levels fit on a screen, at least one, and their rows."""
+    rows = rows_to(1, _FIT)
+    if len(rows) > _FIT:
+        return 1, rows_to(1, _MOST)
+    level = 1
+    while level < _DEEPEST and len(deeper := rows_to(level + 1, _FIT)) <= _FIT:
+        level, rows = level + 1, deeper
+    return level, rows
 
 
 def _mode(module: Obj) -> str:
@@ -150,13 +176,7 @@ def _totals(tensors: dict[str, TensorRef], once: set[str], grads: Any) -> Totals
 def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -> Iterable[Note]:
     """All that is worth a word, with the next step."""
     path = ckpt.origin.path if ckpt.origin else "FILE"
-    dangerous = [finding for finding in ckpt.findings if finding.level == "dangerous"]
-    if dangerous:
-        named = ", ".join(dict.fromkeys(finding.name for finding in dangerous))
-        yield warning(
-            f"unpickling this file would run code: {named}. modelctl did not.",
-            "don't load it with torch.load(weights_only=False)",
-        )
+    yield from would_run(ckpt)
     yield from ckpt.warnings
     yield from other_models(ckpt)
     composites = [node for node in shown_entries(ckpt).values() if isinstance(node, Composite)]
