@@ -140,7 +140,12 @@ def test_that_there_is_nothing_is_said(cli: Cli, place: Path) -> None:
 
 def test_no_library_speaks(cli: Cli, flat: Path) -> None:
     for words, said in {
-        ("summary", flat, "--format", "xml"): "'--format': 'xml' is not one of",
+        (
+            "summary",
+            flat,
+            "--format",
+            "xml",
+        ): "csv or markdown, not 'xml'",
         ("merge", "--model", flat, "--epoch", "x"): "'--epoch': it takes a valid integer",
         ("diff", flat, flat, "--rtol", "x"): "'--rtol': it takes a valid number",
         ("merge", "--model", flat, "--epoch", "-1"): "'--epoch': it must be greater than",
