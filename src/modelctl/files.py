@@ -198,8 +198,10 @@ def check_save(
     max_shard_size: int | str | None = None,
     *,
     overwrite: bool = False,
+    new_folder: bool = False,
 ) -> None:
-    """What :func:`save` would refuse, before anything is written.
+    """What :func:`save` would refuse, before anything is written. With ``new_folder`` the folder
+    that it goes to is one that is still to be made.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
@@ -208,7 +210,8 @@ def check_save(
     """
     target = destination(os.fspath(path), to, max_shard_size)
     _check(ckpt, path, target)
-    target.check(overwrite=overwrite)
+    if not new_folder:
+        target.check(overwrite=overwrite)
 
 
 def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:

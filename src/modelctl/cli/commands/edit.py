@@ -210,8 +210,8 @@ def convert(
 ) -> dict[str, Any]:
     """Write a checkpoint in another format.
 
-    Shards become one file, and one file shards where the output is a folder. A whole module
-    becomes its state_dict, without its class. What the format can't hold is refused: an
+    Shards become one file, and one file shards with --max-shard-size. A whole module becomes
+    its state_dict, without its class. What the format can't hold is refused: an
     optimizer is only lost with --weights-only.
 
     Example: modelctl convert old.th -o model.safetensors --weights-only
