@@ -22,6 +22,12 @@ not known, and neither NaN nor infinities.
 
 `--dry-run` refuses what the run would refuse.
 
+## Outputs
+
+`-o FILE`, or `-o FOLDER`: one that is there, or is written with a trailing slash, and is made then,
+with its parents. What goes into a folder takes the source's name, one source or many; `--to` gives
+it the suffix of that format. Shards stay shards there; `--max-shard-size` makes shards of a file.
+
 ## Formats
 
 `--format csv` has exact numbers, for programs; `markdown` is what people read, for documents. What

@@ -18,6 +18,7 @@ from .errors import LossError
 from .formats.base import WritableFormat
 from .formats.destination import Destination, destination
 from .formats.registry import detect, for_writing
+from .pickles.left_out import without_calls
 from .storage.layout import Layout
 from .storage.places import Place
 from .storage.source import FileSource
@@ -126,10 +127,14 @@ def save(
 
 
 def _cut(ckpt: Checkpoint, fmt: WritableFormat) -> tuple[Checkpoint, Sequence[Note]]:
-    """Without the bytes of tensors that were removed, where they would be written with others."""
-    if not fmt.whole_storages or ckpt.read is None or ckpt.read is ckpt.root:
+    """Without the bytes of tensors that were removed, where they would be written with others, and
+    without values that would be made by a call."""
+    if not fmt.whole_storages:
         return ckpt, ()
-    root, notes = without_removed(ckpt.root, ckpt.read)
+    root, notes = without_calls(ckpt.root) if ckpt.findings else (ckpt.root, ())
+    if ckpt.read is not None and ckpt.read is not ckpt.root:
+        root, more = without_removed(root, ckpt.read)
+        notes = (*notes, *more)
     return ckpt.replace(root=root), notes
 
 
@@ -198,8 +203,10 @@ def check_save(
     max_shard_size: int | str | None = None,
     *,
     overwrite: bool = False,
+    new_folder: bool = False,
 ) -> None:
-    """What :func:`save` would refuse, before anything is written.
+    """What :func:`save` would refuse, before anything is written. With ``new_folder`` the folder
+    that it goes to is one that is still to be made.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
@@ -208,7 +215,8 @@ def check_save(
     """
     target = destination(os.fspath(path), to, max_shard_size)
     _check(ckpt, path, target)
-    target.check(overwrite=overwrite)
+    if not new_folder:
+        target.check(overwrite=overwrite)
 
 
 def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:

@@ -149,7 +149,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no model": (("merge", "-o", "x.pt"), "usage", "there is no model to merge into"),
     "no argument": (("ls",), "usage", "Missing argument 'SRC'"),
     "no option": (("ls", "flat.pt", "--nonsense"), "usage", "--nonsense"),
-    "no command": (("lss", "flat.pt"), "usage", "No such command 'lss'"),
+    "no command": (("lss", "flat.pt"), "usage", "there is no command 'lss'"),
     "two formats": (("ls", "flat.pt", "--format", "csv"), "usage", "--json and --format csv"),
 }
 

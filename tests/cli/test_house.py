@@ -136,7 +136,7 @@ def test_wrong_usage(cli: Cli, flat: Path) -> None:
     error(cli("strip-prefix", flat, "-o", "no/such/x.pt"))
     error(cli("strip-prefix", flat, "-o", flat), "--overwrite")
     error(cli("strip-prefix", flat, flat, "-o", "x.pt"), "folder", "-o FOLDER")
-    error(cli("strip-prefix", flat, flat, "-o", "a b"), "folder", "mkdir -p 'a b'")
+    error(cli("strip-prefix", flat, flat, "-o", "a b"), "would go to a b/flat.pt")
     error(cli("summary", flat, "--key", "a.b"), "no state_dict at 'a.b'")
     error(cli("merge", "-o", "x.pt"), "--model")
     error(cli("merge", "--model", flat, "--epoch", "-1", "-o", "x.pt"))

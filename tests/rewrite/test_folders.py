@@ -52,6 +52,7 @@ def test_another_format(size: str | None, shards: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_goes_into_a_folder(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "in.pt")
-    (line,) = told(tmp_path / "in.pt", f"{tmp_path}/out/")
+    assert told(tmp_path / "in.pt", f"{tmp_path}/out/") == []
+    (line,) = told(tmp_path / "in.pt", f"{tmp_path}/shards/", max_shard_size="1GB")
     assert "--to torch" in line
     assert told(tmp_path / "in.pt", tmp_path / "out.safetensors") == []

@@ -89,12 +89,23 @@ def _run(argv: list[str]) -> int:
     from .commands import COMMANDS
     from .quick import check_once, said
 
-    command = COMMANDS.get(argv[0]) if argv and "_MODELCTL_COMPLETE" not in os.environ else None
+    if not argv or "_MODELCTL_COMPLETE" in os.environ:
+        return _by_typer(argv)
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        from .mistakes import is_file, no_such_command
+
+        if not is_file(argv[0]):
+            no_such_command(argv[0], COMMANDS)
+        argv.insert(0, "summary")
+    command = COMMANDS.get(argv[0])
     options = said(command, argv[1:]) if command is not None else None
     if command is not None and options is not None:
         return command(**options)
     if command is not None and not _HELP & {*argv}:
+        from .mistakes import check_said
+
         check_once(command, argv[1:])
+        check_said(command, argv[1:], COMMANDS.values())
     return _by_typer(argv)
 
 

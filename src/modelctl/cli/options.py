@@ -40,7 +40,8 @@ Optimizer = Annotated[
 Destination = Annotated[
     str | None,
     Option(
-        "The file to write; a folder/ or an .index.json takes shards, of safetensors without --to.",
+        "The file to write, or a folder/ (made where there is none) that takes it by SRC's name. "
+        "Shards stay shards there; an .index.json takes them, too.",
         "DST",
         flags=("--output", "-o"),
         panel=_OUTPUT,
@@ -65,7 +66,7 @@ To = Annotated[
 MaxShardSize = Annotated[
     str | None,
     Option(
-        "Write shards of at most this, into a folder (5GB where DST is one).",
+        "Write shards of at most this, into a folder (5GB where there is no saying).",
         "SIZE",
         panel=_OUTPUT,
     ),

@@ -52,7 +52,7 @@ class _Parameter(NamedTuple):
 def said(command: Command, argv: Sequence[str]) -> dict[str, Any] | None:
     """The parameters of a command as its words say, or None where that is for typer to see."""
     signature = inspect.signature(command).parameters
-    parameters = [_parameter(one) for one in signature.values()]
+    parameters = parameters_of(command)
     try:
         given, places = _options(parameters, argv)
         given.update(_arguments(parameters, places))
@@ -61,6 +61,11 @@ def said(command: Command, argv: Sequence[str]) -> dict[str, Any] | None:
     if any(one.needed and one.name not in given for one in parameters):
         return None
     return {name: given.get(name, one.default) for name, one in signature.items()}
+
+
+def parameters_of(command: Command) -> list[_Parameter]:
+    """The parameters of a command."""
+    return [_parameter(one) for one in inspect.signature(command).parameters.values()]
 
 
 def _parameter(one: inspect.Parameter) -> _Parameter:
@@ -77,7 +82,7 @@ def _options(
     parameters: Sequence[_Parameter], argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The options that were said, and the other words."""
-    flags = _flags(parameters)
+    flags = flags_of(parameters)
     given: dict[str, Any] = {}
     places: list[str] = []
     words = iter(argv)
@@ -106,7 +111,7 @@ def _options(
     return given, places
 
 
-def _flags(parameters: Sequence[_Parameter]) -> dict[str, tuple[_Parameter, bool]]:
+def flags_of(parameters: Sequence[_Parameter]) -> dict[str, tuple[_Parameter, bool]]:
     """What each option is called, and which way a switch goes by that name."""
     flags = {}
     for one in parameters:
@@ -122,9 +127,9 @@ def _flags(parameters: Sequence[_Parameter]) -> dict[str, tuple[_Parameter, bool
 def check_once(command: Command, argv: Sequence[str]) -> None:
     """Raises UsageError where an option that takes one value was given two: typer would take the
     last one, and say nothing."""
-    flags = _flags([_parameter(one) for one in inspect.signature(command).parameters.values()])
+    flags = flags_of(parameters_of(command))
     given: dict[str, str] = {}
-    for flag, text in _said_options(flags, argv):
+    for flag, text in said_options(flags, argv):
         one, switched = flags[flag]
         before = given.setdefault(one.name, text)
         if one.several or before == text:
@@ -136,10 +141,11 @@ def check_once(command: Command, argv: Sequence[str]) -> None:
         raise UsageError(f"{flag} twice, {before} and {text}: it takes one value")
 
 
-def _said_options(
-    flags: Mapping[str, tuple[_Parameter, bool]], argv: Sequence[str]
+def said_options(
+    flags: Mapping[str, tuple[_Parameter, bool]], argv: Sequence[str], *, unknown: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """The flags of a line, however they are spelled, each with its value; a switch with itself."""
+    """The flags of a line, however they are spelled, each with its value; a switch with itself.
+    With ``unknown`` those, too, that are none of the command's."""
     words = iter(argv)
     for word in words:
         if word == "--":
@@ -148,7 +154,7 @@ def _said_options(
             flag, equals, text = word.partition("=")
             if flag in flags and flags[flag][0].kind is not bool:
                 yield flag, text if equals else next(words, "")
-            elif flag in flags:
+            elif flag in flags or unknown:
                 yield flag, flag
             continue
         letters = word[1:] if word.startswith("-") else ""
@@ -159,6 +165,8 @@ def _said_options(
             else:
                 yield flag, letters or next(words, "")
                 break
+        if unknown and letters and f"-{letters[0]}" not in flags:
+            yield f"-{letters[0]}", ""
 
 
 def _arguments(parameters: Sequence[_Parameter], places: Sequence[str]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ nothing that a file names.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..core.checkpoint import Finding
-from ..core.nodes import Global
+from ..core.nodes import Global, Obj
 
 _REBUILDS = (
     "_rebuild_tensor",
@@ -75,6 +76,46 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
 }
 MAY_CALL = frozenset(Global(module, name) for module, names in _CALLABLE.items() for name in names)
 
+
+def _is_regex(args: tuple[Any, ...]) -> bool:
+    """A pattern and flags: compiling them runs nothing."""
+    return (
+        len(args) == 2
+        and isinstance(args[0], str | bytes)
+        and type(args[1]) is int
+        and len(args[0]) <= _MOST_PATTERN
+    )
+
+
+def _is_logger(args: tuple[Any, ...]) -> bool:
+    return all(isinstance(name, str) for name in args) and len(args) <= 1
+
+
+def _is_generic(args: tuple[Any, ...]) -> bool:
+    """``typing.Tuple[int, str]``: names of types behind a name of ``typing``."""
+    if len(args) != 2 or not isinstance(args[0], Global) or "." in args[0].name:
+        return False
+    return args[0].module == "typing" and all(
+        one is None or isinstance(one, Global | Obj | str)
+        for one in (args[1] if isinstance(args[1], tuple) else args[1:])
+    )
+
+
+def _is_none(args: tuple[Any, ...]) -> bool:
+    """``type(None)``, as in ``Optional[int]``."""
+    return args == (None,)
+
+
+_MOST_PATTERN = 1000
+# Harmless where their arguments are what they are meant to be.
+_MAY_CALL_WITH: dict[Global, Callable[[tuple[Any, ...]], bool]] = {
+    Global("re", "_compile"): _is_regex,
+    Global("logging", "getLogger"): _is_logger,
+    Global("_operator", "getitem"): _is_generic,
+    Global("operator", "getitem"): _is_generic,
+    Global("builtins", "type"): _is_none,
+}
+
 # Callables of the list above that call or construct some of their arguments: which, and how.
 _PASSED_ON: dict[tuple[str, str], tuple[tuple[int, str], ...]] = {
     ("copyreg", "_reconstructor"): ((0, "NEWOBJ"), (1, "NEWOBJ")),
@@ -94,6 +135,12 @@ _MOST_NESTED = 4
 _BUILT_BY_TORCH = ("torch.nn.", "torch.optim.", "torch.ao.nn.", "torch.nn", "torch.optim")
 
 
+def is_of_libraries(name: Global) -> bool:
+    """Whether it is Python's, torch's or numpy's own: not a class of whoever saved the file."""
+    top = name.module.partition(".")[0]
+    return (top in sys.stdlib_module_names and top != "__main__") or top in ("torch", "numpy")
+
+
 def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
     """What calling ``func`` (REDUCE, INST, OBJ) or constructing it (NEWOBJ) would mean."""
     if not isinstance(func, Global):
@@ -104,11 +151,9 @@ def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
     if "." in func.name:
         return Finding("dangerous", "dotted-call", f"calls {name}", name, opcode, offset)
     builds = opcode in ("NEWOBJ", "NEWOBJ_EX")
-    top = func.module.partition(".")[0]
     if builds and func.module.startswith(_BUILT_BY_TORCH):
         return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
-    known = top in sys.stdlib_module_names or top in ("torch", "numpy")
-    if builds and not known:
+    if builds and not is_of_libraries(func):
         return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
     return Finding("dangerous", "call", f"calls {name}", name, opcode, offset)
 
@@ -116,6 +161,10 @@ def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
 def judge(func: Any, args: Any, opcode: str, offset: int) -> Finding | None:
     """As :func:`judge_call`, with the arguments: some harmless callables call those."""
     found = judge_call(func, opcode, offset)
+    if opcode == "REDUCE" and isinstance(func, Global) and isinstance(args, tuple):
+        known = _MAY_CALL_WITH.get(func)
+        if known is not None and known(args):
+            return None
     for _ in range(_MOST_NESTED):
         if found is not None or not isinstance(args, tuple):
             return found

@@ -360,5 +360,5 @@ class _Writer:
 def _refused(what: str) -> RefusedError:
     return RefusedError(
         f"unpickling this file {what}: that is not written out again",
-        hint="--weights-only keeps the tensors and leaves the rest behind",
+        hint="'modelctl convert --weights-only' keeps the model's tensors, and leaves the rest",
     )

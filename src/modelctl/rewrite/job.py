@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -20,12 +20,14 @@ from ..formats.shards.writing import INDEX
 from ..inspection.changes import plan
 from ..inspection.edits import EditReport
 from ..storage.places import named
+from ..storage.targets import check_makeable, made_folder
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
 from .folders import about_files
 from .linked import about_names, replaced
 from .naming import (
     has_known_suffix,
+    is_folder,
     is_sharded,
     name_in_folder,
     same_format,
@@ -40,10 +42,20 @@ Progress = Callable[[str, int, int], object]
 
 @dataclass(frozen=True)
 class Target:
-    """An output, and its format where the suffix does not say it."""
+    """An output, its format where the suffix does not say it, and the folder to be made for it."""
 
     path: str
     to: str | None = None
+    folder: str = ""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its folder is still to be made.
+
+        Raises:
+            WriteError: a file is in the way.
+        """
+        return bool(self.folder and check_makeable(self.folder))
 
 
 @dataclass(frozen=True)
@@ -114,13 +126,14 @@ class Job:
             )
         if self.output is not None:
             named(self.output)
-        if len(sources) > 1 and self.output is not None and not os.path.isdir(self.output):
-            is_file = os.path.lexists(self.output) or has_known_suffix(self.output)
-            raise UsageError(
-                f"{len(sources)} sources need a folder to go to, {self.output} is none",
-                hint="-o FOLDER" if is_file else f"mkdir -p {quote(self.output)}",
-            )
         if len(sources) > 1 and self.output is not None:
+            if not is_folder(self.output) and (
+                os.path.lexists(self.output) or has_known_suffix(self.output)
+            ):
+                raise UsageError(
+                    f"{len(sources)} sources need a folder to go to, {self.output} is none",
+                    hint="-o FOLDER/",
+                )
             names = [name_in_folder(source, self.to) for source in sources]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
@@ -136,9 +149,14 @@ class Job:
             return self.own_place(source, ckpt)
         if self.output is None:
             return Target(source, self.to or same_format(ckpt))
-        if of == 1:
+        if of == 1 and not is_folder(self.output):
             return Target(self.output, self.to)
-        return Target(os.path.join(self.output, name_in_folder(source, self.to)), self.to)
+        if self.max_shard_size is not None or (of == 1 and is_sharded(ckpt)):
+            return Target(self.output, self.to, os.path.dirname(self.output.rstrip("/" + os.sep)))
+        if of == 1 and os.path.isdir(source) and ckpt.origin is not None:
+            source = ckpt.origin.path  # the file that was found in it
+        name = name_in_folder(source, self.to)
+        return Target(os.path.join(self.output, name), self.to, self.output)
 
     def own_place(self, source: str, ckpt: Checkpoint) -> Target:
         """What is replaced in place: the file that was found, of shards their index."""
@@ -157,7 +175,14 @@ class Job:
     def check_target(self, after: Checkpoint, target: Target) -> None:
         """Raises what saving would raise, as far as that can be known before."""
         overwrite = self.overwrite or self.in_place
-        files.check_save(after, target.path, target.to, self.max_shard_size, overwrite=overwrite)
+        files.check_save(
+            after,
+            target.path,
+            target.to,
+            self.max_shard_size,
+            overwrite=overwrite,
+            new_folder=target.is_new,
+        )
         if self.in_place:
             check_index(after, target.path)
 
@@ -179,15 +204,16 @@ class Job:
             if self.in_place:
                 check_index(after, path)
                 size = shard_size(before) if size is None else size
-            saved = files.save(
-                after,
-                path,
-                to=target.to,
-                overwrite=self.overwrite or self.in_place,
-                max_shard_size=size,
-                history=lines if self.history and not unchanged else [],
-                progress=told(self.progress, os.path.basename(path)),
-            )
+            with made_folder(target.folder) if target.folder else nullcontext():
+                saved = files.save(
+                    after,
+                    path,
+                    to=target.to,
+                    overwrite=self.overwrite or self.in_place,
+                    max_shard_size=size,
+                    history=lines if self.history and not unchanged else [],
+                    progress=told(self.progress, os.path.basename(path)),
+                )
             notes += [*saved.notes, *_about_output(after, saved)]
             if self.in_place and is_sharded(before):
                 notes += about_shards(before, saved.path, saved.files)

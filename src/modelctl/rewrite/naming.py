@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
@@ -9,6 +10,11 @@ from ..formats.base import WritableFormat
 from ..formats.registry import for_writing, known, of_suffix
 
 _USUAL = "torch"
+
+
+def is_folder(output: str) -> bool:
+    """Whether an output is a folder: one that is there, or one by its trailing slash."""
+    return output.endswith(("/", os.sep)) or os.path.isdir(output)
 
 
 def is_sharded(ckpt: Checkpoint) -> bool:

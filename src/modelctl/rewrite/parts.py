@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..files import PathLike
 from ..inspection.edits import EditReport, Part, SplitReport
 from ..storage.places import named
+from ..storage.targets import check_makeable, made_folder
 from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
@@ -73,7 +74,9 @@ def merge_files(
             name: stack.enter_context(files.open(path)) for name, path in paths.items()
         }
         merged = merge(**opened, **numbers, set=set)
-        target = Target(job.output or paths["model"])
+        target = Target(paths["model"])
+        if job.output is not None:
+            target = job.target(paths["model"], 1, opened["model"])
         return job.finish(opened["model"], merged, target, [history_line("merge", given)])
 
 
@@ -108,15 +111,17 @@ def split_file(
             models = ["model"] if "model" in parts else [*parts]
             parts.update({name: add_history(parts[name], ["split"]) for name in models})
         if dry_run and output is not None:
-            files.check_parts(parts, output, to=to or "torch", overwrite=overwrite)
+            if not check_makeable(output):
+                files.check_parts(parts, output, to=to or "torch", overwrite=overwrite)
         elif output is not None:
-            saved = files.save_parts(
-                parts,
-                output,
-                to=to or "torch",
-                overwrite=overwrite,
-                progress=told(progress, os.path.basename(source)),
-            )
+            with made_folder(os.path.dirname(os.path.abspath(output))):
+                saved = files.save_parts(
+                    parts,
+                    output,
+                    to=to or "torch",
+                    overwrite=overwrite,
+                    progress=told(progress, os.path.basename(source)),
+                )
         tensors = {name: len(part.tensors()) for name, part in parts.items()}
     rows = [
         Part(name, str(saved[name].path), n, saved[name].bytes_written)

@@ -6,7 +6,9 @@ import os
 import stat
 import threading
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 from ..core.storages import Source
 from ..errors import ModelctlError
@@ -14,11 +16,28 @@ from ..errors import ModelctlError
 Identity = tuple[int, int, int, int]
 # A file of at most so many bytes is read once, as a whole, when it is first asked for something.
 _SMALL = 128 << 10
+# of a folder; to look for a name like another takes time for each
+_MOST_NAMES = 5_000
 
 
 def identity(status: os.stat_result) -> Identity:
     """Which file it is, and in what state: equal as long as nobody replaced or changed it."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def no_such_file(path: str | os.PathLike[str]) -> ModelctlError:
+    """The error for a file that isn't there; its hint has those in its folder of a like name."""
+    import difflib
+
+    folder, name = os.path.split(os.fspath(path))
+    near: list[str] = []
+    with suppress(OSError, ValueError):
+        names = sorted(one.name for one in islice(os.scandir(folder or "."), _MOST_NAMES))
+        near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    meant = " or ".join(quote(os.path.join(folder, one)) for one in near)
+    return ModelctlError(
+        f"{os.fspath(path)}: no such file or directory", hint=f"{meant}?" if near else None
+    )
 
 
 class OpenFile(Source):
@@ -97,7 +116,7 @@ class FileSource(OpenFile):
             # O_NONBLOCK: opening a FIFO must not hang
             fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError:
-            raise ModelctlError(f"{path}: no such file or directory") from None
+            raise no_such_file(path) from None
         except OSError as e:
             raise ModelctlError(f"{path}: {e.strerror or e}") from None
         status = os.fstat(fd)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 
@@ -45,6 +46,45 @@ def check_parent(target: Path, shown: PathLike) -> None:
     raise WriteError(
         f"{shown}: there is no directory {folder}", hint=f"mkdir -p {quote(str(folder))}"
     )
+
+
+@contextmanager
+def made_folder(folder: PathLike) -> Iterator[None]:
+    """A folder that is there for the block, its parents too; what was made of them goes again
+    where the block raises an error.
+
+    Raises:
+        WriteError: a file is in the way, or it can't be made.
+    """
+    missing = check_makeable(folder)
+    try:
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
+            sync(one.parent)
+        yield
+    except BaseException as e:
+        for one in missing:
+            with suppress(OSError):  # somebody else has put something into it
+                one.rmdir()
+        if isinstance(e, OSError):
+            raise WriteError(f"{os.fspath(folder)}: {e.strerror or e}") from e
+        raise
+
+
+def check_makeable(folder: PathLike) -> list[Path]:
+    """The folders that are missing on the way to ``folder``, it first.
+
+    Raises:
+        WriteError: a file is in the way.
+    """
+    missing = []
+    one = resolve_target(folder, is_folder=True)
+    while not os.path.lexists(one):
+        missing.append(one)
+        one = one.parent
+    if not one.is_dir():
+        raise WriteError(f"{os.fspath(folder)}: {one} is no directory")
+    return missing
 
 
 def check_space(folder: Path, expected: int, shown: PathLike) -> None:

@@ -117,11 +117,13 @@ def test_several_sources(cli: Cli, place: Path) -> None:
 
 
 def test_one_source_and_a_folder(cli: Cli, place: Path) -> None:
-    """The Hugging Face layout: shards and their index, or the one file that holds all."""
+    """It takes the source's name there; with a size, the Hugging Face layout: shards and index."""
     write(place / "a.pt", net("module."))
     result = cli("strip-prefix", "a.pt", "-o", "out/")
     assert result.code == 0
-    assert result.out.startswith("a.pt -> out/model.safetensors ")
+    assert result.out.startswith("a.pt -> out/a.pt ")
+    assert cli("convert", "a.pt", "-o", "out", "--to", "safetensors").code == 0
+    assert sorted(os.listdir("out")) == ["a.pt", "a.safetensors"]
     result = cli("convert", "a.pt", "-o", "shards", "--max-shard-size", "700")
     assert result.code == 0
     assert result.out.startswith("a.pt -> shards/model.safetensors.index.json ")
@@ -136,6 +138,45 @@ def test_one_source_and_a_folder(cli: Cli, place: Path) -> None:
     assert cli("convert", "a.pt", "-o", "b.pt", "--max-shard-size", "1kB").code == 2
     assert cli("convert", "a.pt", "-o", "c/", "--max-shard-size", "lots").code == 2
     assert cli("convert", "a.pt", "a.pt", "-o", "out", "--max-shard-size", "1kB").code == 2
+
+
+@pytest.mark.parametrize("sources", [("a.pt",), ("a.pt", "b.pt")])
+def test_a_folder_is_made_with_its_parents(cli: Cli, place: Path, sources: tuple[str, ...]) -> None:
+    for name in sources:
+        write(place / name, net("module."))
+    words = "strip-prefix", *sources, "-o", "run/1/clean/"
+    dry = json.loads(cli(*words, "--dry-run", "--json").out)
+    assert not Path("run").exists()
+    done = json.loads(cli(*words, "--json").out)
+    for one, other in zip(dry.get("files", [dry]), done.get("files", [done]), strict=True):
+        assert one["output"] == other["output"]
+    assert sorted(os.listdir("run/1/clean")) == list(sources)
+    again = cli(*words)
+    assert (again.code, again.err) == (cli(*words, "--dry-run").code, cli(*words, "--dry-run").err)
+    assert "exists already" in again.err
+
+
+def test_shards_and_parts_make_their_folders_parents(cli: Cli, place: Path) -> None:
+    write(place / "a.pt", training())
+    write(place / "m.pt", net())
+    words = "convert", "m.pt", "-o", "x/y/z/", "--max-shard-size", "700"
+    assert cli(*words, "--dry-run").code == cli(*words).code == 0
+    words = "split", "a.pt", "-o", "p/q/parts"
+    assert cli(*words, "--dry-run").code == cli(*words).code == 0
+    words = "merge", "--model", "m.pt", "--epoch", "3", "-o", "u/v/"
+    assert cli(*words, "--dry-run").code == cli(*words).code == 0
+    assert Path("u/v/m.pt").is_file()
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(cli: Cli, place: Path) -> None:
+    write(place / "a.pt", training())
+    done = cli("convert", "a.pt", "-o", "x/y/", "--to", "safetensors")
+    assert done.code == 2
+    assert os.listdir() == ["a.pt"]
+    (place / "file").write_text("")
+    for flags in ((), ("--dry-run",)):
+        done = cli("convert", "a.pt", "-o", "file/y/", *flags)
+        assert (done.code, "is no directory" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--dry-run",)])
@@ -314,8 +355,9 @@ def test_shards_in_place_stay_as_big_as_they_are(cli: Cli, place: Path) -> None:
 def test_what_other_readers_make_of_it_is_told(cli: Cli, place: Path) -> None:
     shared = tensor(3)
     write(place / "a.pt", {"embed": shared, "head": shared, "b": tensor(2)})
-    assert "tied names: 1" in cli("convert", "a.pt", "-o", "sh/").out
-    beside = cli("convert", "a.pt", "-o", "sh/", "--to", "torch")
+    assert "tied names: 1" in cli("convert", "a.pt", "-o", "sh/", "--max-shard-size", "1GB").out
+    where = "-o", "sh/", "--max-shard-size", "1GB"
+    beside = cli("convert", "a.pt", *where, "--to", "torch")
     assert "warning: model.safetensors beside it is what most readers take first" in beside.err
     assert "tied" not in beside.out
 

@@ -29,6 +29,14 @@ def save(folder: Path, epoch: int, row: str = ROW, model: torch.nn.Module | None
     return mnn.save_checkpoint(folder / row, model=model, epoch=epoch, rng=False, **more)
 
 
+def test_its_folder_is_made(tmp_path):
+    path = save(tmp_path / "run" / "one", 3)
+    assert names(path.parent) == ["epoch-003.pt", "latest.pt"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="is no directory"):
+        save(tmp_path / "file" / "x", 3)
+
+
 def test_the_last_few_are_kept_and_the_latest_leads_to_the_newest(tmp_path):
     others = ("epoch-1.pt", "epoch-0001.pt", "epoch-001.pth", "xepoch-001.pt", "epoch-abc.pt")
     for name in others:

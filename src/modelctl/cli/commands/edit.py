@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,11 @@ def edits(function: Callable[..., dict[str, Any] | Edits]) -> Command:
     def run(out: Output, src: list[Path], **said: Any) -> None:
         from ...rewrite.edit import edit
 
+        for path in src:
+            if not os.path.lexists(path) and path.name:
+                from ..mistakes import no_source
+
+                no_source(command, path)
         where = {option: said.pop(option) for option in _SAVING if option in said}
         meant = function(src=src, **said)
         each = meant if isinstance(meant, list) else [_edit(name, meant)]
@@ -30,7 +36,8 @@ def edits(function: Callable[..., dict[str, Any] | Edits]) -> Command:
         if show is None:
             out.done(done)
 
-    return Command(run, "Edit", function, o.saving)
+    command = Command(run, "Edit", function, o.saving)
+    return command
 
 
 _SAVING = tuple(o.saving.__annotations__)
@@ -203,8 +210,8 @@ def convert(
 ) -> dict[str, Any]:
     """Write a checkpoint in another format.
 
-    Shards become one file, and one file shards where the output is a folder. A whole module
-    becomes its state_dict, without its class. What the format can't hold is refused: an
+    Shards become one file, and one file shards with --max-shard-size. A whole module becomes
+    its state_dict, without its class. What the format can't hold is refused: an
     optimizer is only lost with --weights-only.
 
     Example: modelctl convert old.th -o model.safetensors --weights-only
@@ -224,7 +231,9 @@ def apply(
     Example: modelctl apply transfer.toml ddp.pt -o backbone.pt
     """
     from ...rewrite.recipe_files import read_recipe
+    from ..mistakes import check_recipe
 
+    check_recipe(recipe, src)
     return read_recipe(recipe)
 
 

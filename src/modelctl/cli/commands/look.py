@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...core.notes import info
-from ...errors import UsageError
+from ...errors import ModelctlError, UsageError
 from .. import options as o
 from ..live_options import inputs
 from ..output import Output
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @looks
 def summary(
     out: Output,
-    src: o.Src,
+    src: Annotated[list[Path], Argument("SRC…", "The checkpoint to read; of several a row each.")],
     depth: Annotated[
         str | None,
         Option("Levels of modules that get a row; by default as many as fit on a screen.", "N|all"),
@@ -51,7 +51,10 @@ def summary(
 ) -> int:
     """What is in a checkpoint, at a glance.
 
-    One row a module, exact totals, ties, the training state, and warnings with the next step.
+    One row a module, exact totals, ties, the training state, and warnings with the next step. Of
+    several files a row each: epoch, step, lr, size, findings (! where unpickling would run
+    something); one that can't be read has its error there, and the exit code is 2.
+
     Without --stats no tensor is read; nothing in the file is run, unless you --trust it.
 
     With --input-size, and --arch where the tensors don't tell the architecture: the live view,
@@ -75,9 +78,13 @@ def summary(
             "--arch-arg, --input-dtype, --device and --trust are for the live view",
             hint="--input-size 1,3,224,224 asks for it",
         )
+    if len(src) > 1:
+        if is_live:
+            raise UsageError("the live view shows one file", hint="name one SRC")
+        return _overview(out, src, stats, key, follow_symlinks)
     sizes, dtypes = inputs(input_size or (), input_dtype or ())
     found: Summary | View
-    with files.open(src, key=key, follow_symlinks=follow_symlinks) as ckpt:
+    with files.open(src[0], key=key, follow_symlinks=follow_symlinks) as ckpt:
         if is_live:
             from ...nn.view.from_file import view
 
@@ -101,6 +108,25 @@ def summary(
             )
         out.show(replace(found, seconds=time.perf_counter() - start))
     return int(found.finding)
+
+
+def _overview(
+    out: Output, sources: list[Path], stats: bool, key: str | None, follow_symlinks: bool
+) -> int:
+    """A row for each of several files; those that can't be read don't hide the others."""
+    from ... import files
+    from ...inspection.overview import Overview, Seen
+    from ...inspection.summary.summarize import summarize
+
+    seen = Overview()
+    for path in sources:
+        try:
+            with files.open(path, key=key, follow_symlinks=follow_symlinks) as ckpt:
+                seen.append(Seen(str(path), summarize(ckpt, None, False, stats=stats)))
+        except ModelctlError as e:
+            seen.append(Seen(str(path), error=e))
+    out.show(seen)
+    return 2 if seen.failed else int(seen.finding)
 
 
 def _levels(depth: str | None) -> int | Literal["all"] | None:

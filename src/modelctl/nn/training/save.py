@@ -18,6 +18,7 @@ from ...core.names import CHECKPOINTED, unwrapped
 from ...core.records import FREEZE
 from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
+from ...storage.targets import made_folder
 from ..freezing.freeze import record_of
 from ..loading.tensors import is_declared
 from ..model_names import Parameters, places, slots
@@ -71,9 +72,10 @@ def save_checkpoint(
 
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
     ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
-    appears whole or not at all, and loads with ``torch.load(path, weights_only=True)``, with
-    ``mmap`` too. Names in ``model`` and ``ema`` are without wrapper prefixes; an
-    ``AveragedModel`` keeps its own (``module.``, ``n_averaged``), with which it is loaded again.
+    appears whole or not at all, in a folder that is made where there is none, and loads with
+    ``torch.load(path, weights_only=True)``, with ``mmap`` too. Names in ``model`` and ``ema`` are
+    without wrapper prefixes; an ``AveragedModel`` keeps its own (``module.``, ``n_averaged``),
+    with which it is loaded again.
     ``model`` carries the freeze record; one without names says that everything trains.
     Optimizers carry the names of their parameters (``param_names``), whether or not they were
     built with them; ``""`` is one that is not the model's, and was given none.
@@ -148,7 +150,10 @@ def save_checkpoint(
     whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
     if generators is not None:
         whole["rng"] = generators
-    with staged(row.path, overwrite=overwrite) as sink:
+    with (
+        made_folder(os.path.dirname(os.path.abspath(row.path))),
+        staged(row.path, overwrite=overwrite) as sink,
+    ):
         stream = _Stream(sink)
         torch.save(whole, cast(Any, stream))
         if stream.failed is not None:
