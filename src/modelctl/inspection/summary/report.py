@@ -56,7 +56,7 @@ def counts(totals: Any) -> dict[str, int | None]:
 @dataclass(frozen=True)
 class Summary(Printed):
     """All of it. ``ckpt`` is the checkpoint, which may be closed; ``module`` a whole module's class
-    and mode; ``depth`` how many levels of modules have rows, None for all; ``seconds`` how long it
+    and mode; ``depth`` how many levels of modules have rows, None for all (there are ``deeper`` ones); ``seconds`` how long it
     took, if somebody looked."""
 
     ckpt: Checkpoint = field(repr=False, compare=False)
@@ -71,6 +71,7 @@ class Summary(Printed):
     history: list[str] = field(default_factory=list)
     removed: list[Any] = field(default_factory=list)
     seconds: float | None = None
+    deeper: bool = False
 
     @property
     def kind(self) -> str:
@@ -235,8 +236,7 @@ class Summary(Printed):
 
     def _more(self) -> list[str]:
         """What shows more."""
-        deeper = any(row.weight is None and row.params for row in self.rows)
-        more = [f"--depth {self.depth + 1}"] if self.depth is not None and deeper else []
+        more = [f"--depth {self.depth + 1}"] if self.depth is not None and self.deeper else []
         if self.depth is not None and not self.stats:
             more.append("--stats")
         if self.module is None and self.ckpt.outside is None:

@@ -78,8 +78,9 @@ def summarize(
             return folded(rows, lambda row: (inside.get(row.path), row.out_shape), joined)
         return rows
 
+    deepest = max((name.count(".") for name in tensors), default=0) - above
     if depth == "auto":
-        depth, rows = _as_deep_as_fits(rows_to)
+        depth, rows = _as_deep_as_fits(rows_to, min(deepest, _DEEPEST))
     else:
         rows = rows_to(depth, _MOST)
     rows = labelled(rows, tensors)
@@ -107,16 +108,19 @@ def summarize(
         [*([warning(unread)] if unread else []), *_warnings(ckpt, tensors, totals)],
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
+        deeper=depth is not None and depth < deepest,
     )
 
 
-def _as_deep_as_fits(rows_to: Callable[[int, int], list[Row]]) -> tuple[int, list[Row]]:
+def _as_deep_as_fits(
+    rows_to: Callable[[int, int], list[Row]], deepest: int
+) -> tuple[int, list[Row]]:
     """How many levels fit on a screen, at least one, and their rows."""
     rows = rows_to(1, _FIT)
     if len(rows) > _FIT:
         return 1, rows_to(1, _MOST)
     level = 1
-    while level < _DEEPEST and len(deeper := rows_to(level + 1, _FIT)) <= _FIT:
+    while level < deepest and len(deeper := rows_to(level + 1, _FIT)) <= _FIT:
         level, rows = level + 1, deeper
     return level, rows
 
