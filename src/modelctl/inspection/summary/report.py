@@ -56,8 +56,8 @@ def counts(totals: Any) -> dict[str, int | None]:
 @dataclass(frozen=True)
 class Summary(Printed):
     """All of it. ``ckpt`` is the checkpoint, which may be closed; ``module`` a whole module's class
-    and mode; ``depth`` how many levels of modules have rows, None for all (there are ``deeper`` ones); ``seconds`` how long it
-    took, if somebody looked."""
+    and mode; ``depth`` how many levels of modules have rows, None for all, and ``deeper`` whether
+    there are more; ``seconds`` how long it took, if somebody looked."""
 
     ckpt: Checkpoint = field(repr=False, compare=False)
     rows: list[Row]
