@@ -286,10 +286,65 @@ def test_its_page_and_its_dict(tmp_path: Path) -> None:
     assert (found.a, found.b) == (str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
     page = found.page()
     assert [note.level for note in page.notes] == ["hint"]
-    assert "the names of B start with 'module.'" in page.notes[0].text
+    assert "--prefix module. -o NEW.pt" in page.notes[0].text
     assert files(tmp_path, {**A, "x": A["n"]}, {**other, "x": A["n"]}).page().notes == []
     assert page.data.rows[0] == ("-", "w", "only in A", "")
     assert found.as_dict()["removed"] == list(A)
     nan = compare(torch.zeros(1), torch.tensor([math.nan]))
     assert nan.as_dict()["changed"][0]["max_abs"] == "nan"
     assert nan.changed[0].text == "1 of 1, at most a NaN against a number"
+
+
+# ---------------------------------------------------------------------- what people read
+
+
+def test_names_under_a_prefix_are_one_line_and_the_way_out(tmp_path: Path) -> None:
+    under = {f"module.{name}": tensor for name, tensor in A.items()}
+    for a, b, which in ((A, under, "B"), (under, A, "A")):
+        found = files(tmp_path, a, b)
+        assert (found.differs, found.same, found.under) == (True, 3, (which.lower(), "module."))
+        assert (found.removed, found.added) == (list(a), list(b))
+        text = str(found).splitlines()
+        assert text[0] == (
+            f"the names of {which} are the other's under 'module.'; 3 tensors bit-equal"
+        )
+        assert text[1].startswith("hint: modelctl strip-prefix ")
+        assert len(text) == 2
+    changed = files(tmp_path, A, {**under, "module.w": A["w"] + 1})
+    assert [change.name for change in changed.changed] == ["w"]
+    other = {f"module.{name}": tensor for name, tensor in A.items() if name != "n"}
+    assert files(tmp_path, A, {**other, "module.m": A["n"]}).under is None
+    assert files(tmp_path, A, {**other}).under is None
+
+
+def test_the_largest_relative_change_first(tmp_path: Path) -> None:
+    a = {"large": torch.tensor([1000.0]), "small": torch.tensor([0.1]), "nan": torch.ones(2)}
+    b = {"large": a["large"] + 1, "small": a["small"] * 2, "nan": torch.tensor([1.0, math.nan])}
+    found = files(tmp_path, {**a, "shape": torch.ones(2)}, {**b, "shape": torch.ones(3)})
+    shown = [line.split()[1] for line in str(found).splitlines() if line.startswith("~")]
+    assert shown == ["shape", "nan", "small", "large"]
+    assert {c.name: c.relative for c in found.changed}["large"] == pytest.approx(0.001)
+
+
+def test_many_differences_are_a_row_a_module(tmp_path: Path) -> None:
+    a = {f"net.layer{i}.{j}.{k}": torch.ones(2) for i in range(5) for j in range(4) for k in "wb"}
+    b = {name: tensor + (1 if "layer3.2" in name else 0.5) for name, tensor in a.items()}
+    del b["net.layer1.0.w"]
+    found = files(tmp_path, a, b)
+    rows = [line for line in str(found).splitlines() if line.startswith(("-", "~"))]
+    assert len(rows) <= 20
+    assert rows[0].split()[:2] == ["-", "net.layer1"]
+    assert rows[1].split()[:2] == ["~", "net.layer3"]
+    assert "8 tensors, the worst: 2 of 2, at most 1" in rows[1]
+    assert "--pattern or --format json shows each" in str(found)
+    each = files(tmp_path, a, b, pattern="*")
+    assert len([line for line in str(each).splitlines() if line.startswith(("-", "~"))]) == 40
+
+
+def test_a_whole_module_against_its_state_dict(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    found = files(tmp_path, model, model.state_dict())
+    assert (found.differs, found.same) == (False, 7)
+    state = model.state_dict()
+    found = files(tmp_path, {**state, "0.bias": state["0.bias"] + 1}, model)
+    assert [change.name for change in found.changed] == ["0.bias"]

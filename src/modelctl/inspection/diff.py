@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from shlex import quote
+from typing import Any, Literal, NamedTuple
 
 from ..core.checkpoint import Checkpoint
 from ..core.names import Patterns, no_match, select
@@ -21,12 +22,15 @@ from .printed import Printed
 
 # How much a terminal shows of many differences, and of a long value.
 _MOST, _LONGEST = 200, 40
+# Rows of tensors; of more there is one a module.
+_FOLDED = 20
 
 
 class Change(NamedTuple):
     """A tensor that both have, and that is not the same. ``elements`` differ (None: not counted,
     since shape or dtype differ); ``max_abs`` is the largest difference, None where the dtype has
-    no arithmetic here, NaN where a NaN stands against a number."""
+    no arithmetic here, NaN where a NaN stands against a number; ``relative`` is that, of the
+    largest value before."""
 
     name: str
     what: str  # "shape", "dtype" or "values"
@@ -35,12 +39,19 @@ class Change(NamedTuple):
     elements: int | None = None
     numel: int | None = None
     max_abs: float | None = None
+    relative: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        largest = self.max_abs
-        if largest is not None and not math.isfinite(largest):
-            return {**self._asdict(), "max_abs": repr(largest)}
-        return self._asdict()
+        return {
+            key: repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in self._asdict().items()
+        }
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Less is worse: another shape or dtype, a NaN against a number, the largest change."""
+        relative = math.inf if self.relative is None else self.relative
+        return self.what == "values", -math.inf if math.isnan(relative) else -relative
 
     @property
     def text(self) -> str:
@@ -75,7 +86,9 @@ def _short(text: str | None) -> str:
 class Diff(Printed):
     """Names only in A (``removed``) or only in B (``added``), and what changed; how many tensors
     are the ``same`` bit for bit, or ``close``, within the tolerance; ``a`` and ``b`` are where the
-    two were read from."""
+    two were read from. ``under``: which of them ("a", "b") has the names of the other under a
+    prefix, and the prefix; those tensors are compared all the same, by the names without it.
+    ``each``: people get a row a tensor, however many there are."""
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -86,6 +99,8 @@ class Diff(Printed):
 
     a: str | None = None
     b: str | None = None
+    under: tuple[str, str] | None = None
+    each: bool = False
 
     @property
     def differs(self) -> bool:
@@ -102,19 +117,53 @@ class Diff(Printed):
             "removed": self.removed,
             "changed": [change.as_dict() for change in self.changed],
             "values": [change._asdict() for change in self.values],
+            "under": self.under and dict(zip(("which", "prefix"), self.under, strict=True)),
         }
 
     def page(self) -> Page:
-        """A line a difference, and the verdict."""
-        rows = [("-", name, "only in A", "") for name in self.removed]
-        rows += [("+", name, "only in B", "") for name in self.added]
-        rows += [("~", change.name, change.what, change.text) for change in self.changed]
+        """A line a difference, or of many a line a module; and the verdict."""
+        alone = [("-", name, "only in A", "") for name in self.removed]
+        alone += [("+", name, "only in B", "") for name in self.added]
+        changed = sorted(self.changed, key=lambda change: change.rank)
+        rows = [("~", change.name, change.what, change.text) for change in changed]
         rows += [("~", change.path, "value", change.text) for change in self.values]
-        data = Table([Column("change"), Column("name"), Column("what"), Column("how")], rows)
+        names = [Column("change"), Column("name"), Column("what"), Column("how")]
+        data = Table(names, [*alone, *rows])
+        rows = rows if self.under else [*alone, *rows]
         columns = [Column("", "change"), Column("name", "name"), Column(""), Column("")]
-        body: list[Line | Table] = [Table(columns, rows, _MOST), Line()] if rows else []
+        shown = rows if self.each or len(rows) <= _FOLDED else self._by_module(changed)
+        body: list[Line | Table] = [Table(columns, shown, _MOST), Line()] if rows else []
+        if len(shown) < len(rows):
+            body.insert(1, Line("a row a module: --pattern or --format json shows each tensor"))
         body.append(Line(self._verdict(), strong=True))
         return Page(body, data, notes=self._hints())
+
+    def _by_module(self, changed: Sequence[Change]) -> list[tuple[str, str, str, str]]:
+        """A row for all in a module of which the same is to be said, the worst first."""
+        removed, added = ([], []) if self.under else (self.removed, self.added)
+        found: list[tuple[str, str, str, Change | None]] = [
+            *(("-", name, "only in A", None) for name in removed),
+            *(("+", name, "only in B", None) for name in added),
+        ]
+        found += [("~", change.name, change.what, change) for change in changed]
+        rest = [("~", change.path, "value", change.text) for change in self.values]
+        deepest = max((name.count(".") for _, name, _, _ in found), default=0)
+        grouped: dict[tuple[str, str, str], list[Change | None]] = {}
+        for level in range(max(deepest, 1), 0, -1):
+            grouped = {}
+            for sign, name, what, change in found:
+                module = ".".join(name.split(".")[:-1][:level]) or name
+                grouped.setdefault((sign, module, what), []).append(change)
+            if len(grouped) + len(rest) <= _FOLDED:
+                break
+        rows = []
+        for (sign, module, what), group in grouped.items():
+            worst = group[0]
+            text = count(len(group), "tensor")
+            if worst is not None:
+                text += f": {worst.text}" if len(group) == 1 else f", the worst: {worst.text}"
+            rows.append((sign, module, what, text))
+        return rows + rest
 
     def _verdict(self) -> str:
         counts = [
@@ -126,6 +175,10 @@ class Diff(Printed):
             )
             if names
         ]
+        if self.under is not None:
+            which, prefix = self.under
+            moved = f"the names of {which.upper()} are the other's under '{prefix}'"
+            counts = [moved, *counts[2:]]
         if self.values:
             counts.append(count(len(self.values), "other value"))
         equal = f"{count(self.same, 'tensor')} bit-equal"
@@ -134,16 +187,13 @@ class Diff(Printed):
         return f"{', '.join(counts) or 'no difference'}; {equal}"
 
     def _hints(self) -> list[Note]:
-        """Of names that only differ by a wrapper none is in both."""
-        wrapped = [
-            bool(names) and all(name.startswith("module.") for name in names)
-            for names in (self.removed, self.added)
-        ]
-        if wrapped[0] == wrapped[1] or self.same or self.close:
+        """How names that differ by a prefix alone become the same."""
+        if self.under is None:
             return []
-        which = "A" if wrapped[0] else "B"
-        text = f"the names of {which} start with 'module.': compare after 'modelctl strip-prefix'"
-        return [Note("hint", text)]
+        which, prefix = self.under
+        path = (self.a if which == "a" else self.b) or which.upper()
+        how = f"modelctl strip-prefix {quote(path)} --prefix {quote(prefix)} -o NEW.pt"
+        return [Note("hint", how)]
 
 
 def diff(
@@ -165,8 +215,20 @@ def diff(
     Raises:
         NoMatchError: ``pattern`` matches nothing in either.
     """
-    left, left_values = _parts(a)
-    right, right_values = _parts(b)
+    whole = [_is_whole(one) for one in (a, b)]
+    left, left_values = _parts(a, by_name=whole[0] != whole[1])
+    right, right_values = _parts(b, by_name=whole[0] != whole[1])
+    names_a, names_b = _model_names(a, left), _model_names(b, right)
+    under = None if pattern else _prefix_between(names_a, names_b)
+    moved = [n for n in left if n in names_a], [n for n in right if n in names_b]
+    if under is not None:
+        which, prefix = under
+        mine = names_a if which == "a" else names_b
+        bare = {
+            name.removeprefix(prefix) if name in mine else name: ref
+            for name, ref in (left if which == "a" else right).items()
+        }
+        left, right = (bare, right) if which == "a" else (left, bare)
     names = list(dict.fromkeys([*left, *right]))
     if pattern:
         if not names:
@@ -193,20 +255,54 @@ def diff(
         if before != after:
             found.values.append(ValueChange(path, before, after))
     paths = [ckpt.origin.path if ckpt.origin else None for ckpt in (a, b)]
-    return Diff(found.added, found.removed, found.changed, found.values, same, close, *paths)
+    if under is not None:
+        found.removed.extend(moved[0])
+        found.added.extend(moved[1])
+    return replace(
+        found, same=same, close=close, a=paths[0], b=paths[1], under=under, each=bool(pattern)
+    )
 
 
-def _parts(ckpt: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Tensors by name, and other values by path; the model's without the path of its section."""
+def _is_whole(ckpt: Checkpoint) -> bool:
+    models = ckpt.sections.models
+    return bool(models) and ckpt.sections.certain and models[0].is_module
+
+
+def _model_names(ckpt: Checkpoint, tensors: dict[str, TensorRef]) -> set[str]:
+    models = ckpt.sections.models
+    clear = bool(models) and ckpt.sections.certain
+    return {name for name in (models[0].tensors() if clear else tensors) if name in tensors}
+
+
+def _prefix_between(a: set[str], b: set[str]) -> tuple[Literal["a", "b"], str] | None:
+    """Which of two has exactly the other's names under a prefix, and the prefix."""
+    if not a or len(a) != len(b) or a == b:
+        return None
+    ways: tuple[tuple[Literal["a", "b"], set[str], set[str]], ...] = (("a", a, b), ("b", b, a))
+    for which, longer, shorter in ways:
+        last, same = (max(names, key=lambda name: (len(name), name)) for names in (longer, shorter))
+        prefix = last.removesuffix(same)
+        if prefix.endswith(".") and longer == {prefix + name for name in shorter}:
+            return which, prefix
+    return None
+
+
+def _parts(ckpt: Checkpoint, by_name: bool) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Tensors by name, and other values by path; the model's without the path of its section.
+    ``by_name``: the model's as its state_dict has them, and no values of its class."""
     models = ckpt.sections.models
     at = models[0].path if models and ckpt.sections.certain else None
     tensors: dict[str, TensorRef] = {}
     values: dict[str, str] = {}
+    if by_name and at is not None:
+        tensors.update(models[0].tensors())
     whole: set[Any] = set()  # paths of lists that are one value: betas, a generator's state
     for path, node in walk(ckpt.root):
         if path and path[:-1] in whole:
             continue
         inside = at is not None and path[: len(at)] == at and len(path) > len(at)
+        if inside and by_name:
+            continue
         name = path_text(path[len(at or ()) :] if inside else path)
         if isinstance(node, TensorRef):
             tensors[name] = node
@@ -245,9 +341,11 @@ def _compare(
     if a is b or (a.identity == b.identity):
         return None, True
     differ, largest, close, equal = 0, None, True, True
+    size = 0.0  # of the largest value before
     a.check()
     b.check()
     for x, y in _aligned(a.chunks(), b.chunks(), a.dtype.itemsize):
+        size = max(size, _largest(x, a))
         if x == y:
             continue
         equal = False
@@ -258,8 +356,20 @@ def _compare(
             largest = most if largest is None or most > largest or math.isnan(most) else largest
     if differ == 0 or ((rtol or atol) and close):
         return None, equal
-    change = Change(name, "values", shape(a.shape), shape(b.shape), differ, a.numel, largest)
-    return change, False
+    relative = None if largest is None else largest / size if size else math.inf
+    shapes = shape(a.shape), shape(b.shape)
+    return Change(name, "values", *shapes, differ, a.numel, largest, relative), False
+
+
+def _largest(raw: bytes, ref: TensorRef) -> float:
+    """The largest finite magnitude of a piece; 0 where there is none."""
+    import numpy as np
+
+    values = numbers(raw, ref.dtype)
+    if values is None or not values.size:
+        return 0.0
+    found = np.abs(values.astype("f8", copy=False))
+    return float(found.max(where=np.isfinite(found), initial=0.0))
 
 
 def _aligned(

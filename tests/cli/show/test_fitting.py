@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 from rich.cells import cell_len
@@ -72,12 +73,14 @@ def test_lines_break_between_words_and_never_in_a_number(text: str, most: int) -
     assert [n for line in lines for n in re.findall(r"\d[\d,]*", line)] == numbers
 
 
-def test_a_command_goes_on_after_a_backslash() -> None:
-    text = "hint: modelctl strip-prefix '/somewhere/far/away/ddp model.pt' -o NEW.pt"
-    lines = wrapped(text, 40, len, " \\")
-    assert len(lines) > 1
-    assert all(line.endswith(" \\") for line in lines[:-1])
-    assert all(len(line) <= 40 for line in lines)
+@pytest.mark.parametrize("most", [30, 40, 60])
+@pytest.mark.parametrize("path", ["/somewhere/" + "far/" * 20 + "ddp.pt", "'my model.pt'", "a.pt"])
+def test_a_command_on_several_lines_can_be_pasted(path: str, most: int) -> None:
+    text = f"modelctl strip-prefix {path} --prefix module. -o NEW.pt"
+    lines = wrapped(text, most, len, " \\")
+    assert all(len(line) <= most for line in lines)
+    assert all(line.endswith("\\") for line in lines[:-1])
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(text)
 
 
 def test_what_all_names_begin_with_is_said_once() -> None:

@@ -120,22 +120,23 @@ def without_spare(
 
 def wrapped(text: str, most: int, measure: Measure = len, end: str = "") -> list[str]:
     """A text in lines of at most ``most`` places, broken between words; those after the first are
-    indented further, those before the last have ``end``."""
+    indented further, those before the last have ``end``. With an end it is a command that goes on
+    after a backslash: a word of it is the same when it is pasted, and one in quotes stays whole."""
     if measure(text) <= most:
         return [text]
     indent = " " * min(len(text) - len(text.lstrip()) + 2, most // 4)
     room = max(most - measure(end), 1)
     lines, line = [], ""
-    for word in re.findall(r"\s*\S+", text):
+    words = r"\s*(?:'[^']*'|\S)+" if end else r"\s*\S+"
+    for word in re.findall(words, text):
         if line.strip() and measure(line + word) > room:
-            lines.append(line)
+            lines.append(line + end)
             line, word = indent, word.lstrip()
-        if measure(line + word) <= room:
-            line += word
-            continue
-        *full, line = _pieces(line + word, room, indent, measure)
-        lines += full
-    return [*(one + end for one in lines), line]
+        line += word
+        if measure(line) > room and not (end and "'" in line):
+            *full, line = _pieces(line, room, "" if end else indent, measure)
+            lines += [one + end.strip() for one in full]
+    return [*lines, line]
 
 
 def _pieces(word: str, room: int, indent: str, measure: Measure) -> Iterator[str]:
