@@ -141,11 +141,11 @@ def test_the_live_view_says_what_it_needs(cli: Cli, argv: list[str]) -> None:
     done = cli("summary", *argv)
     assert done.code == 2
     assert done.out == ""
-    assert 'pip install "modelctl[torch]"' in done.err
+    assert "pip install -e '.[torch]'" in done.err
 
 
 def test_the_library_says_it_too() -> None:
     import modelctl as mc
 
-    with pytest.raises(mc.errors.MissingExtraError, match=r"modelctl\[torch\]"):
+    with pytest.raises(mc.errors.MissingExtraError, match=r"needs torch: pip install -e"):
         import modelctl.nn  # noqa: F401

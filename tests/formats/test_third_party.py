@@ -115,7 +115,7 @@ def test_several_go_to_a_folder_under_its_suffix(path: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("output", "options", "said"),
     [
-        ("out/", {"to": "lines"}, "lines is not written in shards"),
+        ("out/", {"to": "lines", "max_shard_size": 10}, "lines is not written in shards"),
         ("out", {"to": "lines", "max_shard_size": 10}, "lines is not written in shards"),
         ("out.lines", {"max_shard_size": 10}, "one file has no shards"),
         ("model.lines.index.json", {}, "lines is not written in shards"),

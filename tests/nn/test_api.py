@@ -25,4 +25,4 @@ except MissingExtraError as e:
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.count("\n") == 1
-    assert 'pip install "modelctl[torch]"' in out.stdout
+    assert "pip install -e '.[torch]'" in out.stdout

@@ -13,6 +13,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Mapping
+from shlex import quote
 from typing import IO, Any
 
 from ..core.checkpoint import Checkpoint, Origin
@@ -92,6 +93,57 @@ class TarGz(Format):
         )
 
 
+class PlainTar(Format):
+    """A tar that is not compressed, with checkpoints in it (NeMo's ``.nemo``): read in place."""
+
+    name = "tar"
+    label = "tar"
+
+    def sniff(self, place: Place) -> bool:
+        return place.head[257:262] == b"ustar"
+
+    def read(self, place: Place) -> Checkpoint:
+        import tarfile
+
+        from ..storage.tarheaders import BoundedTarInfo
+
+        members: dict[str, tuple[int, int]] = {}
+        try:
+            with (
+                place.source.stream() as file,
+                tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedTarInfo) as tar,
+            ):
+                for count, member in enumerate(tar):
+                    if count > _MOST_MEMBERS:
+                        raise UnreadableError("too many members", path=place.name)
+                    if member.isreg() and not member.issparse() and member.name in members:
+                        raise UnreadableError(
+                            "two members of one name", path=place.name, member=member.name
+                        )
+                    if member.isreg() and not member.issparse():
+                        members[member.name] = member.offset_data, member.size
+        except (tarfile.TarError, ValueError) as e:
+            raise UnreadableError(f"not a tar that can be read: {e}", path=place.name) from None
+        parts = {
+            name.removeprefix("./"): read_single(place.window(*where, name))
+            for name, where in members.items()
+            if name.endswith(_SUFFIXES)
+        }
+        if not parts:
+            raise UnreadableError(
+                "a tar without a checkpoint in it",
+                path=place.name,
+                hint=f"looked for {' '.join(_SUFFIXES)}",
+            )
+        inside = ", ".join(part.origin.label for part in parts.values() if part.origin)
+        return _tree(
+            {name: part.root for name, part in parts.items()},
+            Origin(place.name, self.name, f"tar of {inside}", place.size),
+            parts,
+            "the archive around its checkpoint",
+        )
+
+
 def _tree(
     root: dict[str, Any],
     origin: Origin,
@@ -137,6 +189,12 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
                 if plain.tell() > limit:
                     raise UnreadableError("inflates to far more than it holds", path=place.name)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
+        if not found and _is_one_file(place):
+            raise UnreadableError(
+                "one file, gzipped: what is in it can't be read in place",
+                path=place.name,
+                hint=f"gunzip -k {quote(place.name)}",
+            ) from None
         raise UnreadableError(
             f"not a gzipped tar: {e}", path=place.name, hint="get the file again"
         ) from None
@@ -145,6 +203,16 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
             f"its config is no JSON: {e}"[:200], path=place.name, member="config.json"
         ) from None
     return found, config
+
+
+def _is_one_file(place: Place) -> bool:
+    """Whether a gzip holds something else than a tar, from its first bytes."""
+    try:
+        with place.source.stream() as raw, gzip.open(raw) as plain:
+            head = plain.read(512)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return head[257:262] != b"ustar" and any(head)
 
 
 def _inflated(file: IO[bytes], place: Place, member: str, size: int) -> Place:

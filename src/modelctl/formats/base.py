@@ -13,8 +13,13 @@ from ..errors import ModelctlError
 from ..storage.layout import FileLayout
 from ..storage.places import Place
 
+
 # The way out where a format holds one state_dict and nothing else.
-NO_STATE_DICT = "'modelctl convert --weights-only' keeps the model's tensors alone, or write .pt"
+def no_state_dict(ckpt: Checkpoint) -> str:
+    """The way out where a format wants one flat state_dict, and this is none."""
+    if not ckpt.sections.models:  # there is none in it, either
+        return "write .pt: tensors that have no names go there"
+    return "'modelctl convert --weights-only' keeps the model's tensors alone, or write .pt"
 
 
 class Format(ABC):

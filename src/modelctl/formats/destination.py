@@ -16,7 +16,7 @@ from ..storage.layout import Layout
 from ..storage.places import named
 from ..storage.source import FileSource
 from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
-from .base import NO_STATE_DICT, WritableFormat
+from .base import WritableFormat, no_state_dict
 from .registry import for_writing, of_suffix, writable
 from .shards.writing import (
     INDEX,
@@ -49,7 +49,7 @@ class Destination(NamedTuple):
         lost = self.format.losses(ckpt)
         if self.shards is not None and not is_state_dict(ckpt.root):
             text = f"shards hold one flat state_dict, this is a {ckpt.sections.kind}"
-            return [Loss(text, NO_STATE_DICT)]
+            return [Loss(text, no_state_dict(ckpt))]
         return lost
 
     def check(self, *, overwrite: bool) -> None:

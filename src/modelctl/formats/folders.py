@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from shlex import quote
 
@@ -45,6 +46,15 @@ class Folder(Format):
             return UnreadableError(
                 "a torch.distributed.checkpoint folder, which modelctl does not read yet",
                 path=place.name,
+                hint="torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, new)",
+            )
+        if "data.pkl" in place.names and "data" in place.names:
+            folder, name = os.path.split(os.path.abspath(place.name))
+            return UnreadableError(
+                "a file of torch.save, unpacked: its data.pkl and its storages",
+                path=place.name,
+                hint=f"pack it again: cd {quote(folder)} && zip -0 -r {quote(name + '.pt')} "
+                f"{quote(name)}",
             )
         if found and all(map(_SHARD.search, found)) and not indices:
             return UnreadableError(

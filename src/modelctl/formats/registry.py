@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
 from ..storage.places import Place
-from .archives import TarGz, ZipOfCheckpoints
+from .archives import PlainTar, TarGz, ZipOfCheckpoints
+from .arrays import PickledArrays
 from .base import Format, WritableFormat
 from .folders import Folder
 from .guests import Broken, third_party
 from .shards.reading import Sharded
 from .single import SINGLE, guest_of, known_to
 
-BUILT_IN: Sequence[Format] = (*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), Folder())
+BUILT_IN: Sequence[Format] = (
+    *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays(), Folder()),
+)
 # What is often found under a checkpoint's name, and what it says to its owner.
 _LOOKALIKES = (
     (
@@ -24,8 +27,36 @@ _LOOKALIKES = (
     (b"<!DOCTYPE", "a web page, not a checkpoint", "the download link gave a page: get the file"),
     (b"<html", "a web page, not a checkpoint", "the download link gave a page: get the file"),
     (b"7z\xbc\xaf'\x1c", "a 7z archive", "unpack it first"),
-    (b"GGUF", "a GGUF file, which modelctl does not read", None),
-    (b"\x89HDF", "an HDF5 file (Keras?), which modelctl does not read", None),
+    (b"GGUF", "a GGUF file, which modelctl does not read", "read it with the package gguf"),
+    (
+        b"\x89HDF",
+        "an HDF5 file (Keras?), which modelctl does not read",
+        "its model is loaded by keras, its arrays are read by h5py",
+    ),
+    (
+        b"\x93NUMPY",
+        "one numpy array, no checkpoint",
+        "torch.save({'name': torch.from_numpy(numpy.load(path))}, new)",
+    ),
+)
+
+# Zips of others, by a member that each has.
+_ZIPS = (
+    (
+        "MAR-INF/MANIFEST.json",
+        "a TorchServe archive (.mar), which modelctl does not read",
+        "unpack it, and name the checkpoint inside",
+    ),
+    (
+        "model.weights.h5",
+        "a Keras model, which modelctl does not read",
+        "load it with keras, which runs on torch, too, and torch.save its weights",
+    ),
+    (
+        ".npy",
+        "a numpy .npz, which modelctl does not read by itself",
+        "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(path).items()}, new)",
+    ),
 )
 
 
@@ -35,11 +66,17 @@ def detect(place: Place) -> Format:
 
     Raises:
         UnreadableError: no format knows it; says what it looks like.
+        UnsupportedError: a part of a folder, which says nothing by itself.
         ModelctlError: it can't be opened.
     """
     if not place.is_folder and place.size == 0:
         raise UnreadableError(
             "an empty file", path=place.name, hint="the download or the save failed: do it again"
+        )
+    if place.filename == ".metadata" or place.filename.endswith(".distcp"):
+        raise UnsupportedError(
+            f"{place.name}: of a torch.distributed.checkpoint folder, which is not read yet",
+            hint="torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, new)",
         )
     found = known_to(BUILT_IN, place) or guest_of(place)
     if found is None:
@@ -55,12 +92,22 @@ def known(name: str) -> Format | None:
 
 
 def _unknown(place: Place) -> ModelctlError:
+    if place.zip is not None:
+        for has, what, hint in _ZIPS:
+            if any(name.endswith(has) for name in place.zip.members):
+                return UnreadableError(what, path=place.name, hint=hint)
     guests = [one for one in third_party() if not isinstance(one, Broken)]
     for one in (*BUILT_IN, *guests):
         why = one.explain(place)
         if why is not None:
             return why
     head = place.head
+    if head[:1] == b"\x08" and (b"pytorch" in head or b"onnx" in head or b"tf2onnx" in head):
+        return UnreadableError(
+            "an ONNX graph, which modelctl does not read",
+            path=place.name,
+            hint="look at it with the package onnx; the weights are in what it was exported from",
+        )
     for start, what, hint in _LOOKALIKES:
         if head.lstrip()[: len(start)].lower() == start.lower():
             return UnreadableError(what, path=place.name, hint=hint)

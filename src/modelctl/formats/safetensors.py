@@ -22,7 +22,7 @@ from ..core.tree import Path
 from ..errors import UnreadableError, UnsupportedError
 from ..storage.layout import FileLayout, LayoutBuilder
 from ..storage.places import Place
-from .base import NO_STATE_DICT, WritableFormat
+from .base import WritableFormat, no_state_dict
 from .overlaps import overlapping
 
 MAX_HEADER = 100_000_000
@@ -110,12 +110,12 @@ class Safetensors(WritableFormat):
         if not is_state_dict(ckpt.root):
             what = ckpt.sections.kind
             top = mapping(ckpt.root)
-            named = ", ".join(str(key) for key in list(top)[:8]) if top else what
+            named = f" ({', '.join(str(key) for key in list(top)[:8])})" if top else ""
             a = "an" if what[0] in "aeio" else "a"
             return [
                 Loss(
-                    f"safetensors holds one flat state_dict, this is {a} {what} ({named})",
-                    NO_STATE_DICT,
+                    f"safetensors holds one flat state_dict, this is {a} {what}{named}",
+                    no_state_dict(ckpt),
                 )
             ]
         lost = []

@@ -15,7 +15,7 @@ except ModuleNotFoundError as e:
     if e.name != "torch":
         raise
     raise MissingExtraError(
-        'modelctl.nn needs torch: pip install "modelctl[torch]"', hint=None
+        "modelctl.nn needs torch: pip install -e '.[torch]', as README says", hint=None
     ) from None
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def cases() -> Iterator[Case]:
 
 
 def _gzipped() -> Iterator[Case]:
-    yield one_file("gzip of no tar", gzip.compress(b"hello" * 200), Refused("not a gzipped tar"))
+    yield one_file("gzip of no tar", gzip.compress(b"hello" * 200), Refused("one file, gzipped"))
     yield one_file(
         "gzip that is cut off",
         tar({"a.th": torch_zip()}, "w:gz")[:-20],

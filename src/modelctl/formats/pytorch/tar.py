@@ -30,7 +30,9 @@ class TorchTar(Format):
     label = "torch tar"
 
     def sniff(self, place: Place) -> bool:
-        return place.head[257:262] == b"ustar"
+        # any of its members comes first
+        first = place.head[:100].partition(b"\0")[0].removeprefix(b"./").decode("latin-1")
+        return place.head[257:262] == b"ustar" and first in _MEMBERS
 
     def read(self, place: Place) -> Checkpoint:
         source = place.source

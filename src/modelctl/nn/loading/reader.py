@@ -34,7 +34,7 @@ def torch_dtype(ref: TensorRef) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise UnsupportedError(
             f"this torch ({torch.__version__}) has no dtype {ref.dtype.name}",
-            hint="upgrade torch, or 'modelctl cast' the file",
+            hint="upgrade torch",
         )
     return found
 

@@ -78,7 +78,7 @@ def _torchvision(name: str) -> Callable[..., Any]:
         from torchvision import models
     except ImportError:
         raise MissingExtraError(
-            'torchvision is not installed: pip install "modelctl[vision]"', hint=None
+            "torchvision is not installed", hint="pip install torchvision"
         ) from None
     known = models.list_models()
     if name not in known:
