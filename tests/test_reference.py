@@ -160,6 +160,8 @@ SECTIONS = {
     "folder": "shards",
     "archive": "archives",
     "tar-gz": "archives",
+    "tar": "archives",
+    "pickle": "archives",
 }
 
 
