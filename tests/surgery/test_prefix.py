@@ -130,9 +130,9 @@ def test_inner_module_segments_stay() -> None:
     assert names(mc.strip_prefix(ckpt)) == ["a.module.b", "c"]
 
 
-def test_checkpoint_wrappers_prefix_goes_only_when_asked() -> None:
+def test_checkpoint_wrappers_prefix_goes_with_and_without_being_asked_for() -> None:
     ckpt = in_memory({"_checkpoint_wrapped_module.a": (1,), "_checkpoint_wrapped_module.b": (1,)})
-    assert mc.strip_prefix(ckpt).root is ckpt.root
+    assert names(mc.strip_prefix(ckpt)) == ["a", "b"]
     assert names(mc.strip_prefix(ckpt, prefix="_checkpoint_wrapped_module")) == ["a", "b"]
 
 
@@ -231,3 +231,17 @@ def test_ties_survive(tmp_path: Path) -> None:
 def test_no_state_dict_is_an_error(tmp_path: Path) -> None:
     with opened(tmp_path / "in.pt", {"a": 1}) as ckpt, pytest.raises(ModelctlError):
         mc.strip_prefix(ckpt)
+
+
+@pytest.mark.parametrize("inside", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_what_fsdp_and_checkpointing_put_between_names_goes(inside: str) -> None:
+    names = {
+        f"module.{inside}.embed.weight": (3,),
+        f"module.{inside}.layers.0.{inside}._orig_mod.fc.weight": (2,),
+    }
+    stripped = mc.strip_prefix(in_memory(names))
+    assert list(stripped.state_dict()) == ["embed.weight", "layers.0.fc.weight"]
+    assert mc.match(in_memory(names), stripped).before.fits
+    bare = {name.removeprefix("module."): shape for name, shape in names.items()}
+    (told,) = [n.text for n in mc.summarize(in_memory(bare)).warnings if "wrapper" in n.text]
+    assert f"start with '{inside}.'" in told

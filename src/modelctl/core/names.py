@@ -11,13 +11,12 @@ from itertools import pairwise
 from ..errors import NoMatchError, UsageError
 from .tensors import Role, TensorRef
 
-# What torch.compile and checkpoint_wrapper put before (or between) names: none that people give.
+# What torch.compile, checkpoint_wrapper and FSDP put before (or between) names: none that people
+# give. Their own state_dicts hide the last two; a dict of ``named_parameters()`` does not.
 CHECKPOINTED = "_checkpoint_wrapped_module"
-RESERVED = ("_orig_mod", CHECKPOINTED)
+RESERVED = ("_orig_mod", CHECKPOINTED, "_fsdp_wrapped_module")
 # The same with what DataParallel and DistributedDataParallel put before them.
 WRAPPERS = ("module", *RESERVED)
-# Those that strip-prefix takes off unasked: state_dicts don't show checkpoint_wrapper's.
-STRIPPED = ("module", "_orig_mod")
 # The buffer that torch.optim.swa_utils.AveragedModel has beside the ``module.`` that it wraps.
 AVERAGED = "n_averaged"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import AVERAGED, STRIPPED, common_prefix, no_match
+from ..core.names import AVERAGED, RESERVED, WRAPPERS, common_prefix, no_match
 from ..core.notes import info, warning
 from ..errors import UsageError
 from .carry.sections import remap
@@ -15,9 +15,10 @@ from .carry.state_dict import Renaming, following
 def strip_prefix(ckpt: Checkpoint, prefix: str | None = None) -> Checkpoint:
     """Remove what DataParallel, DistributedDataParallel and torch.compile put before names.
 
-    By default ``module.`` and ``_orig_mod.``, each where all names have it, until none is left
-    (``_orig_mod.`` also inside names: a compiled submodule). With ``prefix`` exactly that one,
-    once, from the names that have it. ``_metadata``, EMA copies, the optimizer's
+    By default ``module.``, ``_orig_mod.``, ``_fsdp_wrapped_module.`` and
+    ``_checkpoint_wrapped_module.``, each where all names have it, until none is left (all but
+    ``module.`` also inside names: a compiled or wrapped submodule). With ``prefix`` exactly that
+    one, once, from the names that have it. ``_metadata``, EMA copies, the optimizer's
     ``param_names`` and records follow. Where only some names have one, or none, nothing
     changes, and a note says so.
 
@@ -76,7 +77,7 @@ def _unwrap(names: Sequence[str]) -> Renaming:
     while True:
         live = [name for name in current.values() if name != AVERAGED]
         first = next(iter(live), "").partition(".")[0]
-        if first not in STRIPPED or not all(
+        if first not in WRAPPERS or not all(
             name.startswith(first + ".") and len(name) > len(first) + 1 for name in live
         ):
             break
@@ -88,8 +89,8 @@ def _unwrap(names: Sequence[str]) -> Renaming:
     out: dict[str, str | None] = {}
     for old, name in current.items():
         parts = name.split(".")
-        # torch.compile's segment is no name that people give: it goes wherever it stands
-        new = ".".join([*(part for part in parts[:-1] if part != "_orig_mod"), parts[-1]])
+        # torch.compile's and the like are no names that people give: they go wherever they stand
+        new = ".".join([*(part for part in parts[:-1] if part not in RESERVED), parts[-1]])
         if old == AVERAGED and stripped and current[old] == AVERAGED:
             out[old] = None
         elif new != old:
@@ -111,7 +112,7 @@ def wrapper_prefix(names: Sequence[str]) -> str:
     shared = common_prefix([name for name in names if name != AVERAGED])
     parts = []
     for part in shared.rstrip(".").split("."):
-        if part not in STRIPPED:
+        if part not in WRAPPERS:
             break
         parts.append(part)
     return ".".join(parts) + "." if parts else ""

@@ -58,8 +58,8 @@ def strip_prefix(
 ) -> dict[str, Any]:
     """Strip what DataParallel and torch.compile put before names.
 
-    By default module. and _orig_mod., at segment borders, until none is left; in the model, its
-    EMA copies and the optimizer.
+    By default module., _orig_mod. and FSDP's, at segment borders, until none is left; in the
+    model, its EMA copies and the optimizer.
 
     Example: modelctl strip-prefix ddp.pt -o clean.pt
     """

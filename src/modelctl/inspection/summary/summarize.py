@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...core.checkpoint import Checkpoint
 from ...core.cutting import wasted
 from ...core.modules import is_training, submodules
-from ...core.names import STRIPPED, common_prefix, natural, role_of
+from ...core.names import WRAPPERS, common_prefix, natural, role_of
 from ...core.nodes import Composite, Obj
 from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
@@ -23,6 +23,12 @@ from .report import Summary, Totals
 from .rows import Row, joined, labelled, makeups, module_rows
 from .training import training_of
 
+_WRAPPED_BY = {
+    "module": "DataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "checkpoint_wrapper",
+}
 # Rows that are folded unasked, rows that a screen takes, and levels that are tried for them.
 _MOST, _FIT, _DEEPEST = 40, 20, 12
 
@@ -192,10 +198,10 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
     names = list(tensors)
     prefix = common_prefix(names)
     first = prefix.partition(".")[0]
-    if first in STRIPPED:
+    if first in WRAPPERS:
         yield warning(
             f"all {len(names)} names start with '{first}.': saved under a wrapper "
-            f"({'DataParallel' if first == 'module' else 'torch.compile'})",
+            f"({_WRAPPED_BY[first]})",
             f"modelctl strip-prefix {quote(str(path))} -o NEW.pt",
         )
     yield from wasted(tensors)

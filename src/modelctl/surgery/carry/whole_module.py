@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...core.modules import INTERNAL, submodules
-from ...core.names import STRIPPED
+from ...core.names import RESERVED, WRAPPERS
 from ...core.nodes import Global, Obj, attributes, is_module, mapping, with_attributes, with_entries
 from ...core.records import records, with_records
 from ...core.sections import StateDict
@@ -86,12 +86,12 @@ def _identity(layer: Obj) -> Obj:
 def _unwrapped(module: Obj) -> Obj:
     """Without the wrappers around it, and around what ``torch.compile`` was called on inside."""
     kept = records(module)
-    while (inner := _wrapped(module, STRIPPED)) is not None:
+    while (inner := _wrapped(module, WRAPPERS)) is not None:
         module = inner
     while compiled := [
         (node, inner)
         for path, node in submodules(module)
-        if path and (inner := _wrapped(node, ("_orig_mod",))) is not None
+        if path and (inner := _wrapped(node, RESERVED)) is not None
     ]:
         node, inner = compiled[-1]  # the innermost first: a replacement is not looked into
         module = rebuild(module, {id(node): inner})
