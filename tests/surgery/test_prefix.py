@@ -241,7 +241,7 @@ def test_what_fsdp_and_checkpointing_put_between_names_goes(inside: str) -> None
     }
     stripped = mc.strip_prefix(in_memory(names))
     assert list(stripped.state_dict()) == ["embed.weight", "layers.0.fc.weight"]
-    assert mc.match(in_memory(names), stripped).before.fits
+    assert mc.match(in_memory(names), stripped).after.fits
     bare = {name.removeprefix("module."): shape for name, shape in names.items()}
     (told,) = [n.text for n in mc.summarize(in_memory(bare)).warnings if "wrapper" in n.text]
     assert f"start with '{inside}.'" in told
