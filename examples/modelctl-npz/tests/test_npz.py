@@ -160,4 +160,4 @@ def test_without_it_the_file_is_no_checkpoint(tmp_path: Path, path: Path) -> Non
         capture_output=True,
         text=True,
     )
-    assert "a zip without data.pkl" in done.stderr
+    assert "modelctl does not read by itself" in done.stderr

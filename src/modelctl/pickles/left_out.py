@@ -13,6 +13,7 @@ from ..core.tree import containers, path_text, rebuild, walk
 from .policy import is_of_libraries, judge
 
 _PLAIN = (str, int, float, bytes, type(None))
+_GETATTR = Global("builtins", "getattr")
 
 
 def without_calls(root: Any) -> tuple[Any, Sequence[Note]]:
@@ -31,7 +32,7 @@ def without_calls(root: Any) -> tuple[Any, Sequence[Note]]:
     if not calls:
         return root, ()
     names = [path_text(path) for path, node in walk(root) if id(node) in calls]
-    what = some(list(dict.fromkeys(str(node.func) for node in calls.values())))
+    what = some(list(dict.fromkeys(str(_called(node)) for node in calls.values())))
     new = rebuild(root, dict.fromkeys(calls, ABSENT))
     for node, _ in containers(new).values():
         entries = node if isinstance(node, dict) else node.entries if isinstance(node, Obj) else {}
@@ -51,6 +52,17 @@ def _is_small_call(node: Any) -> bool:
     if not isinstance(node, Obj) or not isinstance(node.func, Global) or node.how != "reduce":
         return False
     finding = judge(node.func, node.args, "REDUCE", 0)
-    plain = all(isinstance(one, _PLAIN) for one in node.args) and node.state is ABSENT
+    func = _called(node)
+    args = node.args if func is node.func else node.args[1:]
+    plain = all(isinstance(one, _PLAIN) for one in args) and node.state is ABSENT
     dangerous = finding is not None and finding.level == "dangerous"
-    return dangerous and plain and not is_of_libraries(node.func)
+    return dangerous and plain and not is_of_libraries(func)
+
+
+def _called(node: Obj) -> Global:
+    """What is called; of ``getattr(cls, name)``, as the first Pythons 3.11 wrote members of Enums,
+    the class."""
+    if node.func == _GETATTR and len(node.args) == 2 and isinstance(node.args[0], Global):
+        return node.args[0]
+    assert isinstance(node.func, Global)
+    return node.func
