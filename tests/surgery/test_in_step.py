@@ -489,12 +489,16 @@ def test_a_copy_follows_its_own_model(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what is not known
 
 
-def test_what_is_called_an_optimizer_and_is_none_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", ["optimizer", "trainer.optim_g", "run.parts.1.optimizer_state"])
+def test_what_is_called_an_optimizer_and_is_none_is_named(at: str, tmp_path: Path) -> None:
     p = One()
-    saved = {"model": p.model, "optimizer": {"moments": {"0.weight": torch.ones(8, 4)}}}
+    inner: Any = {"moments": {"0.weight": torch.ones(8, 4)}}
+    for label in reversed(at.split(".")):
+        inner = [3, inner] if label == "1" else {label: inner}
+    saved = {"model": p.model, "known": {"optimizer": p.state}, **inner}
     with opened(tmp_path / "in.pt", saved) as ckpt:
-        notes = mc.drop(ckpt, GONE).notes
-    assert any("'optimizer' is called like an optimizer" in note.text for note in notes)
+        texts = [note.text for note in mc.drop(ckpt, GONE).notes if "called like" in note.text]
+    assert [text.partition(" is ")[0] for text in texts] == [f"'{at}'"]
 
 
 def test_a_copy_that_does_not_follow_is_named(tmp_path: Path) -> None:

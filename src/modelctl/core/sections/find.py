@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import AmbiguousError, NoMatchError
 from ..matching.matcher import Shape
 from ..names import nearest
-from ..nodes import mapping
+from ..nodes import children, mapping
 from ..numbers import plain_number
 from ..tensors import TensorRef
 from ..text import some
@@ -164,20 +164,25 @@ class Sections:
 
     @property
     def unknown_optimizers(self) -> tuple[Path, ...]:
-        """What is called like an optimizer and holds tensors, but is none that is known."""
-        known = [path for path, _ in (*self.optimizers, *self.optimizer_objects, *self.schedulers)]
-        known += [one.path for one in (*self.models, *self.ema)]
-        top = mapping(self.root) or {}
-        return tuple(
-            (name,)
-            for name, node in top.items()
-            if isinstance(name, str)
-            and "optim" in name.lower()
-            and () not in known
-            and not any(path[:1] == (name,) for path in known)
-            and not is_leaf(node)
-            and holds_tensors(node)
-        )
+        """What is called like an optimizer, at any depth, and holds tensors, but is none that is
+        known."""
+        parts = (*self.optimizers, *self.optimizer_objects, *self.schedulers)
+        known = {path for path, _ in parts} | {one.path for one in (*self.models, *self.ema)}
+        found: list[Path] = []
+        todo: list[tuple[Path, Any]] = [((), self.root)]
+        seen: set[int] = set()
+        while todo:
+            path, node = todo.pop()
+            if path in known or is_leaf(node) or id(node) in seen:
+                continue
+            seen.add(id(node))
+            called = path and isinstance(path[-1], str) and "optim" in path[-1].lower()
+            if called and not any(one[: len(path)] == path for one in known):
+                found += [path] if holds_tensors(node) else []
+                continue
+            below = [((*path, label), child) for label, child in children(node)]
+            todo += reversed(below)
+        return tuple(found)
 
     @property
     def own_schedulers(self) -> tuple[tuple[Path, Any], ...]:
