@@ -93,7 +93,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'modelctl' has no attribute '{name}'")
     value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
     if name in _OF_CHECKPOINTS:
-        value = import_module(".reports", __name__).of_checkpoint(value)
+        value = import_module(".core.checkpoint", __name__).of_checkpoint(value)
     globals()[name] = value
     return value
 

@@ -6,11 +6,10 @@ What they give prints as the command does, and is data: rows, totals, ``as_dict(
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from .core.checkpoint import Checkpoint
 from .core.names import Patterns
@@ -25,7 +24,6 @@ from .inspection.show import show as look_up
 from .inspection.summary.report import Summary
 from .inspection.summary.summarize import summarize
 
-T = TypeVar("T")
 Source = PathLike | Checkpoint
 
 
@@ -49,22 +47,6 @@ def opened(source: Source, key: str | None = None) -> Iterator[Checkpoint]:
             f"a path or an opened checkpoint is wanted, not a {type(source).__name__}",
             hint="mc.open(path) opens one; of a live model, modelctl.nn.summary(model)",
         )
-
-
-def of_checkpoint(function: Callable[..., T]) -> Callable[..., T]:
-    """The same function, with an error that helps where something else is given than a
-    checkpoint."""
-
-    @wraps(function)
-    def checked(*args: Any, **options: Any) -> T:
-        if args and not isinstance(args[0], Checkpoint):
-            raise UsageError(
-                f"{function.__name__} takes an opened checkpoint, not a {type(args[0]).__name__}",
-                hint=f"with mc.open(path) as ckpt: mc.{function.__name__}(ckpt, ...)",
-            )
-        return function(*args, **options)
-
-    return checked
 
 
 def summary(

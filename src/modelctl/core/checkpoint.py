@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from html import escape
 from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
-from ..errors import DamagedError, NoMatchError
+from ..errors import DamagedError, NoMatchError, UsageError
 from .names import nearest
 from .nodes import children, mapping
 from .notes import Note
@@ -219,3 +219,19 @@ class Checkpoint:
     def noting(self, *notes: Note) -> Checkpoint:
         """A copy with more to say in the report: see :mod:`modelctl.core.notes`."""
         return replace(self, notes=(*self.notes, *notes))
+
+
+def of_checkpoint(function: Callable[..., T]) -> Callable[..., T]:
+    """The same function, with an error that helps where something else is given than a
+    checkpoint."""
+
+    @wraps(function)
+    def checked(*args: Any, **options: Any) -> T:
+        if args and not isinstance(args[0], Checkpoint):
+            raise UsageError(
+                f"{function.__name__} takes an opened checkpoint, not a {type(args[0]).__name__}",
+                hint=f"with mc.open(path) as ckpt: mc.{function.__name__}(ckpt, ...)",
+            )
+        return function(*args, **options)
+
+    return checked

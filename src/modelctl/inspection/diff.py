@@ -204,13 +204,8 @@ def diff(
     rtol: float = 0.0,
     atol: float = 0.0,
 ) -> Diff:
-    """Compare two checkpoints, whatever their formats.
-
-    The model's tensors are compared by the names that ``load_state_dict`` would see, all else by
-    its path. With ``pattern`` only the tensors that it matches in either, and no other values.
-    Values are compared bit for bit, or with ``rtol``/``atol`` as ``torch.allclose`` does
-    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs are the same. What modelctl recorded about
-    itself (``modelctl.*``) is not compared.
+    """Compare two checkpoints as :func:`modelctl.diff` says. What modelctl recorded about itself
+    (``modelctl.*``) is not compared.
 
     Raises:
         NoMatchError: ``pattern`` matches nothing in either.
