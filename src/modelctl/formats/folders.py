@@ -42,12 +42,6 @@ class Folder(Format):
         if not place.is_folder:
             return None
         indices, found = _candidates(place)
-        if ".metadata" in place.names:
-            return UnreadableError(
-                "a torch.distributed.checkpoint folder, which modelctl does not read yet",
-                path=place.name,
-                hint="torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, new)",
-            )
         if "data.pkl" in place.names and "data" in place.names:
             folder, name = os.path.split(os.path.abspath(place.name))
             return UnreadableError(

@@ -9,13 +9,15 @@ from ..storage.places import Place
 from .archives import PlainTar, TarGz, ZipOfCheckpoints
 from .arrays import PickledArrays
 from .base import Format, WritableFormat
+from .distributed.dcp import DistributedCheckpoint
 from .folders import Folder
 from .guests import Broken, third_party
 from .shards.reading import Sharded
 from .single import SINGLE, guest_of, known_to
 
 BUILT_IN: Sequence[Format] = (
-    *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays(), Folder()),
+    *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),
+    *(DistributedCheckpoint(), Folder()),
 )
 # What is often found under a checkpoint's name, and what it says to its owner.
 _LOOKALIKES = (
@@ -66,17 +68,11 @@ def detect(place: Place) -> Format:
 
     Raises:
         UnreadableError: no format knows it; says what it looks like.
-        UnsupportedError: a part of a folder, which says nothing by itself.
         ModelctlError: it can't be opened.
     """
     if not place.is_folder and place.size == 0:
         raise UnreadableError(
             "an empty file", path=place.name, hint="the download or the save failed: do it again"
-        )
-    if place.filename == ".metadata" or place.filename.endswith(".distcp"):
-        raise UnsupportedError(
-            f"{place.name}: of a torch.distributed.checkpoint folder, which is not read yet",
-            hint="torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, new)",
         )
     found = known_to(BUILT_IN, place) or guest_of(place)
     if found is None:

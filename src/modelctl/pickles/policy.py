@@ -46,6 +46,12 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
     "torch.nn.backends.thnn": ("_get_thnn_function_backend",),  # in every module up to torch 1.3
     "torch.nested._internal.nested_tensor": ("_rebuild_njt", "NestedTensor"),
     "torch._dynamo.decorators": ("_DimRange",),
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
+        *("ChunkStorageMetadata", "BytesStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
     "functools": ("partial",),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": (

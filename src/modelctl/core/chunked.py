@@ -1,0 +1,265 @@
+"""Tensors in chunks: boxes of a tensor that lie somewhere by themselves, as ranks save their parts.
+
+They become one storage, row-major. Nothing is put together before it is read, and then as much of
+it as is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+from ..errors import DamagedError, UnreadableError
+from .dtypes import DType
+from .storages import Run, Storage
+from .tensors import TensorRef
+
+Box = tuple[tuple[int, int], ...]  # from where to where, in each dimension
+
+
+class Chunk(NamedTuple):
+    """A box of a tensor.
+
+    Attributes:
+        offsets: where it begins, in each dimension.
+        sizes: its shape.
+        find: gives its values as a tensor of that shape; called when they are first asked for.
+        where: what errors call it.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    find: Callable[[], TensorRef]
+    where: str
+
+    @property
+    def numel(self) -> int:
+        return prod(self.sizes)
+
+    @property
+    def box(self) -> Box:
+        return tuple((at, at + n) for at, n in zip(self.offsets, self.sizes, strict=True))
+
+
+def placed(shape: tuple[int, ...], chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks of a tensor in their order, each once: equal boxes are copies of one.
+
+    Raises:
+        UnreadableError: one lies outside, two overlap, or a part of the tensor is in none.
+    """
+    once: dict[tuple[tuple[int, ...], tuple[int, ...]], Chunk] = {}
+    for chunk in chunks:
+        sides = (len(chunk.offsets), len(chunk.sizes))
+        if sides != (len(shape), len(shape)) or not all(
+            0 <= at <= at + n <= size
+            for at, n, size in zip(chunk.offsets, chunk.sizes, shape, strict=True)
+        ):
+            raise UnreadableError(
+                f"a part of {list(chunk.sizes)} at {list(chunk.offsets)} lies outside of a tensor "
+                f"of {list(shape)} ({chunk.where})"
+            )
+        if chunk.numel or not prod(shape):
+            once.setdefault((chunk.offsets, chunk.sizes), chunk)
+    found = sorted(once.values(), key=lambda chunk: chunk.offsets)
+    pair = _overlapping(found)
+    if pair is not None:
+        raise UnreadableError(
+            f"two parts of it overlap, at {list(pair[0].offsets)} and {list(pair[1].offsets)} "
+            f"({pair[0].where}, {pair[1].where})"
+        )
+    held = sum(chunk.numel for chunk in found)
+    if held != prod(shape):
+        raise UnreadableError(
+            f"{prod(shape) - held:,} of its {prod(shape):,} elements are in no part of it"
+        )
+    return found
+
+
+def _overlapping(chunks: Sequence[Chunk]) -> tuple[Chunk, Chunk] | None:
+    """Two chunks that share elements, of chunks sorted by where they begin."""
+    open_: list[Chunk] = []  # those that reach as far as where the next one begins
+    for chunk in chunks:
+        if not chunk.offsets:
+            if open_:
+                return open_[0], chunk
+            open_ = [chunk]
+            continue
+        start = chunk.offsets[0]
+        open_ = [one for one in open_ if one.offsets[0] + one.sizes[0] > start]
+        for one in open_:
+            if _common(one.box, chunk.box) is not None:
+                return one, chunk
+        open_.append(chunk)
+    return None
+
+
+def _common(a: Box, b: Box) -> Box | None:
+    """What two boxes have in common; None where that is nothing."""
+    both = tuple(
+        (max(low, other), min(high, end))
+        for (low, high), (other, end) in zip(a, b, strict=True)
+    )
+    return both if all(low < high for low, high in both) else None
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """The elements from ``start`` to ``stop`` of a row-major tensor as boxes, one after the other:
+    the end of a row, whole rows, the beginning of one, in each dimension."""
+    if start >= stop:
+        return
+    if not shape:
+        yield ()
+        return
+    inner = prod(shape[1:])
+    row, begin = divmod(start, inner)
+    last, end = divmod(stop, inner)
+    if begin:
+        to = end if row == last else inner
+        for box in boxes(shape[1:], begin, to):
+            yield ((row, row + 1), *box)
+        row += 1
+    if row < last:
+        yield ((row, last), *((0, size) for size in shape[1:]))
+    if end and row <= last:
+        for box in boxes(shape[1:], 0, end):
+            yield ((last, last + 1), *box)
+
+
+class ChunkedStorage(Storage):
+    """The values of a tensor that lies in chunks, row-major.
+
+    Where each chunk has whole rows, as where a tensor was sharded over its first dimension, its
+    bytes lie in the files one chunk after the other (:meth:`runs`); else they are put together
+    while they are read.
+    """
+
+    __slots__ = ("_chunks", "_found", "_starts", "dtype", "in_rows", "shape")
+
+    def __init__(self, dtype: DType, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> None:
+        """
+        Args:
+            chunks: as :func:`placed` gives them: they cover the tensor, and don't overlap.
+        """
+        super().__init__(dtype.nbytes(prod(shape)))
+        self.compared = False
+        self.dtype, self.shape = dtype, shape
+        self._chunks = tuple(chunks)
+        self._found: list[TensorRef | None] = [None] * len(self._chunks)
+        self.in_rows = all(chunk.sizes[1:] == shape[1:] for chunk in self._chunks)
+        self._starts = [chunk.offsets[0] if shape else 0 for chunk in self._chunks]
+
+    def part(self, index: int) -> TensorRef:
+        """The values of a chunk.
+
+        Raises:
+            UnreadableError: it is not what was said of it.
+        """
+        found = self._found[index]
+        if found is None:
+            chunk = self._chunks[index]
+            found = chunk.find()
+            if found.dtype != self.dtype or found.shape != chunk.sizes:
+                raise UnreadableError(
+                    f"{chunk.where}: {found.dtype.name} of {list(found.shape)} lies there, "
+                    f"{self.dtype.name} of {list(chunk.sizes)} is expected"
+                )
+            self._found[index] = found
+        return found
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[Run] | None:
+        stop = self.nbytes if stop is None else stop
+        if not self.in_rows or self.dtype.nbytes(1) * prod(self.shape) != self.nbytes:
+            return None
+        row = self.dtype.nbytes(prod(self.shape[1:]))
+        found: list[Run] = []
+        for index in self._reaching(start // row, -(-stop // row)) if start < stop else ():
+            ref = self.part(index)
+            at = self._starts[index] * row
+            low, high = max(start - at, 0), min(stop - at, ref.nbytes)
+            inner = ref.is_contiguous and not ref.bits
+            runs = ref.storage.runs(ref.start + low, ref.start + high) if inner else None
+            if runs is None:
+                return None
+            found += runs
+        return found
+
+    def _reaching(self, low: int, high: int) -> list[int]:
+        """The chunks with some of the rows from ``low`` to ``high``."""
+        if not self.shape:
+            return [0]
+        last = bisect_right(self._starts, high - 1)
+        return [
+            index
+            for index in range(last)
+            if self._starts[index] + self._chunks[index].sizes[0] > low
+        ]
+
+    def read(self, start: int, size: int) -> bytes:
+        item = self.dtype.itemsize
+        first, last = start // item, -(-(start + size) // item)
+        data = b"".join(map(self._box, boxes(self.shape, first, last)))
+        return data[start - first * item :][:size]
+
+    def _box(self, wanted: Box) -> bytes:
+        """The values of a box, row-major."""
+        import numpy as np
+
+        out: Any = None
+        for index in self._reaching(*(wanted[0] if wanted else (0, 1))):
+            chunk = self._chunks[index]
+            common = _common(chunk.box, wanted)
+            if common is None:
+                continue
+            data = self._of_chunk(index, common)
+            if common == wanted:
+                return data
+            if out is None:
+                out = np.empty([high - low for low, high in wanted], f"V{self.dtype.itemsize}")
+            sizes = [high - low for low, high in common]
+            where = tuple(
+                slice(low - at, high - at)
+                for (low, high), (at, _) in zip(common, wanted, strict=True)
+            )
+            out[where] = np.frombuffer(data, out.dtype).reshape(sizes)
+        return b"" if out is None else out.tobytes()
+
+    def _of_chunk(self, index: int, box: Box) -> bytes:
+        """The values of a box that lies in a chunk."""
+        ref, offsets = self.part(index), self._chunks[index].offsets
+        first = sum(
+            (low - at) * step
+            for (low, _), at, step in zip(box, offsets, ref.stride, strict=True)
+        )
+        sizes = tuple(high - low for low, high in box)
+        start = ref.offset + first
+        view = TensorRef(
+            *(ref.dtype, sizes, ref.storage, start, ref.stride), base=ref.base, rebuild=ref.rebuild
+        )
+        return view.tobytes()
+
+    def check(self) -> None:
+        if self.compared:
+            return
+        for index in range(len(self._chunks)):
+            try:
+                self.part(index).storage.check()
+            except DamagedError as e:
+                raise DamagedError(self, e.path, e.offset) from None
+        self.compared = True
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        stop = self.nbytes if stop is None else stop
+        if self.compared or not self.in_rows or (start, stop) != (0, self.nbytes):
+            self.check()
+            yield from self.chunks(start, stop)
+            return
+        for index in range(len(self._chunks)):
+            ref = self.part(index)
+            try:
+                ref.check()
+                yield from ref.chunks()
+            except DamagedError as e:
+                raise DamagedError(self, e.path, e.offset) from None
+        self.compared = True

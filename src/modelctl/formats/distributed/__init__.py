@@ -1,0 +1,1 @@
+"""Checkpoints that ranks write together, each its own part."""

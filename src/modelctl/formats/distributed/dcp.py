@@ -1,0 +1,199 @@
+"""Folders of ``torch.distributed.checkpoint`` (docs/formats.md#dcp): ``.metadata``, and files of
+many ranks that hold the parts of tensors, each as a file of ``torch.save`` by itself.
+
+A part is looked at when its bytes are asked for: of the structure, the metadata are all that is
+read, and the objects, which are small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.chunked import Chunk, ChunkedStorage, placed
+from ...core.notes import Note
+from ...core.tensors import TensorRef
+from ...core.text import some
+from ...core.tree import Path
+from ...errors import ModelctlError, UnreadableError, UnsupportedError
+from ...storage.places import Place
+from ..base import Format
+from ..pytorch.zip import TorchZip
+from .metadata import Described, Item, Saved, read_metadata
+from .streams import as_saved
+
+_NAME = ".metadata"
+_OF_RANK = re.compile(r"__(\d+)\.metadata")
+_ITEMS = TorchZip()
+
+
+class DistributedCheckpoint(Format):
+    """A folder that ``torch.distributed.checkpoint.save`` wrote, under any number of ranks."""
+
+    name = "dcp"
+    label = "DCP"
+
+    def sniff(self, place: Place) -> bool:
+        return bool(_metadata_names(place))
+
+    def read(self, place: Place) -> Checkpoint:
+        described = Described()
+        for name in _metadata_names(place):
+            described.add(read_metadata(place.member(name)))
+        files = _Files(place, described)
+        root: dict[str, Any] = {}
+        for name, entry in described.entries.items():
+            try:
+                value = files.object(entry) if isinstance(entry, Item) else files.tensor(entry)
+            except UnreadableError as e:
+                raise UnreadableError(
+                    f"{name!r:.200}: {e.reason}",
+                    path=e.path or place.name,
+                    member=e.member,
+                    offset=e.offset,
+                    hint=e.hint,
+                ) from None
+            put(root, described.path(name), value)
+        return Checkpoint(
+            root,
+            Origin(place.name, self.name, f"DCP, {files.text}", files.size),
+            warnings=tuple(files.warnings),
+            findings=(*described.findings, *files.findings),
+        )
+
+    def explain(self, place: Place) -> ModelctlError | None:
+        name = place.filename
+        if place.is_folder or not (name.endswith((".distcp", ".metadata"))):
+            return None
+        return UnsupportedError(
+            f"{place.name}: one file of a torch.distributed.checkpoint folder",
+            hint="name the folder that it lies in",
+        )
+
+
+def _metadata_names(place: Place) -> list[str]:
+    """The metadata in a folder: one for all, else one of each rank."""
+    if _NAME in place.names:
+        return [_NAME]
+    found = [(int(match[1]), match[0]) for match in map(_OF_RANK.fullmatch, place.names) if match]
+    return [name for _, name in sorted(found)]
+
+
+class _Files:
+    """The files that the metadata name, and what lies in them."""
+
+    def __init__(self, place: Place, described: Described) -> None:
+        self.place = place
+        self.findings: list[Finding] = []
+        self.warnings: list[Note] = []
+        self._places = {
+            name: place.member(name) for name in dict.fromkeys(i.file for i in _items(described))
+        }
+        missing = [name for name in self._places if name not in set(place.names)]
+        if missing:
+            lost = [
+                name
+                for name, entry in described.entries.items()
+                if any(item.file in missing for item in _items_of(entry))
+            ]
+            raise UnreadableError(
+                f"{some(missing, 3)} of {len(self._places)} files is missing, where "
+                f"{some(lost, 2)} lies" if len(missing) == 1 else
+                f"{len(missing)} of {len(self._places)} files are missing ({some(missing, 3)}), "
+                f"where {some(lost, 2)} lie",
+                path=place.name,
+                hint="copy the folder again, with the files of all ranks",
+            )
+        metadata = [place.member(name) for name in _metadata_names(place)]
+        self.size = sum(one.size for one in (*self._places.values(), *metadata))
+        count = len(self._places)
+        self.text = f"{count} file" + ("s" if count != 1 else "")
+
+    def tensor(self, saved: Saved) -> TensorRef:
+        """A tensor over its parts, none of which is looked at yet."""
+        chunks = [
+            Chunk(part.offsets, part.sizes, partial(self._part, part.item), self._checked(part.item))
+            for part in saved.parts
+        ]
+        if saved.dtype.kind in ("quantized", "bits"):
+            raise UnsupportedError(f"{self.place.name}: a tensor of {saved.dtype.name} in parts")
+        storage = ChunkedStorage(saved.dtype, saved.shape, placed(saved.shape, chunks))
+        return TensorRef(saved.dtype, saved.shape, storage)
+
+    def object(self, item: Item) -> Any:
+        """An object: whatever is no tensor."""
+        self._checked(item)
+        read = self._read(item)
+        self.findings += read.findings
+        self.warnings += read.warnings
+        return read.root
+
+    def _checked(self, item: Item) -> str:
+        """What errors call an item; raises UnreadableError where its file ends before it."""
+        place = self._places[item.file]
+        if item.offset + item.length > place.size:
+            raise UnreadableError(
+                f"cut off: {item.length:,} bytes are expected here, the file ends at "
+                f"{place.size:,}",
+                path=place.name,
+                offset=item.offset,
+                hint="copy the folder again",
+            )
+        return f"{item.file} at byte {item.offset:,}"
+
+    def _part(self, item: Item) -> TensorRef:
+        root = self._read(item).root
+        if not isinstance(root, TensorRef):
+            raise UnreadableError(
+                "no tensor, which the metadata say", path=self._places[item.file].name,
+                offset=item.offset,
+            )
+        return root
+
+    def _read(self, item: Item) -> Checkpoint:
+        place = self._places[item.file]
+        inner = as_saved(place.window(item.offset, item.length, f"at {item.offset:,}"), item)
+        if inner.zip is None:
+            raise UnreadableError(
+                "not what torch.save writes", path=place.name, offset=item.offset,
+                hint="the files are of another save than the metadata, or damaged",
+            )
+        return _ITEMS.read(inner)
+
+
+def _items_of(entry: Saved | Item) -> list[Item]:
+    return [entry] if isinstance(entry, Item) else [part.item for part in entry.parts]
+
+
+def _items(described: Described) -> Iterable[Item]:
+    return (item for entry in described.entries.values() for item in _items_of(entry))
+
+
+def put(root: dict[str, Any], path: Path, value: Any) -> None:
+    """Put a value where it belongs in a tree of dicts and lists, which are made on the way: as
+    torch's ``set_element`` (torch/distributed/checkpoint/_traverse.py).
+
+    Raises:
+        UnreadableError: something else is there.
+    """
+    inner: Any = root
+    for i, key in enumerate(path):
+        if isinstance(key, int) != isinstance(inner, list) or not isinstance(inner, dict | list):
+            raise UnreadableError(f"two entries at {'.'.join(map(str, path[: i + 1]))!r:.200}")
+        last = i == len(path) - 1
+        if isinstance(inner, list):
+            inner.extend([None] * (key + 1 - len(inner)))
+            there = inner[key] is not None
+        else:
+            there = key in inner
+        if last:
+            if there:
+                raise UnreadableError(f"two entries at {'.'.join(map(str, path))!r:.200}")
+            inner[key] = value
+        elif there:
+            inner = inner[key]
+        else:
+            inner[key] = inner = [] if isinstance(path[i + 1], int) else {}
