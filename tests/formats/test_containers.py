@@ -99,8 +99,8 @@ def zipped(*names: str) -> bytes:
         ("a.gguf", b"GGUF\3\0\0\0", "a GGUF file", "gguf"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file", "keras"),
         ("a.pt.gz", gzip.compress(b"PK\3\4" * 500), "one file, gzipped", "gunzip -k"),
-        ("__0_0.distcp", b"PK\3\4", "torch.distributed.checkpoint", "dcp_to_torch_save"),
-        (".metadata", b"\x80\4}.", "torch.distributed.checkpoint", "dcp_to_torch_save"),
+        ("__0_0.distcp", b"PK\3\4", "torch.distributed.checkpoint", "name the folder"),
+        (".metadata", b"\x80\4}.", "torch.distributed.checkpoint", "name the folder"),
     ],
 )
 def test_what_is_not_read_is_named(

@@ -174,7 +174,7 @@ def attributes(node: Obj) -> dict[Any, Any]:
     if isinstance(state, dict):
         return state
     if isinstance(state, tuple) and len(state) == 2:
-        parts = [mapping(part) for part in state]
+        parts = [{} if part is None else mapping(part) for part in state]
         if all(part is not None for part in parts):
             return {**(parts[0] or {}), **(parts[1] or {})}
     return {}

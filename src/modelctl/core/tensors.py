@@ -353,3 +353,37 @@ class ValuesStorage(Storage):
 
     def read(self, start: int, size: int) -> bytes:
         return b"".join(self.chunks(start, start + size))
+
+
+class Widened(Storage):
+    """The values of a tensor of half precision in float32, which holds each of them exactly; made
+    while they are read."""
+
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: TensorRef) -> None:
+        super().__init__(4 * ref.numel, ref.storage.location)
+        self.ref = ref
+        self.compared = ref.storage.compared
+
+    def check(self) -> None:
+        self.ref.storage.check()
+        self.compared = True
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        self.ref.check()
+        yield from self.chunks(start, stop)
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        stop = self.nbytes if stop is None else stop
+        yield from cut((self._wide(piece) for piece in self.ref.chunks()), start, stop)
+
+    def _wide(self, piece: bytes) -> bytes:
+        import numpy as np
+
+        if self.ref.dtype.name == "float16":
+            return np.frombuffer(piece, "<f2").astype("<f4").tobytes()
+        return (np.frombuffer(piece, "<u2").astype("<u4") << 16).tobytes()
+
+    def read(self, start: int, size: int) -> bytes:
+        return b"".join(self.chunks(start, start + size))

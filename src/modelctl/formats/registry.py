@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from shlex import quote
 
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
 from ..storage.places import Place
@@ -10,6 +12,9 @@ from .archives import PlainTar, TarGz, ZipOfCheckpoints
 from .arrays import PickledArrays
 from .base import Format, WritableFormat
 from .distributed.dcp import DistributedCheckpoint
+from .distributed.hf_shards import PartsInSafetensors
+from .distributed.ranks import RankFiles
+from .distributed.zero import Zero
 from .folders import Folder
 from .guests import Broken, third_party
 from .shards.reading import Sharded
@@ -17,7 +22,7 @@ from .single import SINGLE, guest_of, known_to
 
 BUILT_IN: Sequence[Format] = (
     *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),
-    *(DistributedCheckpoint(), Folder()),
+    *(DistributedCheckpoint(), PartsInSafetensors(), Zero(), RankFiles(), Folder()),
 )
 # What is often found under a checkpoint's name, and what it says to its owner.
 _LOOKALIKES = (
@@ -68,11 +73,17 @@ def detect(place: Place) -> Format:
 
     Raises:
         UnreadableError: no format knows it; says what it looks like.
+        UnsupportedError: a part of a folder, which says nothing by itself.
         ModelctlError: it can't be opened.
     """
     if not place.is_folder and place.size == 0:
         raise UnreadableError(
             "an empty file", path=place.name, hint="the download or the save failed: do it again"
+        )
+    if not place.is_folder and place.filename.endswith((".distcp", ".metadata")):
+        raise UnsupportedError(
+            f"{place.name}: one file of a torch.distributed.checkpoint folder",
+            hint=f"name the folder: {quote(os.path.dirname(os.path.abspath(place.name)))}",
         )
     found = known_to(BUILT_IN, place) or guest_of(place)
     if found is None:

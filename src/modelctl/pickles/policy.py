@@ -51,7 +51,24 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
         *("ChunkStorageMetadata", "BytesStorageMetadata", "_MEM_FORMAT_ENCODING"),
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
+    **dict.fromkeys(
+        ("torch.distributed.tensor._dtensor_spec", "torch.distributed._tensor._dtensor_spec"),
+        ("DTensorSpec", "TensorMeta", "ShardOrderEntry"),
+    ),
+    **dict.fromkeys(
+        ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
+        ("Shard", "Replicate", "Partial", "_Partial", "_StridedShard"),
+    ),
+    "torch.distributed.device_mesh": ("DeviceMesh",),
+    "torch.distributed._mesh_layout": ("_MeshLayout", "_FlatLayout"),
+    "torch.distributed._shard.sharded_tensor.metadata": (
+        *("TensorProperties", "MEM_FORMAT_ENCODING", "ShardedTensorMetadata"),
+    ),
+    "torch.distributed._shard.sharded_tensor.shard": ("Shard",),
+    "torch.distributed._shard.metadata": ("ShardMetadata",),
+    "torch.distributed._shard.sharding_spec.chunk_sharding_spec": ("ChunkShardingSpec",),
+    "torch.distributed._shard.sharding_spec.api": ("EnumerableShardingSpec",),
+    "torch.distributed.remote_device": ("_remote_device",),
     "functools": ("partial",),
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "builtins": (

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.chunked import Chunk, ChunkedStorage, placed
 from ...core.notes import Note
 from ...core.tensors import TensorRef
-from ...core.text import some
+from ...core.text import count, some
 from ...core.tree import Path
-from ...errors import ModelctlError, UnreadableError, UnsupportedError
+from ...errors import UnreadableError, UnsupportedError
+from ...storage.chunked import Chunk, ChunkedStorage, placed
 from ...storage.places import Place
 from ..base import Format
 from ..pytorch.zip import TorchZip
@@ -64,15 +64,6 @@ class DistributedCheckpoint(Format):
             findings=(*described.findings, *files.findings),
         )
 
-    def explain(self, place: Place) -> ModelctlError | None:
-        name = place.filename
-        if place.is_folder or not (name.endswith((".distcp", ".metadata"))):
-            return None
-        return UnsupportedError(
-            f"{place.name}: one file of a torch.distributed.checkpoint folder",
-            hint="name the folder that it lies in",
-        )
-
 
 def _metadata_names(place: Place) -> list[str]:
     """The metadata in a folder: one for all, else one of each rank."""
@@ -100,22 +91,21 @@ class _Files:
                 if any(item.file in missing for item in _items_of(entry))
             ]
             raise UnreadableError(
-                f"{some(missing, 3)} of {len(self._places)} files is missing, where "
-                f"{some(lost, 2)} lies" if len(missing) == 1 else
-                f"{len(missing)} of {len(self._places)} files are missing ({some(missing, 3)}), "
-                f"where {some(lost, 2)} lie",
+                f"{len(missing)} of {len(self._places)} files missing ({some(missing, 3)}), "
+                f"with parts of {some(lost, 2)}",
                 path=place.name,
                 hint="copy the folder again, with the files of all ranks",
             )
         metadata = [place.member(name) for name in _metadata_names(place)]
         self.size = sum(one.size for one in (*self._places.values(), *metadata))
-        count = len(self._places)
-        self.text = f"{count} file" + ("s" if count != 1 else "")
+        self.text = count(len(self._places), "file")
 
     def tensor(self, saved: Saved) -> TensorRef:
         """A tensor over its parts, none of which is looked at yet."""
         chunks = [
-            Chunk(part.offsets, part.sizes, partial(self._part, part.item), self._checked(part.item))
+            Chunk(
+                part.offsets, part.sizes, partial(self._part, part.item), self._checked(part.item)
+            )
             for part in saved.parts
         ]
         if saved.dtype.kind in ("quantized", "bits"):
@@ -148,7 +138,8 @@ class _Files:
         root = self._read(item).root
         if not isinstance(root, TensorRef):
             raise UnreadableError(
-                "no tensor, which the metadata say", path=self._places[item.file].name,
+                "no tensor, which the metadata say",
+                path=self._places[item.file].name,
                 offset=item.offset,
             )
         return root
@@ -158,7 +149,9 @@ class _Files:
         inner = as_saved(place.window(item.offset, item.length, f"at {item.offset:,}"), item)
         if inner.zip is None:
             raise UnreadableError(
-                "not what torch.save writes", path=place.name, offset=item.offset,
+                "not what torch.save writes",
+                path=place.name,
+                offset=item.offset,
                 hint="the files are of another save than the metadata, or damaged",
             )
         return _ITEMS.read(inner)

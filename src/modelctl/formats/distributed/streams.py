@@ -45,9 +45,7 @@ def _inflated(place: Place) -> Place:
                 while piece := plain.read(_PIECE):
                     size += len(piece)
                     if size > limit:
-                        raise UnreadableError(
-                            "inflates to far more than it holds", path=place.name
-                        )
+                        raise UnreadableError("inflates to far more than it holds", path=place.name)
                     temporary.write(piece)
         except (ValueError, EOFError) as e:
             raise UnreadableError(f"damaged: {e}", path=place.name) from None

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+from ..core.dtypes import DType
+from ..core.storages import Run, Storage
+from ..core.tensors import TensorRef
 from ..errors import DamagedError, UnreadableError
-from .dtypes import DType
-from .storages import Run, Storage
-from .tensors import TensorRef
 
 Box = tuple[tuple[int, int], ...]  # from where to where, in each dimension
 
@@ -98,8 +98,7 @@ def _overlapping(chunks: Sequence[Chunk]) -> tuple[Chunk, Chunk] | None:
 def _common(a: Box, b: Box) -> Box | None:
     """What two boxes have in common; None where that is nothing."""
     both = tuple(
-        (max(low, other), min(high, end))
-        for (low, high), (other, end) in zip(a, b, strict=True)
+        (max(low, other), min(high, end)) for (low, high), (other, end) in zip(a, b, strict=True)
     )
     return both if all(low < high for low, high in both) else None
 
@@ -229,8 +228,7 @@ class ChunkedStorage(Storage):
         """The values of a box that lies in a chunk."""
         ref, offsets = self.part(index), self._chunks[index].offsets
         first = sum(
-            (low - at) * step
-            for (low, _), at, step in zip(box, offsets, ref.stride, strict=True)
+            (low - at) * step for (low, _), at, step in zip(box, offsets, ref.stride, strict=True)
         )
         sizes = tuple(high - low for low, high in box)
         start = ref.offset + first
