@@ -15,7 +15,7 @@ from .core.notes import Note
 from .core.records import METADATA, add_history, write_records
 from .core.tree import find_path
 from .errors import LossError
-from .formats.base import WritableFormat
+from .formats.base import Writable, WritableFormat
 from .formats.destination import Destination, destination
 from .formats.registry import detect, for_writing
 from .pickles.left_out import without_calls
@@ -122,11 +122,13 @@ def save(
     with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
         layout = target.layout(ckpt, group)
         group.carry_out(layout, _of(progress, layout))
-    name = Path(target.path) if target.shards is None else Path(target.path, layout.main.name)
-    return Saved(name, target.format.name, layout.nbytes, len(layout.files), notes)
+    name = Path(target.path, layout.main.name) if target.shards is not None else Path(target.path)
+    return Saved(
+        name, target.format.name, layout.nbytes, len(layout.files), (*notes, *layout.notes)
+    )
 
 
-def _cut(ckpt: Checkpoint, fmt: WritableFormat) -> tuple[Checkpoint, Sequence[Note]]:
+def _cut(ckpt: Checkpoint, fmt: Writable) -> tuple[Checkpoint, Sequence[Note]]:
     """Without the bytes of tensors that were removed, where they would be written with others, and
     without values that would be made by a call."""
     if not fmt.whole_storages:
@@ -181,10 +183,13 @@ def check_parts(
 
 
 def _formats_of(parts: Mapping[str, Checkpoint], to: str) -> dict[str, WritableFormat]:
-    formats = {}
+    formats: dict[str, WritableFormat] = {}
     for name, part in parts.items():
         wanted = for_writing(to, name)
-        formats[name] = for_writing("torch", name) if wanted.losses(part) else wanted
+        if not isinstance(wanted, WritableFormat) or wanted.losses(part):
+            wanted = for_writing("torch", name)
+        assert isinstance(wanted, WritableFormat)
+        formats[name] = wanted
     return formats
 
 

@@ -26,6 +26,7 @@ from .core.tree import walk
 from .errors import ModelctlError
 from .files import open as open_checkpoint
 from .files import save
+from .formats.base import WritableFolder, WritableFormat
 from .formats.registry import for_writing
 from .inspection.ls import list_names, list_tensors
 from .inspection.summary.summarize import summarize
@@ -315,14 +316,24 @@ class FormatSuite:
         if self.writable is None:
             pytest.skip("read only")
         with open_checkpoint(sample.path) as ckpt:
-            layout = for_writing(self.writable, "out").layout(ckpt, "out")
-            at = 0
-            for segment in layout.segments:
-                assert segment.offset == at
-                at += segment.nbytes
-            assert at == layout.nbytes
-            assert save(ckpt, tmp_path / "out", to=self.writable).bytes_written == at
-        assert os.path.getsize(tmp_path / "out") == at
+            fmt = for_writing(self.writable, "out")
+            if isinstance(fmt, WritableFormat):
+                files = [fmt.layout(ckpt, "out")]
+            else:
+                assert isinstance(fmt, WritableFolder)
+                files = [*fmt.layout(ckpt, (), in_place=False).files]
+            for file in files:
+                at = 0
+                for segment in file.segments:
+                    assert segment.offset == at
+                    at += segment.nbytes
+                assert at == file.nbytes
+            total = sum(file.nbytes for file in files)
+            assert save(ckpt, tmp_path / "out", to=self.writable).bytes_written == total
+        for file in files:
+            whole = isinstance(fmt, WritableFormat)
+            out = tmp_path / "out" if whole else tmp_path / "out" / file.name
+            assert os.path.getsize(out) == file.nbytes
 
     def test_runs_are_where_the_bytes_lie(self, sample: Sample) -> None:
         with open_checkpoint(sample.path) as ckpt:

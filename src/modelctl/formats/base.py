@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Loss, Note, warning
@@ -10,7 +11,7 @@ from ..core.records import records
 from ..core.text import some
 from ..core.tree import Path
 from ..errors import ModelctlError
-from ..storage.layout import FileLayout
+from ..storage.layout import FileLayout, Layout
 from ..storage.places import Place
 
 
@@ -58,13 +59,11 @@ class Format(ABC):
         return None
 
 
-class WritableFormat(Format):
+class Writable(Format):
     """A format that can be written, too.
 
     Attributes:
         suffixes: those that choose it for an output, the usual one first.
-        shard_names: what the shards of a folder are called, stem and suffix (``model``,
-            ``.safetensors``); None where there is no such folder.
         whole_storages: whether it keeps storages whole: views of one share it, and tied tensors
             have all their names. Otherwise each tensor is by itself, and tied ones are kept once.
         string_metadata: whether it has a place of its own for a checkpoint's string metadata.
@@ -72,8 +71,7 @@ class WritableFormat(Format):
             read again from what it writes.
     """
 
-    suffixes: tuple[str, ...]
-    shard_names: tuple[str, str] | None = None
+    suffixes: tuple[str, ...] = ()
     whole_storages: bool = False
     string_metadata: bool = False
     keeps_records: bool = False
@@ -81,16 +79,6 @@ class WritableFormat(Format):
     @abstractmethod
     def losses(self, ckpt: Checkpoint) -> list[Loss]:
         """What of the checkpoint this format can't hold."""
-
-    @abstractmethod
-    def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
-        """What the file called ``name`` would be; nothing is read but what the checkpoint's
-        structure needs, and nothing is written.
-
-        Raises:
-            RefusedError: it holds a call that unpickling the output would run.
-            UnsupportedError: a part of it can't be written.
-        """
 
     def remarks(self, ckpt: Checkpoint) -> list[Note]:
         """What becomes of the checkpoint in this format, and what other readers make of it, where
@@ -113,3 +101,45 @@ class WritableFormat(Format):
             record: what it is called (``modelctl.freeze``).
         """
         return None
+
+
+class WritableFormat(Writable):
+    """A format whose checkpoints are files.
+
+    Attributes:
+        shard_names: what the shards of a folder are called, stem and suffix (``model``,
+            ``.safetensors``); None where there is no such folder.
+    """
+
+    shard_names: tuple[str, str] | None = None
+
+    @abstractmethod
+    def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
+        """What the file called ``name`` would be; nothing is read but what the checkpoint's
+        structure needs, and nothing is written.
+
+        Raises:
+            RefusedError: it holds a call that unpickling the output would run.
+            UnsupportedError: a part of it can't be written.
+        """
+
+
+class WritableFolder(Writable):
+    """A format whose checkpoints are folders of several files."""
+
+    @abstractmethod
+    def layout(self, ckpt: Checkpoint, there: Collection[str], *, in_place: bool) -> Layout:
+        """What the files of the folder would be, the one that names the others last.
+
+        Args:
+            there: the names that are in the folder.
+            in_place: whether it is the one that the checkpoint was read from, whose files the new
+                ones may go on using.
+
+        Raises:
+            RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
+        """
+
+    @abstractmethod
+    def occupied(self, there: Collection[str]) -> list[str]:
+        """Those of the names in a folder that are a checkpoint of this format already."""

@@ -16,7 +16,7 @@ from ..storage.layout import Layout
 from ..storage.places import named
 from ..storage.source import FileSource
 from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
-from .base import WritableFormat, no_state_dict
+from .base import Writable, WritableFolder, WritableFormat, no_state_dict
 from .registry import for_writing, of_suffix, writable
 from .shards.writing import (
     INDEX,
@@ -30,16 +30,16 @@ from .shards.writing import (
 
 
 class Destination(NamedTuple):
-    """A file of a format, or a folder of shards of that format.
+    """A file of a format, a folder of shards of that format, or one of a format of folders.
 
     Attributes:
         format: what is written.
         path: the file, or the folder.
-        shards: what the shards are called; None: one file.
+        shards: what the shards are called; None: no shards.
         max_shard_size: the most bytes in a shard.
     """
 
-    format: WritableFormat
+    format: Writable
     path: str
     shards: ShardNames | None = None
     max_shard_size: int = 0
@@ -52,6 +52,11 @@ class Destination(NamedTuple):
             return [Loss(text, no_state_dict(ckpt))]
         return lost
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is several files of a folder."""
+        return self.shards is not None or isinstance(self.format, WritableFolder)
+
     def check(self, *, overwrite: bool) -> None:
         """Looks whether the output can stand there, as far as that shows before it is written.
 
@@ -59,12 +64,20 @@ class Destination(NamedTuple):
             WriteError: something stands there that is not to be replaced, or there is no folder
                 to write to.
         """
-        if self.shards is None:
+        if not self.is_folder:
             check_file(self.path, overwrite=overwrite)
             return
         check_folder(self.path)
-        for name in superseded(self.path, self.shards):
+        for name in self._replaced():
             check_file(os.path.join(self.path, name), overwrite=overwrite)
+
+    def _replaced(self) -> list[str]:
+        """What stands in the folder and makes room for the new one."""
+        if self.shards is not None:
+            return superseded(self.path, self.shards)
+        assert isinstance(self.format, WritableFolder)
+        there = os.listdir(self.path) if os.path.isdir(self.path) else []
+        return self.format.occupied(there)
 
     def staged(
         self, *, overwrite: bool, sources: Iterable[FileSource]
@@ -75,7 +88,7 @@ class Destination(NamedTuple):
             WriteError: something stands there that is not to be replaced.
         """
         self.check(overwrite=overwrite)
-        if self.shards is None:
+        if not self.is_folder:
             return staged_file(self.path, overwrite=overwrite, sources=sources)
         return staged_files(self.path, overwrite=overwrite, sources=sources)
 
@@ -85,6 +98,11 @@ class Destination(NamedTuple):
         Raises:
             RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
         """
+        if isinstance(self.format, WritableFolder):
+            there = os.path.realpath(self.path)
+            own = ckpt.origin is not None and os.path.realpath(ckpt.origin.path) == there
+            return self.format.layout(ckpt, group.names, in_place=own)
+        assert isinstance(self.format, WritableFormat)
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
             return Layout([self.format.layout(ckpt, os.path.basename(self.path))])
@@ -109,6 +127,10 @@ def destination(
     """
     named(path)
     limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
+    if to is not None and isinstance(for_writing(to, path), WritableFolder):
+        if shard_size is not None:
+            raise UsageError(f"{to} has no shards of a size to choose")
+        return Destination(for_writing(to, path), path.rstrip("/" + os.sep) or path)
     folder, name = os.path.split(path)
     there = names_by_index(path) if name.endswith(".json") else None
     if there is not None:
@@ -127,7 +149,7 @@ def destination(
     if is_folder:
         fmt = for_writing(to or "safetensors", path)
         folder = path.rstrip("/" + os.sep) or path
-        return Destination(fmt, folder, _sharded(fmt, fmt.shard_names), limit)
+        return Destination(fmt, folder, _sharded(fmt, _shard_names(fmt)), limit)
     if shard_size is not None:
         other = os.path.join(folder, name.partition(".")[0], "")
         raise UsageError(
@@ -136,13 +158,17 @@ def destination(
     return Destination(for_writing(to, path), path)
 
 
-def _check_index(path: str, to: str | None, fmt: WritableFormat) -> None:
+def _check_index(path: str, to: str | None, fmt: Writable) -> None:
     if to not in (None, fmt.name):
         raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
 
 
-def _sharded(fmt: WritableFormat, names: tuple[str, ...] | None) -> ShardNames:
-    if fmt.shard_names is None or names is None:
-        known = ", ".join(one.name for one in writable(all=True) if one.shard_names is not None)
+def _sharded(fmt: Writable, names: tuple[str, ...] | None) -> ShardNames:
+    if _shard_names(fmt) is None or names is None:
+        known = ", ".join(one.name for one in writable(all=True) if _shard_names(one) is not None)
         raise UsageError(f"{fmt.label} is not written in shards", hint=f"{known} are")
     return ShardNames(*names)
+
+
+def _shard_names(fmt: Writable) -> tuple[str, str] | None:
+    return fmt.shard_names if isinstance(fmt, WritableFormat) else None

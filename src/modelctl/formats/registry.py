@@ -10,7 +10,7 @@ from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageErro
 from ..storage.places import Place
 from .archives import PlainTar, TarGz, ZipOfCheckpoints
 from .arrays import PickledArrays
-from .base import Format, WritableFormat
+from .base import Format, Writable
 from .distributed.dcp import DistributedCheckpoint
 from .distributed.hf_shards import PartsInSafetensors
 from .distributed.ranks import RankFiles
@@ -130,13 +130,13 @@ def _unknown(place: Place) -> ModelctlError:
     )
 
 
-def writable(*, all: bool = False) -> list[WritableFormat]:
+def writable(*, all: bool = False) -> list[Writable]:
     """The formats that can be written: ours, or with ``all`` those of other packages, too."""
     known = (*BUILT_IN, *third_party()) if all else BUILT_IN
-    return [one for one in known if isinstance(one, WritableFormat)]
+    return [one for one in known if isinstance(one, Writable)]
 
 
-def of_suffix(path: str) -> WritableFormat | None:
+def of_suffix(path: str) -> Writable | None:
     """The format to write that the suffix of a path says; those of other packages are only asked
     where none of ours does."""
     for all in (False, True):
@@ -146,7 +146,7 @@ def of_suffix(path: str) -> WritableFormat | None:
     return None
 
 
-def for_writing(name: str | None, path: str) -> WritableFormat:
+def for_writing(name: str | None, path: str) -> Writable:
     """The format to write: by its name (``--to``), else by the suffix of ``path``.
 
     Raises:

@@ -8,7 +8,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, info
 from ..core.text import count
 from ..files import Saved
-from ..formats.base import WritableFormat
+from ..formats.base import Writable
 from ..formats.registry import for_writing, known, writable
 from ..storage.source import FileSource
 from .naming import is_sharded
@@ -42,10 +42,10 @@ def _shards(ckpt: Checkpoint) -> list[str]:
     return [name for name in names if name != ckpt.origin.path]
 
 
-def _format(ckpt: Checkpoint, shards: list[str]) -> WritableFormat | None:
+def _format(ckpt: Checkpoint, shards: list[str]) -> Writable | None:
     """What it was read as, where that can be written."""
     if shards:
         fits = (one for one in writable(all=True) if shards[0].endswith(one.suffixes))
         return next(fits, None)
     found = known(ckpt.origin.format) if ckpt.origin is not None else None
-    return found if isinstance(found, WritableFormat) else None
+    return found if isinstance(found, Writable) else None

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..formats.base import WritableFormat
+from ..formats.base import Writable
 from ..formats.registry import for_writing, known, of_suffix
 
 _USUAL = "torch"
@@ -26,16 +26,16 @@ def is_sharded(ckpt: Checkpoint) -> bool:
 def same_format(ckpt: Checkpoint) -> str:
     """What writes a file of the format that it was read from; torch's where nothing does."""
     found = known(ckpt.origin.format) if ckpt.origin is not None else None
-    return found.name if isinstance(found, WritableFormat) else _USUAL
+    return found.name if isinstance(found, Writable) else _USUAL
 
 
 def usual_suffix(format: str) -> str:
-    """The suffix of a file of a format.
+    """The suffix of a file of a format; none of a folder.
 
     Raises:
         UsageError: there is no such format.
     """
-    return for_writing(format, "").suffixes[0]
+    return (*for_writing(format, "").suffixes, "")[0]
 
 
 def has_known_suffix(path: str) -> bool:

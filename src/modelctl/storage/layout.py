@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from ..core.notes import Note
 from ..core.storages import Storage
 from ..errors import WriteError
 
@@ -100,10 +101,12 @@ class Layout(NamedTuple):
     Attributes:
         files: in the order in which they are put in place: what names the others comes last.
         superseded: names of files that these take the place of, removed when they stand.
+        notes: what there is to say of it.
     """
 
     files: Sequence[FileLayout]
     superseded: Sequence[str] = ()
+    notes: Sequence[Note] = ()
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +153,15 @@ class LayoutBuilder:
     def late(self, nbytes: int, make: Callable[[Checksums], bytes]) -> None:
         """``nbytes`` bytes that ``make`` gives once all checksums are known."""
         self._place(Late(self.position, nbytes, make))
+
+    def append(self, file: FileLayout) -> None:
+        """All of a file that is a part of this one."""
+        start = self.position
+        self._flush()
+        self._segments += [
+            segment._replace(offset=start + segment.offset) for segment in file.segments
+        ]
+        self.position = start + file.nbytes
 
     def _place(self, segment: Piece | Late) -> None:
         self._flush()

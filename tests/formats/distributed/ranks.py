@@ -128,6 +128,8 @@ def read(folder: Path, expected: Path, world: int) -> None:
     def room(value: object) -> object:
         if isinstance(value, dict):
             return {key: room(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [room(one) for one in value]
         if isinstance(value, torch.Tensor) and value.dim():
             return distribute_tensor(torch.zeros_like(value), line, [Shard(0)])
         return torch.zeros_like(value) if isinstance(value, torch.Tensor) else None
@@ -136,6 +138,9 @@ def read(folder: Path, expected: Path, world: int) -> None:
         if isinstance(value, dict):
             for key, one in value.items():
                 check(found[key], one, f"{at}.{key}")
+        elif isinstance(value, list):
+            for i, one in enumerate(value):
+                check(found[i], one, f"{at}.{i}")
         elif isinstance(value, torch.Tensor):
             assert torch.equal(full(found), value), at
         else:

@@ -7,41 +7,42 @@ read, and the objects, which are small.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.notes import Note
+from ...core.notes import Loss, Note
+from ...core.records import write_records
 from ...core.tensors import TensorRef
 from ...core.text import count, some
 from ...core.tree import Path
 from ...errors import UnreadableError, UnsupportedError
-from ...storage.chunked import Chunk, ChunkedStorage, placed
+from ...storage.chunked import Chunk, placed
+from ...storage.layout import Layout
 from ...storage.places import Place
-from ..base import Format
+from ..base import WritableFolder
 from ..pytorch.zip import TorchZip
-from .metadata import Described, Item, Saved, read_metadata
+from . import writing
+from .metadata import NAME, OF_RANK, Described, Item, Saved, read_metadata
 from .streams import as_saved
 
-_NAME = ".metadata"
-_OF_RANK = re.compile(r"__(\d+)\.metadata")
 _ITEMS = TorchZip()
 
 
-class DistributedCheckpoint(Format):
+class DistributedCheckpoint(WritableFolder):
     """A folder that ``torch.distributed.checkpoint.save`` wrote, under any number of ranks."""
 
     name = "dcp"
     label = "DCP"
+    keeps_records = True
 
     def sniff(self, place: Place) -> bool:
-        return bool(_metadata_names(place))
+        return bool(_metadata_among(place.names))
 
     def read(self, place: Place) -> Checkpoint:
         described = Described()
-        for name in _metadata_names(place):
+        for name in _metadata_among(place.names):
             described.add(read_metadata(place.member(name)))
         files = _Files(place, described)
         root: dict[str, Any] = {}
@@ -57,19 +58,31 @@ class DistributedCheckpoint(Format):
                     hint=e.hint,
                 ) from None
             put(root, described.path(name), value)
-        return Checkpoint(
+        ckpt = Checkpoint(
             root,
             Origin(place.name, self.name, f"DCP, {files.text}", files.size),
             warnings=tuple(files.warnings),
             findings=(*described.findings, *files.findings),
         )
+        if described.records and ckpt.sections.models:
+            return write_records(ckpt, described.records)
+        return ckpt
+
+    def losses(self, ckpt: Checkpoint) -> list[Loss]:
+        return writing.losses(ckpt)
+
+    def layout(self, ckpt: Checkpoint, there: Collection[str], *, in_place: bool) -> Layout:
+        return writing.layout(ckpt, there, in_place=in_place)
+
+    def occupied(self, there: Collection[str]) -> list[str]:
+        return _metadata_among(there)
 
 
-def _metadata_names(place: Place) -> list[str]:
+def _metadata_among(names: Collection[str]) -> list[str]:
     """The metadata in a folder: one for all, else one of each rank."""
-    if _NAME in place.names:
-        return [_NAME]
-    found = [(int(match[1]), match[0]) for match in map(_OF_RANK.fullmatch, place.names) if match]
+    if NAME in names:
+        return [NAME]
+    found = [(int(match[1]), match[0]) for match in map(OF_RANK.fullmatch, names) if match]
     return [name for _, name in sorted(found)]
 
 
@@ -80,6 +93,7 @@ class _Files:
         self.place = place
         self.findings: list[Finding] = []
         self.warnings: list[Note] = []
+        self._tensors: dict[Any, TensorRef] = {}
         self._places = {
             name: place.member(name) for name in dict.fromkeys(i.file for i in _items(described))
         }
@@ -88,7 +102,7 @@ class _Files:
             lost = [
                 name
                 for name, entry in described.entries.items()
-                if any(item.file in missing for item in _items_of(entry))
+                if any(item.file in missing for item in writing.items_of(entry))
             ]
             raise UnreadableError(
                 f"{len(missing)} of {len(self._places)} files missing ({some(missing, 3)}), "
@@ -96,12 +110,15 @@ class _Files:
                 path=place.name,
                 hint="copy the folder again, with the files of all ranks",
             )
-        metadata = [place.member(name) for name in _metadata_names(place)]
+        metadata = [place.member(name) for name in _metadata_among(place.names)]
         self.size = sum(one.size for one in (*self._places.values(), *metadata))
         self.text = count(len(self._places), "file")
 
     def tensor(self, saved: Saved) -> TensorRef:
-        """A tensor over its parts, none of which is looked at yet."""
+        """A tensor over its parts, none of which is looked at yet; tied ones lie in the same."""
+        key = (saved.dtype, saved.shape, tuple(saved.parts))
+        if key in self._tensors:
+            return self._tensors[key]
         chunks = [
             Chunk(
                 part.offsets, part.sizes, partial(self._part, part.item), self._checked(part.item)
@@ -110,8 +127,9 @@ class _Files:
         ]
         if saved.dtype.kind in ("quantized", "bits"):
             raise UnsupportedError(f"{self.place.name}: a tensor of {saved.dtype.name} in parts")
-        storage = ChunkedStorage(saved.dtype, saved.shape, placed(saved.shape, chunks))
-        return TensorRef(saved.dtype, saved.shape, storage)
+        storage = writing.SavedStorage(saved, placed(saved.shape, chunks))
+        ref = self._tensors[key] = TensorRef(saved.dtype, saved.shape, storage)
+        return ref
 
     def object(self, item: Item) -> Any:
         """An object: whatever is no tensor."""
@@ -157,12 +175,8 @@ class _Files:
         return _ITEMS.read(inner)
 
 
-def _items_of(entry: Saved | Item) -> list[Item]:
-    return [entry] if isinstance(entry, Item) else [part.item for part in entry.parts]
-
-
 def _items(described: Described) -> Iterable[Item]:
-    return (item for entry in described.entries.values() for item in _items_of(entry))
+    return (item for entry in described.entries.values() for item in writing.items_of(entry))
 
 
 def put(root: dict[str, Any], path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@ and objects there are, and in which range of which file each part of them lies."
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,11 +11,16 @@ from typing import Any, NamedTuple
 from ...core.checkpoint import Finding
 from ...core.dtypes import BY_NAME, DType
 from ...core.nodes import Global, Obj, attributes, mapping
+from ...core.records import PREFIX
 from ...core.tree import Path, brief
 from ...errors import UnreadableError
 from ...pickles.interpreter import MAX_SIZE, unpickle
 from ...storage.places import Place
 
+NAME = ".metadata"
+OF_RANK = re.compile(r"__(\d+)\.metadata")  # where ranks write alone, since torch 2.9
+# What modelctl records of the model (docs/records.md): an attribute that torch does not look at.
+RECORDS = "modelctl.records"
 _MODULE = "torch.distributed.checkpoint.metadata"
 METADATA = Global(_MODULE, "Metadata")
 _TENSOR = Global(_MODULE, "TensorStorageMetadata")
@@ -56,11 +62,13 @@ class Described:
         entries: a tensor, or the item of an object, by its flattened name.
         paths: where in the tree an entry belongs; the name itself where nothing is said.
         findings: what unpickling the metadata would run.
+        records: what modelctl recorded of the model.
     """
 
     entries: dict[str, Saved | Item] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    records: dict[str, Any] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         return self.paths.get(name, (name,))
@@ -82,6 +90,7 @@ class Described:
             mine.parts.extend(entry.parts)
         self.paths.update(other.paths)
         self.findings += other.findings
+        self.records.update(other.records)
 
 
 def read_metadata(place: Place) -> Described:
@@ -124,6 +133,8 @@ def _described(root: Any) -> Described:
             found.entries[name] = _tensor(name, attributes(entry), items)
         else:
             raise UnreadableError(f"{name!r:.200} is neither a tensor nor an object")
+    ours = mapping(fields.get(RECORDS)) or {}
+    found.records = {k: v for k, v in ours.items() if isinstance(k, str) and k.startswith(PREFIX)}
     planned = mapping(fields.get("planner_data")) or {}
     for name, path in planned.items():
         if isinstance(name, str) and _is_path(path):
