@@ -235,7 +235,10 @@ class ChunkedStorage(Storage):
         view = TensorRef(
             *(ref.dtype, sizes, ref.storage, start, ref.stride), base=ref.base, rebuild=ref.rebuild
         )
-        return view.tobytes()
+        try:
+            return view.tobytes()
+        except DamagedError as e:
+            raise DamagedError(self, e.path, e.offset) from None
 
     def check(self) -> None:
         if self.compared:
