@@ -95,7 +95,7 @@ def test_parts_that_overlap_or_leave_a_hole(folder, at):
             attributes(root["state_dict_metadata"]["w"])["size"].args = ((9, 8),)
 
     change(folder, move)
-    with pytest.raises(UnreadableError, match="'w': .*(in no part of it|overlap)"):
+    with pytest.raises(UnreadableError, match=r"'w': .*(in no part of it|overlap)"):
         mc.open(folder)
 
 
