@@ -16,6 +16,7 @@ from ..storage.layout import Layout
 from ..storage.places import named
 from ..storage.source import FileSource
 from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
+from ..storage.streams import Stdout, is_stream, stdout
 from .base import WritableFormat, no_state_dict
 from .registry import for_writing, of_suffix, writable
 from .shards.writing import (
@@ -30,11 +31,11 @@ from .shards.writing import (
 
 
 class Destination(NamedTuple):
-    """A file of a format, or a folder of shards of that format.
+    """A file of a format, a folder of shards of that format, or stdout.
 
     Attributes:
         format: what is written.
-        path: the file, or the folder.
+        path: the file, the folder, or ``-``.
         shards: what the shards are called; None: one file.
         max_shard_size: the most bytes in a shard.
     """
@@ -59,6 +60,8 @@ class Destination(NamedTuple):
             WriteError: something stands there that is not to be replaced, or there is no folder
                 to write to.
         """
+        if is_stream(self.path):
+            return
         if self.shards is None:
             check_file(self.path, overwrite=overwrite)
             return
@@ -68,18 +71,21 @@ class Destination(NamedTuple):
 
     def staged(
         self, *, overwrite: bool, sources: Iterable[FileSource]
-    ) -> AbstractContextManager[FileGroup]:
-        """The group of files that the output is on its way in.
+    ) -> AbstractContextManager[FileGroup | Stdout]:
+        """The group of files that the output is on its way in, or stdout.
 
         Raises:
             WriteError: something stands there that is not to be replaced.
+            UsageError: stdout is a terminal.
         """
+        if is_stream(self.path):
+            return stdout()
         self.check(overwrite=overwrite)
         if self.shards is None:
             return staged_file(self.path, overwrite=overwrite, sources=sources)
         return staged_files(self.path, overwrite=overwrite, sources=sources)
 
-    def layout(self, ckpt: Checkpoint, group: FileGroup) -> Layout:
+    def layout(self, ckpt: Checkpoint, group: FileGroup | Stdout) -> Layout:
         """What it will be: the files that are to stand there, or a file alone.
 
         Raises:
@@ -87,7 +93,8 @@ class Destination(NamedTuple):
         """
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
-            return Layout([self.format.layout(ckpt, os.path.basename(self.path))])
+            name = "" if is_stream(self.path) else os.path.basename(self.path)
+            return Layout([self.format.layout(ckpt, name)])
         old = superseded(self.path, self.shards)
         return shards_layout(
             ckpt, self.format, self.shards, self.max_shard_size, taken=group.names, old=old
@@ -98,7 +105,8 @@ def destination(
     path: str, to: str | None = None, shard_size: int | str | None = None
 ) -> Destination:
     """What ``path`` names as an output, by its suffix: a file, a folder for shards (one that is
-    there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards.
+    there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards;
+    ``-`` is stdout, for one file.
 
     Args:
         to: the name of the format, where the suffix is not to say it.
@@ -109,6 +117,10 @@ def destination(
     """
     named(path)
     limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
+    if is_stream(path):
+        if shard_size is not None:
+            raise UsageError("stdout takes one file, no shards", hint="-o FOLDER/")
+        return Destination(for_writing(to, path), path)
     folder, name = os.path.split(path)
     there = names_by_index(path) if name.endswith(".json") else None
     if there is not None:
