@@ -28,6 +28,16 @@ not known, and neither NaN nor infinities.
 with its parents. What goes into a folder takes the source's name, one source or many; `--to` gives
 it the suffix of that format. Shards stay shards there; `--max-shard-size` makes shards of a file.
 
+## Pipes
+
+`-` is stdin where a checkpoint is read, and stdout with `-o`:
+`modelctl strip-prefix ddp.pt -o - -q | ssh host 'modelctl summary -'`. A file that is redirected
+(`< FILE`) is read where it lies; what a pipe brings is kept in a file without a name under `TMPDIR`
+until the command ends. To stdout goes one file, of the format that `--to` names or else the
+source's own; the report is on stderr then (`-q`: nowhere), and so are errors. It takes no shards
+and no folders, and must be no terminal. Where reading fails on the way, what went out is cut off,
+which any reader sees; the exit code is 2. A file that is called `-` is `./-`.
+
 ## Formats
 
 `--format csv` has exact numbers, for programs; `markdown` is what people read, for documents. What

@@ -43,9 +43,9 @@ class Saved(NamedTuple):
 def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = False) -> Checkpoint:
     """Open a checkpoint: its structure is read, its tensors are not, and nothing is run.
 
-    The content decides on the format, never the suffix. ``key`` is the dotted path of the
-    state_dict inside, where the one that is found isn't meant. Links among the shards that an
-    index names are followed inside one cache of the Hugging Face hub, others with
+    The content decides on the format, never the suffix; ``"-"`` is stdin. ``key`` is the dotted
+    path of the state_dict inside, where the one that is found isn't meant. Links among the shards
+    that an index names are followed inside one cache of the Hugging Face hub, others with
     ``follow_symlinks``.
 
     Raises:
@@ -94,7 +94,8 @@ def save(
 
     The format is ``to``, or what the suffix of ``path`` says. A folder, or the name of an index
     (``model.safetensors.index.json``), takes shards of at most ``max_shard_size`` (``"5GB"``,
-    decimal) and their index; where all fits into one, that one. Tensors that were not changed
+    decimal) and their index; where all fits into one, that one. ``"-"`` is stdout, which takes one
+    file, from its start to its end. Tensors that were not changed
     are copied from the files they lie in, which may include ``path`` itself.
 
     Args:

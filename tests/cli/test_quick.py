@@ -124,7 +124,7 @@ def test_plain_lines_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         *("a.pt --help", "-h", "", "a.pt b.pt c.pt -x", "a.pt --lon", "a.pt --section=none"),
         *("a.pt --key", "a.pt --key=", "a.pt --key --long", "-lq a.pt", "a.pt --long=yes"),
-        *("-- a.pt", "a.pt -", "a.pt --format JSON", "a.pt --section"),
+        *("-- a.pt", "a.pt --format JSON", "a.pt --section"),
     ],
 )
 def test_the_rest_is_left_to_typer(line: str) -> None:

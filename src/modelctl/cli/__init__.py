@@ -54,6 +54,14 @@ _HELP = {"--help", "-h"}
 def run(argv: Sequence[str]) -> int:
     """Run one command; the exit code. Errors are printed to stderr, in one or two lines; where the
     report was to be JSON they are a document on stdout."""
+    stdout = sys.stdout
+    try:
+        return _guarded(argv)
+    finally:
+        sys.stdout = stdout
+
+
+def _guarded(argv: Sequence[str]) -> int:
     try:
         code = _run(list(argv))
         _flush()
@@ -91,7 +99,7 @@ def _run(argv: list[str]) -> int:
 
     if not argv or "_MODELCTL_COMPLETE" in os.environ:
         return _by_typer(argv)
-    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+    if argv[0] not in COMMANDS and (not argv[0].startswith("-") or argv[0] == "-"):
         from .mistakes import is_file, no_such_command
 
         if not is_file(argv[0]):
@@ -164,6 +172,8 @@ def _flush() -> None:
 
 def _discard_stdout() -> None:
     """What is left in the buffer must not fail a second time when Python exits."""
+    if sys.stdout is sys.stderr:  # an output went to stdout, which holds nothing of ours
+        return
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

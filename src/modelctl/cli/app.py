@@ -12,7 +12,7 @@ import typer
 from ..storage.places import named
 from .commands import COMMANDS
 from .completion import complete_names, complete_paths
-from .signature import Argument, Command, Option
+from .signature import Argument, Command, Option, as_path
 
 _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "names": complete_names,
@@ -82,7 +82,7 @@ def _info(name: str, info: Argument | Option, is_path: bool) -> Any:
 def _path(text: str) -> Path:
     """A path as it was said; pathlib takes an empty one for the current folder."""
     named(text)
-    return Path(text)
+    return as_path(text)
 
 
 def _version(wanted: bool) -> None:

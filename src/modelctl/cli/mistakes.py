@@ -14,6 +14,7 @@ from typing import Literal, NoReturn, get_args, get_origin
 
 from ..core.text import either
 from ..errors import UsageError
+from ..storage.places import is_there
 from ..storage.source import no_such_file
 from .quick import flags_of, parameters_of, said_options
 from .signature import Command
@@ -43,7 +44,7 @@ _WILDCARDS = re.compile(r"[*?\[]")
 def is_file(word: str) -> bool:
     """Whether the first word of a line, which is no command, names a file: ``modelctl FILE``."""
     looks_so = os.sep in word or "/" in word or os.path.splitext(word)[1] != ""
-    return looks_so or os.path.lexists(word)
+    return looks_so or is_there(word)
 
 
 def no_such_command(word: str, commands: Iterable[str]) -> NoReturn:
@@ -100,7 +101,7 @@ def check_recipe(recipe: Path, sources: Sequence[Path]) -> None:
 
 def _check_pattern(command: Command, word: str) -> None:
     options = _options_of(command)
-    if not word or word.startswith("-") or os.path.lexists(word):
+    if not word or word.startswith("-") or is_there(word):
         return
     if "map" in options and "=" in word:
         raise UsageError(f"'{word}' is a map, no file", hint=f"--map {quote(word)}")

@@ -10,8 +10,10 @@ from .signature import Argument, Option
 _OUTPUT = "Output"
 _LIVE = "Live view: output shapes and MACs"
 
-Src = Annotated[Path, Argument("SRC", "The checkpoint to read.")]
-Srcs = Annotated[list[Path], Argument("SRC…", "The checkpoints to edit, each by itself.")]
+Src = Annotated[Path, Argument("SRC", "The checkpoint to read; - is stdin.")]
+Srcs = Annotated[
+    list[Path], Argument("SRC…", "The checkpoints to edit, each by itself; - is stdin.")
+]
 Key = Annotated[
     str | None,
     Option("The state_dict inside that is meant (ema.model), if not the found one.", "PATH"),
@@ -41,7 +43,7 @@ Destination = Annotated[
     str | None,
     Option(
         "The file to write, or a folder/ (made where there is none) that takes it by SRC's name. "
-        "Shards stay shards there; an .index.json takes them, too.",
+        "Shards stay shards there; an .index.json takes them, too. - is stdout, for one file.",
         "DST",
         flags=("--output", "-o"),
         panel=_OUTPUT,
@@ -61,7 +63,11 @@ Folder = Annotated[
 InPlace = Annotated[bool, Option("Replace SRC by the result, whole or not at all.", panel=_OUTPUT)]
 To = Annotated[
     str | None,
-    Option("torch or safetensors; else DST's suffix says.", "FORMAT", panel=_OUTPUT),
+    Option(
+        "torch or safetensors; else DST's suffix says, or for - what SRC is.",
+        "FORMAT",
+        panel=_OUTPUT,
+    ),
 ]
 MaxShardSize = Annotated[
     str | None,

@@ -45,6 +45,13 @@ def to_stdout() -> Iterator[None]:
         raise ModelctlError(f"stdout: {e.strerror or e}", hint=hint) from e
 
 
+def report_beside() -> None:
+    """Print on stderr what belongs on stdout, which is for the output itself; until :func:`run`
+    ends."""
+    sys.stdout.flush()
+    sys.stdout = sys.stderr
+
+
 def degrade(e: UnicodeError) -> tuple[str | bytes, int]:
     """What an encoding lacks, in ASCII: for streams, by :func:`codecs.register_error`."""
     if not isinstance(e, UnicodeEncodeError):

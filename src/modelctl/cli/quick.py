@@ -14,7 +14,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..errors import UsageError
-from .signature import Argument, Command, Option
+from ..storage.streams import is_stream
+from .signature import Argument, Command, Option, as_path
 
 _INTEGER = re.compile(r"\d{1,18}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?(e[-+]?\d{1,2})?", re.ASCII)
@@ -39,7 +40,7 @@ class _Parameter(NamedTuple):
             if text in get_args(self.kind):
                 return text
         elif self.kind is Path:
-            return Path(text)
+            return as_path(text)
         elif self.kind is str:
             return text
         elif self.kind is int and _INTEGER.fullmatch(text):
@@ -87,7 +88,7 @@ def _options(
     places: list[str] = []
     words = iter(argv)
     for word in words:
-        if not word.startswith("-"):
+        if not word.startswith("-") or is_stream(word):
             places.append(word)
             continue
         flag, equals, text = word.partition("=") if word.startswith("--") else (word, "", "")
@@ -101,7 +102,7 @@ def _options(
                 raise _Unclear
             continue
         text = text if equals else next(words, "")
-        if not text or text.startswith("-"):
+        if not text or (text.startswith("-") and not is_stream(text)):
             raise _Unclear
         value = one.value(text)
         if one.several:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from ..errors import UsageError
-from .output import Output
+from ..storage.streams import is_stream
+from .output import Output, report_beside
 
 # What the shell may offer: names of tensors and modules, or files and folders.
 Complete = Literal["names", "paths"]
@@ -70,6 +72,12 @@ def display(
     """What every command takes."""
 
 
+def as_path(text: str) -> Path:
+    """A path as it was said; pathlib takes ``./-``, which is a file, for ``-``, which is none."""
+    path = Path(text)
+    return path.absolute() if is_stream(path) and not is_stream(text) else path
+
+
 class Command:
     """A command: ``run`` gets an :class:`Output` and what the user said, and gives the exit code.
 
@@ -105,6 +113,8 @@ class Command:
     ) -> int:
         if json and format not in ("table", "json"):
             raise UsageError(f"--json and --format {format}: one of them")
+        if is_stream(said.get("output")):
+            report_beside()
         out = Output(self.name, "json" if json else format, color, quiet)
         return self.run(out, **said) or 0
 

@@ -115,8 +115,8 @@ class WritableFormat(Writable):
 
     @abstractmethod
     def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
-        """What the file called ``name`` would be; nothing is read but what the checkpoint's
-        structure needs, and nothing is written.
+        """What the file called ``name`` would be (it has none where it goes to a stream); nothing
+        is read but what the checkpoint's structure needs, and nothing is written.
 
         Raises:
             RefusedError: it holds a call that unpickling the output would run.

@@ -16,6 +16,7 @@ from ..storage.layout import Layout
 from ..storage.places import named
 from ..storage.source import FileSource
 from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
+from ..storage.streams import Stdout, is_stream, stdout
 from .base import Writable, WritableFolder, WritableFormat, no_state_dict
 from .registry import for_writing, of_suffix, writable
 from .shards.writing import (
@@ -30,11 +31,12 @@ from .shards.writing import (
 
 
 class Destination(NamedTuple):
-    """A file of a format, a folder of shards of that format, or one of a format of folders.
+    """A file of a format, a folder of shards of that format, one of a format of folders, or
+    stdout.
 
     Attributes:
         format: what is written.
-        path: the file, or the folder.
+        path: the file, the folder, or ``-``.
         shards: what the shards are called; None: no shards.
         max_shard_size: the most bytes in a shard.
     """
@@ -64,6 +66,8 @@ class Destination(NamedTuple):
             WriteError: something stands there that is not to be replaced, or there is no folder
                 to write to.
         """
+        if is_stream(self.path):
+            return
         if not self.is_folder:
             check_file(self.path, overwrite=overwrite)
             return
@@ -81,31 +85,35 @@ class Destination(NamedTuple):
 
     def staged(
         self, *, overwrite: bool, sources: Iterable[FileSource]
-    ) -> AbstractContextManager[FileGroup]:
-        """The group of files that the output is on its way in.
+    ) -> AbstractContextManager[FileGroup | Stdout]:
+        """The group of files that the output is on its way in, or stdout.
 
         Raises:
             WriteError: something stands there that is not to be replaced.
+            UsageError: stdout is a terminal.
         """
+        if is_stream(self.path):
+            return stdout()
         self.check(overwrite=overwrite)
         if not self.is_folder:
             return staged_file(self.path, overwrite=overwrite, sources=sources)
         return staged_files(self.path, overwrite=overwrite, sources=sources)
 
-    def layout(self, ckpt: Checkpoint, group: FileGroup) -> Layout:
+    def layout(self, ckpt: Checkpoint, group: FileGroup | Stdout) -> Layout:
         """What it will be: the files that are to stand there, or a file alone.
 
         Raises:
             RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
         """
-        if isinstance(self.format, WritableFolder):
+        if isinstance(self.format, WritableFolder) and isinstance(group, FileGroup):
             there = os.path.realpath(self.path)
             own = ckpt.origin is not None and os.path.realpath(ckpt.origin.path) == there
             return self.format.layout(ckpt, group.names, in_place=own)
         assert isinstance(self.format, WritableFormat)
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
-            return Layout([self.format.layout(ckpt, os.path.basename(self.path))])
+            name = "" if is_stream(self.path) else os.path.basename(self.path)
+            return Layout([self.format.layout(ckpt, name)])
         old = superseded(self.path, self.shards)
         return shards_layout(
             ckpt, self.format, self.shards, self.max_shard_size, taken=group.names, old=old
@@ -116,7 +124,8 @@ def destination(
     path: str, to: str | None = None, shard_size: int | str | None = None
 ) -> Destination:
     """What ``path`` names as an output, by its suffix: a file, a folder for shards (one that is
-    there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards.
+    there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards;
+    ``-`` is stdout, for one file.
 
     Args:
         to: the name of the format, where the suffix is not to say it.
@@ -127,10 +136,16 @@ def destination(
     """
     named(path)
     limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
+    if is_stream(path) and shard_size is not None:
+        raise UsageError("stdout takes one file, no shards", hint="-o FOLDER/")
     if to is not None and isinstance(for_writing(to, path), WritableFolder):
+        if is_stream(path):
+            raise UsageError(f"stdout takes one file, {to} is a folder", hint="-o FOLDER/")
         if shard_size is not None:
             raise UsageError(f"{to} has no shards of a size to choose")
         return Destination(for_writing(to, path), path.rstrip("/" + os.sep) or path)
+    if is_stream(path):
+        return Destination(for_writing(to, path), path)
     folder, name = os.path.split(path)
     there = names_by_index(path) if name.endswith(".json") else None
     if there is not None:

@@ -20,12 +20,14 @@ from ..formats.shards.writing import INDEX
 from ..inspection.changes import plan
 from ..inspection.edits import EditReport
 from ..storage.places import named
+from ..storage.streams import check_stdout, is_stream
 from ..storage.targets import check_makeable, made_folder
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
 from .folders import about_files
 from .linked import about_names, replaced
 from .naming import (
+    format_of_stream,
     has_known_suffix,
     is_folder,
     is_sharded,
@@ -120,6 +122,15 @@ class Job:
             raise UsageError(
                 "where does the result go?", hint="-o FILE, --in-place, or --dry-run to look first"
             )
+        if self.in_place and any(map(is_stream, sources)):
+            raise UsageError("stdin can't be edited in place", hint="-o FILE, or -o -")
+        if is_stream(self.output):
+            if len(sources) > 1:
+                raise UsageError(
+                    f"stdout takes one file, not {len(sources)}", hint="-o FOLDER/ takes them"
+                )
+            if not self.dry_run:
+                check_stdout()
         if len(sources) > 1 and self.max_shard_size is not None:
             raise UsageError(
                 "shards of several sources: edit them one by one, each with its own -o"
@@ -149,6 +160,8 @@ class Job:
             return self.own_place(source, ckpt)
         if self.output is None:
             return Target(source, self.to or same_format(ckpt))
+        if is_stream(self.output):
+            return Target(self.output, self.to or format_of_stream(ckpt))
         if of == 1 and not is_folder(self.output):
             return Target(self.output, self.to)
         if self.max_shard_size is not None or (of == 1 and is_sharded(ckpt)):
@@ -267,7 +280,7 @@ def _about_output(after: Checkpoint, saved: files.Saved) -> Iterator[Note]:
 def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
     """How plain torch applies the freeze record of a file."""
     model = after.sections.model()
-    if model.is_module or saved.files > 1 or saved.path != Path(path):
+    if model.is_module or saved.files > 1 or saved.path != Path(path) or is_stream(path):
         return ()
     record = for_writing(saved.format, "").record_by_hand(after, path, model.path, FREEZE)
     return () if record is None else by_hand(after, record)

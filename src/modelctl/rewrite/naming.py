@@ -6,14 +6,18 @@ import os
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..formats.base import Writable
-from ..formats.registry import for_writing, known, of_suffix
+from ..errors import UsageError
+from ..formats.base import Writable, WritableFormat
+from ..formats.registry import for_writing, known, of_suffix, writable
+from ..storage.streams import STREAM, is_stream
 
 _USUAL = "torch"
 
 
 def is_folder(output: str) -> bool:
     """Whether an output is a folder: one that is there, or one by its trailing slash."""
+    if is_stream(output):
+        return False
     return output.endswith(("/", os.sep)) or os.path.isdir(output)
 
 
@@ -27,6 +31,20 @@ def same_format(ckpt: Checkpoint) -> str:
     """What writes a file of the format that it was read from; torch's where nothing does."""
     found = known(ckpt.origin.format) if ckpt.origin is not None else None
     return found.name if isinstance(found, Writable) else _USUAL
+
+
+def format_of_stream(ckpt: Checkpoint) -> str:
+    """What goes to stdout where nobody says it: what it was read from.
+
+    Raises:
+        UsageError: that is not written.
+    """
+    origin = ckpt.origin
+    if origin is None or not isinstance(known(origin.format), WritableFormat):
+        names = " or ".join(one.name for one in writable(all=True))
+        said = f" {origin.label} is not written" if origin is not None else ""
+        raise UsageError(f"{STREAM}: which format?{said}", hint=f"--to {names}")
+    return origin.format
 
 
 def usual_suffix(format: str) -> str:
@@ -50,7 +68,13 @@ def suffix_lies(path: str, format: str) -> bool:
 
 
 def name_in_folder(source: str, to: str | None) -> str:
-    """The name of a source's output in a folder."""
+    """The name of a source's output in a folder.
+
+    Raises:
+        UsageError: it came in on stdin.
+    """
+    if is_stream(source):
+        raise UsageError("stdin has no name for a file in a folder", hint="-o FOLDER/NAME.pt")
     name = Path(source).name
     if to is not None:
         return Path(name).stem + usual_suffix(to)

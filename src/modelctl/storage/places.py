@@ -1,4 +1,4 @@
-"""What a user names: a file or a folder, as formats see it. Only places know paths."""
+"""What a user names: a file, a folder or stdin, as formats see it. Only places know paths."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
 from .link_rules import in_one_cache
 from .source import FileSource, Window
+from .streams import is_stream, stdin
 from .zipdir import STORED, Member, ZipDirectory
 
 HEAD = 4096
@@ -28,8 +29,14 @@ def named(path: str | os.PathLike[str]) -> None:
         raise UsageError("an empty path: it names no file", hint="is a variable of yours not set?")
 
 
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is anything to open: a link that leads nowhere is something."""
+    return is_stream(path) or os.path.lexists(path)
+
+
 class Place:
-    """A file or a folder, here; what was opened of it stays open until it is closed.
+    """A file or a folder, here, or ``-``: stdin; what was opened of it stays open until it is
+    closed.
 
     Attributes:
         name: what errors and reports call it.
@@ -58,11 +65,12 @@ class Place:
         """
         named(path)
         self._path = Path(path)
+        self._is_stdin = is_stream(path)
         self._follow_links = follow_links
         self.sources: list[Source] = [] if sources is None else sources
         self._source = source
         self.name = str(path) if source is None else source.name
-        self.is_folder = source is None and os.path.isdir(path)
+        self.is_folder = source is None and not self._is_stdin and os.path.isdir(path)
 
     # ------------------------------------------------------------------ a file
 
@@ -74,7 +82,7 @@ class Place:
             ModelctlError: there is no such file, or it can't be opened.
         """
         if self._source is None:
-            self._source = FileSource(self._path)
+            self._source = stdin() if self._is_stdin else FileSource(self._path)
             self.sources.append(self._source)
         return self._source
 
@@ -140,9 +148,15 @@ class Place:
         """A file that this one names, beside it.
 
         Raises:
-            UnreadableError: not a plain name, or this file's own.
+            UnreadableError: not a plain name, or this file's own; this is stdin.
             ModelctlError: a link that is not followed.
         """
+        if self._is_stdin:
+            raise UnreadableError(
+                f"names {name!r:.200}, and nothing lies beside stdin",
+                path=self.name,
+                hint="call it by its name, or its folder",
+            )
         plain = name not in ("", ".", "..") and not any(sign in name for sign in "/\\\0")
         try:
             os.fsencode(name)

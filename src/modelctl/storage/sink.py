@@ -62,7 +62,7 @@ class Sink:
             UnreadableError: what it is made from can't be read.
             OSError: it can't be written.
         """
-        _allocate(self.fd, file.nbytes)
+        self._begin(file.nbytes)
         sums: dict[int, int] = {}
         waiting: list[Late] = []
         batch: list[Segment] = []
@@ -80,6 +80,10 @@ class Sink:
         self._put_batch(batch, sums, waiting)
         for late in waiting:
             self._put(memoryview(_as_long(late, late.make(sums))), late.offset, new=False)
+
+    def _begin(self, nbytes: int) -> None:
+        """Ask for room for all of it."""
+        _allocate(self.fd, nbytes)
 
     def _put_batch(
         self, batch: Sequence[Segment], sums: dict[int, int], waiting: list[Late]

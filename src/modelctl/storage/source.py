@@ -102,23 +102,20 @@ class OpenFile(Source):
 class FileSource(OpenFile):
     """A regular file, opened for reading at offsets.
 
-    ``place`` is where it stood when it was opened, with no links in it, and ``identity`` which
-    file that was: what replaces it must know whether it still is.
+    ``place`` is where it stood when it was opened, with no links in it (of one that came open,
+    nothing), and ``identity`` which file that was: what replaces it must know whether it still is.
+
+    Args:
+        fd: a descriptor that is open already, for what ``path`` only calls by a name.
 
     Raises:
         ModelctlError: it can't be opened, or is no regular file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, fd: int | None = None) -> None:
         self.path = Path(path)
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        try:
-            # O_NONBLOCK: opening a FIFO must not hang
-            fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-        except FileNotFoundError:
-            raise no_such_file(path) from None
-        except OSError as e:
-            raise ModelctlError(f"{path}: {e.strerror or e}") from None
+        self.place = os.path.realpath(path) if fd is None else ""
+        fd = _open(path) if fd is None else fd
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -126,7 +123,6 @@ class FileSource(OpenFile):
             raise ModelctlError(f"{path}: {what}, so it is no checkpoint")
         super().__init__(fd, str(path))
         self.identity = identity(status)
-        self.place = os.path.realpath(path)
         self._whole: bytes | None = None
 
     def read(self, offset: int, size: int) -> bytes:
@@ -138,6 +134,17 @@ class FileSource(OpenFile):
         if self._whole is None:  # a format looks at it several times
             self._whole = super().read(0, self.size)
         return self._whole[offset : offset + size]
+
+
+def _open(path: str | os.PathLike[str]) -> int:
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        # O_NONBLOCK: opening a FIFO must not hang
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise no_such_file(path) from None
+    except OSError as e:
+        raise ModelctlError(f"{path}: {e.strerror or e}") from None
 
 
 class Window(Source):

@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 
-from ..errors import DurabilityError, WriteError
+from ..errors import DurabilityError, UsageError, WriteError
 from .places import named
+from .streams import is_stream
 
 PathLike = str | os.PathLike[str]
 
@@ -20,10 +21,12 @@ def resolve_target(path: PathLike, *, is_folder: bool = False) -> Path:
     own place is replaced by a file, and followed to a folder.
 
     Raises:
-        UsageError: an empty path.
+        UsageError: an empty path, or stdout.
         WriteError: not a place that can be written to.
     """
     named(path)
+    if is_stream(path):
+        raise UsageError("stdout takes one file, no folder of them", hint="-o FOLDER/")
     try:
         os.fsencode(path)  # no half characters
         if "\0" in os.fspath(path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ...storage.places import is_there
 from .. import options as o
 from ..output import Output
 from ..signature import Argument, Command, Option
@@ -23,7 +23,7 @@ def edits(function: Callable[..., dict[str, Any] | Edits]) -> Command:
         from ...rewrite.edit import edit
 
         for path in src:
-            if not os.path.lexists(path) and path.name:
+            if not is_there(path) and path.name:
                 from ..mistakes import no_source
 
                 no_source(command, path)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @looks
 def summary(
     out: Output,
-    src: Annotated[list[Path], Argument("SRC…", "The checkpoint to read; of several a row each.")],
+    src: Annotated[
+        list[Path], Argument("SRC…", "The checkpoint to read; of several a row each. - is stdin.")
+    ],
     depth: Annotated[
         str | None,
         Option("Levels of modules that get a row; by default as many as fit on a screen.", "N|all"),

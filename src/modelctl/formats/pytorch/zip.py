@@ -221,7 +221,7 @@ def _is_big_endian(directory: ZipDirectory, root: str) -> bool:
 
 
 def _prefix(name: str) -> str:
-    """The folder in the zip, as torch names it after the file."""
-    if not name.isascii():
+    """The folder in the zip, as torch names it after the file, or where it has none."""
+    if not name or not name.isascii():
         return "archive"
     return name.rsplit(".", 1)[0] if "." in name[1:] else name

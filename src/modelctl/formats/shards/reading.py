@@ -70,7 +70,7 @@ def _shard(place: Place, name: Any) -> Place:
     try:
         return place.beside(name)
     except UnreadableError as e:
-        raise _broken(place, e.reason) from None
+        raise _broken(place, e.reason, e.hint) from None
 
 
 def _entries(
@@ -111,8 +111,8 @@ def _entries(
     return {name: found[name] for name in weight_map} | tied, warnings
 
 
-def _broken(place: Place, message: str) -> UnreadableError:
-    return UnreadableError(f"the index {message}", path=place.name)
+def _broken(place: Place, message: str, hint: str | None = None) -> UnreadableError:
+    return UnreadableError(f"the index {message}", path=place.name, hint=hint)
 
 
 def _index(place: Place) -> dict[str, Any]:

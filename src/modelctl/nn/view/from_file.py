@@ -16,6 +16,7 @@ from ...core.tensors import TensorRef
 from ...errors import NoMatchError, RefusedError, UsageError
 from ...inspection.architectures.identify import certain_of
 from ...inspection.summary.summarize import summarize
+from ...storage.streams import is_stream
 from ..freezing.freeze import apply_record
 from ..loading.file_names import find_prefix
 from ..loading.plan import plan_load, removed_names, saved_freeze
@@ -151,6 +152,8 @@ def _trusted(ckpt: Checkpoint, kind: str, trust: bool) -> nn.Module:
             hint="--trust, if you know who made it; --arch builds the model from code of yours; "
             "without an input 'modelctl summary' runs nothing",
         )
+    if is_stream(path):
+        raise UsageError("torch runs a file, and stdin is none", hint="call it by its name")
     return load_whole(path, kind)
 
 
