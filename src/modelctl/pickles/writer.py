@@ -208,9 +208,13 @@ class _Writer:
         self.put()
 
     def special_tensor(self, ref: TensorRef) -> _Saving:
-        """A tensor with more to it than its view: a subclass, a state, hooks, lazy bits."""
+        """A tensor with more to it than its view: a subclass, a state, hooks, lazy bits; or that
+        was a numpy array."""
         rebuild = ref.rebuild
         assert rebuild is not None
+        if rebuild.array is not None:
+            yield from self.save_object(rebuild.array, ref)
+            return
         self.check_state(None, rebuild.state)
         version = "_rebuild_tensor_v2" if ref.dtype.name in STORAGE_CLASS else "_rebuild_tensor_v3"
         inner = Global("torch._utils", version)

@@ -14,6 +14,7 @@ from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...core.tensors import TensorRef
 from ...core.tree import Path, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
+from ...pickles.arrays import is_array
 from ...pickles.interpreter import MAX_SIZE, unpickle
 from ...storage.deflate import InflatedStorage
 from ...storage.layout import FileLayout
@@ -106,6 +107,8 @@ def _has_objects(root: Any) -> bool:
     """Whether there is more in a tree than torch.load takes with weights_only."""
     for _, node in walk(root):
         if isinstance(node, Obj) and node.func not in _PLAIN:
+            return True
+        if is_array(node):
             return True
         if isinstance(node, Global) and node.module != "torch":
             return True
