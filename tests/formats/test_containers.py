@@ -98,7 +98,7 @@ def zipped(*names: str) -> bytes:
         ("a.onnx", b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:", "an ONNX graph", "onnx"),
         ("a.gguf", b"GGUF\3\0\0\0", "a GGUF file", "gguf"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file", "keras"),
-        ("a.pt.gz", gzip.compress(b"PK\3\4" * 500), "one file, gzipped", "gunzip -k"),
+        ("a.pt.gz", gzip.compress(b"PK\3\4" * 500, mtime=0), "one file, gzipped", "gunzip -k"),
         ("__0_0.distcp", b"PK\3\4", "torch.distributed.checkpoint", "name the folder"),
         (".metadata", b"\x80\4}.", "torch.distributed.checkpoint", "name the folder"),
     ],
@@ -130,3 +130,26 @@ def test_a_bare_tensor_has_no_name(tmp_path: Path) -> None:
     with pytest.raises(LossError, match="this is a tensor") as e:
         mc.edit(tmp_path / "t.pt", "convert", output=tmp_path / "t.safetensors")
     assert "--weights-only" not in str(e.value.hint)
+
+
+@pytest.mark.parametrize(
+    "bare", [torch.randn(3, 4), [torch.randn(3), torch.ones(2)], (torch.ones(2),)], ids=type
+)
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_tensors_without_names_get_some(tmp_path: Path, bare: Any, weights_only: bool) -> None:
+    """The way out, followed to the letter."""
+    torch.save(bare, tmp_path / "bare.pt")
+    convert = {"do": "convert", "weights-only": weights_only}
+    mc.edit(tmp_path / "bare.pt", convert, output=tmp_path / "same.pt")  # they are all weights
+    assert str(torch.load(tmp_path / "same.pt")) == str(bare)
+    with pytest.raises(ModelctlError) as e:
+        mc.edit(tmp_path / "bare.pt", convert, output=tmp_path / "t.safetensors")
+    assert e.value.hint is not None
+    way_out = e.value.hint.removeprefix("give it a name: ").removesuffix("; or write .pt")
+    exec(way_out.replace("'named.pt'", repr(str(tmp_path / "named.pt"))), {"torch": torch})
+    rescue = {"do": "convert"}
+    mc.edit(tmp_path / "named.pt", rescue, output=tmp_path / "t.safetensors")
+    with mc.open(tmp_path / "t.safetensors") as ckpt:
+        found = [ref.torch() for ref in ckpt.state_dict().values()]
+    wanted = [bare] if isinstance(bare, torch.Tensor) else list(bare)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

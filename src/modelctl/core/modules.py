@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .nodes import Global, Obj, attributes, children, is_module, mapping, ordered_dict
+from .nodes import (
+    Global,
+    Obj,
+    attributes,
+    children,
+    is_graph_module,
+    is_module,
+    mapping,
+    ordered_dict,
+)
 from .tensors import TensorRef
 
 # What nn.Module itself keeps in its state: no hyperparameters of the layer.
@@ -22,13 +31,24 @@ INTERNAL = frozenset(
         *("_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks"),
         *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
         *("_is_full_backward_hook", "_backend", "_version", "call_super_init", "dump_patches"),
+        # and torch.fx.GraphModule
+        *("_lineno_map", "_prologue_start", "_tracer_cls", "shape_env"),
     )
 )
 
 
+_GRAPH_MODULE = Global("torch.fx.graph_module", "GraphModule")
+
+
+def class_of(module: Obj) -> Any:
+    """The module's class (a :class:`Global`)."""
+    return _GRAPH_MODULE if is_graph_module(module) else module.func
+
+
 def class_name(module: Obj) -> str:
     """The module's class, without where it is defined (``Linear``)."""
-    name = module.func.name if isinstance(module.func, Global) else "?"
+    cls = class_of(module)
+    name = cls.name if isinstance(cls, Global) else "?"
     return str(name).rpartition(".")[2]
 
 

@@ -166,11 +166,30 @@ def _is_compiled(node: Obj) -> bool:
     return node.how == "reduce" and node.func == _COMPILED and is_module((*node.args, None)[0])
 
 
+# torch.fx's module pickles as a call, too: of its __dict__ and of the imports of its code.
+_GRAPH = Global("torch.fx.graph_module", "reduce_graph_module")
+
+
+def is_graph_module(node: Any) -> bool:
+    """True for a ``torch.fx.GraphModule``: a whole module whose forward is code in the file."""
+    if not isinstance(node, Obj) or node.how != "reduce" or node.func != _GRAPH:
+        return False
+    if len(node.args) != 2 or not isinstance(node.args[1], str) or node.state is not ABSENT:
+        return False
+    state = node.args[0]
+    return isinstance(state, dict) and None not in (
+        mapping(state.get("_parameters")),
+        mapping(state.get("_modules")),
+    )
+
+
 def attributes(node: Obj) -> dict[Any, Any]:
     """What BUILD would set on an object: its ``__dict__``, and its slots where it has them."""
     state = node.state
     if _is_compiled(node):
         return {"_parameters": {}, "_buffers": {}, "_modules": {"_orig_mod": node.args[0]}}
+    if is_graph_module(node):
+        return node.args[0]  # type: ignore[no-any-return]
     if isinstance(state, dict):
         return state
     if isinstance(state, tuple) and len(state) == 2:
@@ -183,6 +202,8 @@ def attributes(node: Obj) -> dict[Any, Any]:
 def with_attributes(node: Obj, changes: Mapping[str, Any]) -> Obj:
     """An object with these attributes set (None removes one)."""
     state = node.state
+    if is_graph_module(node):
+        return node.replace(args=(_set(node.args[0], changes), *node.args[1:]))
     if isinstance(state, tuple):  # (__dict__, slots)
         return node.replace(state=(_set(mapping(state[0]) or {}, changes), state[1]))
     return node.replace(state=_set(state if isinstance(state, dict) else {}, changes))
@@ -240,7 +261,9 @@ def children(node: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(node, Composite):
         yield from node.parts.items()
     elif isinstance(node, Obj):
-        if not _is_compiled(node):
+        if is_graph_module(node):
+            yield "import_block", node.args[1]
+        elif not _is_compiled(node):
             yield from enumerate(node.args)
         if isinstance(node.kwargs, dict):
             yield from node.kwargs.items()

@@ -75,6 +75,8 @@ def gap(u: Any, v: Any) -> Any:
 def plain_number(node: Any) -> Any:
     """A numpy scalar (``numpy.float64`` of an lr or a metric) as the Python number that it is; any
     other node as it is."""
+    if isinstance(node, TensorRef) and node.rebuild is not None and not node.shape:
+        node = node if node.rebuild.array is None else node.rebuild.array
     if not (isinstance(node, Obj) and isinstance(node.func, Global) and node.func.name == "scalar"):
         return node
     dtype, *rest = node.args or (None,)

@@ -33,13 +33,15 @@ class Rebuild(NamedTuple):
     """What a pickle says of a tensor beyond its view, kept to be written back as it was.
 
     ``bits`` are the lazy conj and neg flags, ``hooks`` its backward hooks, ``state`` the
-    attributes of a parameter or a subclass, ``subclass`` the class that wraps it.
+    attributes of a parameter or a subclass, ``subclass`` the class that wraps it. ``array`` is the
+    recipe of what is no tensor of torch's but a numpy array or scalar.
     """
 
     bits: dict[str, bool] | None = None
     hooks: Any = None
     state: Any = None
     subclass: Any = None
+    array: Any = None
 
 
 class TensorSpec(NamedTuple):

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Loss, Note, warning
 from ..core.records import records
+from ..core.sections import is_nameless
+from ..core.tensors import TensorRef
 from ..core.text import some
 from ..core.tree import Path
 from ..errors import ModelctlError
@@ -15,9 +17,13 @@ from ..storage.layout import FileLayout, Layout
 from ..storage.places import Place
 
 
-# The way out where a format holds one state_dict and nothing else.
 def no_state_dict(ckpt: Checkpoint) -> str:
     """The way out where a format wants one flat state_dict, and this is none."""
+    if is_nameless(ckpt.root) and ckpt.origin is not None:
+        saved = f"torch.load({ckpt.origin.path!r})"
+        one = isinstance(ckpt.root, TensorRef)
+        made = f"{{'tensor': {saved}}}" if one else f"{{str(i): t for i, t in enumerate({saved})}}"
+        return f"give it a name: torch.save({made}, 'named.pt'); or write .pt"
     if not ckpt.sections.models:  # there is none in it, either
         return "write .pt: tensors that have no names go there"
     return "'modelctl convert --weights-only' keeps the model's tensors alone, or write .pt"

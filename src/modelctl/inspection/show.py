@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
-from ..core.modules import hyperparameters, is_training
+from ..core.modules import class_of, hyperparameters, is_training
 from ..core.names import nearest
 from ..core.nodes import Composite, Global, Obj, attributes, children, is_module, mapping
 from ..core.numbers import only_value, plain_number
@@ -205,7 +205,7 @@ def _describe(node: Any) -> tuple[str, bool]:
         return f"{type(node).__name__} of {len(node)}", True
     if is_module(node):
         mode = {True: ", train", False: ", eval", None: ""}[is_training(node)]
-        return f"{node.func}{mode}", True
+        return f"{class_of(node)}{mode}", True
     if isinstance(node, Obj):
         inner = bool(attributes(node) or node.args or node.items or node.entries)
         return f"{node.func} object", inner
@@ -282,7 +282,7 @@ def _spelt_out(node: Any, left: Iterator[int]) -> Any:
     if isinstance(node, list | tuple):
         return [_spelt_out(value, left) for value in node]
     if isinstance(node, Obj):
-        out: dict[str, Any] = {"class": str(node.func)}
+        out: dict[str, Any] = {"class": str(class_of(node))}
         out.update((str(label), _spelt_out(child, left)) for label, child in children(node))
         return out
     return str(node)

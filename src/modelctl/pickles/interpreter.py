@@ -13,6 +13,7 @@ from ..core.checkpoint import Finding
 from ..core.tree import is_deeper
 from ..errors import UnreadableError
 from . import opcodes as op
+from .arrays import names_arrays, with_arrays
 from .machine import Machine
 
 MAX_SIZE = 256 << 20
@@ -69,6 +70,8 @@ def _run(machine: Machine) -> Unpickled:
     value = machine.stack[-1]
     if is_deeper(value, MAX_DEPTH):  # the next reader's stack would not hold it
         raise UnreadableError(f"nested deeper than {MAX_DEPTH} levels")
+    if names_arrays(machine.globals):
+        value = with_arrays(value)
     return Unpickled(value, machine.pos, machine.findings)
 
 

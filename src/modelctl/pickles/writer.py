@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from ..core.dtypes import STORAGE_CLASS, DType
-from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
+from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj, is_graph_module
 from ..core.storages import Storage
 from ..core.tensors import StorageRef, TensorRef
 from ..errors import RefusedError, UnsupportedError
@@ -208,9 +208,13 @@ class _Writer:
         self.put()
 
     def special_tensor(self, ref: TensorRef) -> _Saving:
-        """A tensor with more to it than its view: a subclass, a state, hooks, lazy bits."""
+        """A tensor with more to it than its view: a subclass, a state, hooks, lazy bits; or that
+        was a numpy array."""
         rebuild = ref.rebuild
         assert rebuild is not None
+        if rebuild.array is not None:
+            yield from self.save_object(rebuild.array, ref)
+            return
         self.check_state(None, rebuild.state)
         version = "_rebuild_tensor_v2" if ref.dtype.name in STORAGE_CLASS else "_rebuild_tensor_v3"
         inner = Global("torch._utils", version)
@@ -305,7 +309,8 @@ class _Writer:
     def save_object(self, value: Obj, stands_for: Any = None) -> _Saving:
         opcode = {"reduce": "REDUCE", "newobj": "NEWOBJ", "newobj_ex": "NEWOBJ_EX"}[value.how]
         finding = judge(value.func, value.args, opcode, 0)
-        if finding is not None and finding.level == "dangerous":
+        # the code of a GraphModule is its forward: it goes along as it is, and is warned of
+        if finding is not None and finding.level == "dangerous" and not is_graph_module(value):
             raise _refused(finding.what)
         self.alive.append(value)
         self.enter(value)

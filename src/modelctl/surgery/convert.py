@@ -8,7 +8,7 @@ from ..core.names import parameters
 from ..core.nodes import Composite, mapping, ordered_dict, with_entries
 from ..core.notes import info, warning
 from ..core.records import FREEZE, records, with_records
-from ..core.sections import StateDict
+from ..core.sections import StateDict, is_nameless
 from ..core.tensors import TensorRef
 from ..core.text import some
 from ..core.tree import path_text, walk
@@ -33,7 +33,7 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     is_file = first is not None and first.path == () and ckpt.outside is None
     if first is not None and first.is_module and (weights_only or is_file):
         return _state_dict(ckpt, first)
-    if not weights_only:
+    if not weights_only or is_nameless(ckpt.root):  # which are all weights
         return ckpt
     model = sections.model()
     others = [name for name, value in model.entries.items() if not isinstance(value, TensorRef)]

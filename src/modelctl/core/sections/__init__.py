@@ -7,6 +7,7 @@ from .find import Sections, find_sections, state_dicts
 from .kinds import (
     StateDict,
     is_model,
+    is_nameless,
     is_optimizer,
     is_optimizer_object,
     is_scheduler,
@@ -19,6 +20,7 @@ __all__ = [
     "StateDict",
     "find_sections",
     "is_model",
+    "is_nameless",
     "is_optimizer",
     "is_optimizer_object",
     "is_scheduler",

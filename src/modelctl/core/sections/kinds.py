@@ -95,6 +95,16 @@ def _has_more(node: Any, tensors: int) -> bool:
     return next(islice(found, tensors, None), None) is not None
 
 
+def is_list_of_tensors(node: Any) -> bool:
+    """Whether it is a list or tuple of tensors alone."""
+    return isinstance(node, list | tuple) and all(isinstance(one, TensorRef) for one in node)
+
+
+def is_nameless(node: Any) -> bool:
+    """Whether all of a file are tensors without names: one, or a list of them."""
+    return isinstance(node, TensorRef) or (is_list_of_tensors(node) and len(node) > 0)
+
+
 def is_model(node: Any) -> bool:
     """True for what a model can be saved as: its state_dict, or all of it."""
     return is_state_dict(node) or is_module(node)

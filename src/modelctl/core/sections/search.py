@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from ..nodes import children, is_module
-from ..tensors import TensorRef
 from ..tree import Path, is_leaf
 from .kinds import (
     StateDict,
+    is_list_of_tensors,
     is_optimizer,
     is_optimizer_object,
     is_scheduler,
@@ -70,7 +70,7 @@ def search(root: Any) -> Found:
             kind = found.schedulers
         elif is_module(node):
             kind = found.state_dicts
-        elif isinstance(node, list | tuple) and all(isinstance(one, TensorRef) for one in node):
+        elif is_list_of_tensors(node):
             kind = found.lists
         else:
             state_dict = is_state_dict(node)

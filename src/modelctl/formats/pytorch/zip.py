@@ -8,12 +8,13 @@ from typing import Any
 from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.cutting import wasted
 from ...core.dtypes import DType
-from ...core.nodes import ORDERED_DICT, Global, Obj
+from ...core.nodes import ORDERED_DICT, Global, Obj, is_graph_module
 from ...core.notes import Loss, Note, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...core.tensors import TensorRef
-from ...core.tree import Path, path_text, walk
+from ...core.tree import Path, containers, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
+from ...pickles.arrays import is_array
 from ...pickles.interpreter import MAX_SIZE, unpickle
 from ...storage.deflate import InflatedStorage
 from ...storage.layout import FileLayout
@@ -70,7 +71,11 @@ class TorchZip(WritableFormat):
     def remarks(self, ckpt: Checkpoint) -> list[Note]:
         """As every format's; and what of storages goes along that no tensor shows."""
         models = ckpt.sections.models
-        return [*super().remarks(ckpt), *(wasted(models[0].tensors()) if models else ())]
+        notes = [*super().remarks(ckpt), *(wasted(models[0].tensors()) if models else ())]
+        dangerous = any(finding.level == "dangerous" for finding in ckpt.findings)
+        if dangerous and any(is_graph_module(node) for node, _ in containers(ckpt.root).values()):
+            notes.append(warning("it holds a torch.fx.GraphModule still: to load it runs its code"))
+        return notes
 
     def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
         """As torch 2.13 writes it, record for record, so that ``calculate_storage_offsets`` and
@@ -106,6 +111,8 @@ def _has_objects(root: Any) -> bool:
     """Whether there is more in a tree than torch.load takes with weights_only."""
     for _, node in walk(root):
         if isinstance(node, Obj) and node.func not in _PLAIN:
+            return True
+        if is_array(node):
             return True
         if isinstance(node, Global) and node.module != "torch":
             return True

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
 from ...core.cutting import wasted
-from ...core.modules import is_training, submodules
+from ...core.modules import class_of, is_training, submodules
 from ...core.names import WRAPPERS, common_prefix, natural, role_of
 from ...core.nodes import Composite, Obj
 from ...core.notes import Note, warning
@@ -108,7 +108,7 @@ def summarize(
         totals,
         list(shared.values()),
         training,
-        None if module is None else f"{module.func}, {_mode(module)}",
+        None if module is None else f"{class_of(module)}, {_mode(module)}",
         depth,
         {name: one for name, one in values.items() if one is not None},
         [*([warning(unread)] if unread else []), *_warnings(ckpt, tensors, totals)],

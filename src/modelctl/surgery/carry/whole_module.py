@@ -12,15 +12,26 @@ from typing import Any
 
 from ...core.modules import INTERNAL, submodules
 from ...core.names import RESERVED, WRAPPERS
-from ...core.nodes import Global, Obj, attributes, is_module, mapping, with_attributes, with_entries
+from ...core.nodes import (
+    Global,
+    Obj,
+    attributes,
+    is_graph_module,
+    is_module,
+    mapping,
+    with_attributes,
+    with_entries,
+)
 from ...core.records import records, with_records
 from ...core.sections import StateDict
 from ...core.tensors import TensorRef
+from ...core.text import some
 from ...core.tree import rebuild
 from ...errors import RefusedError
 from .state_dict import Renaming, follow_records
 
 _IDENTITY = Global("torch.nn.modules.linear", "Identity")
+_CODE = "this file holds a torch.fx.GraphModule, whose code names its modules: {} can't be {}"
 _HINT = "'modelctl convert --weights-only' makes a state_dict of it, without its class"
 
 
@@ -38,12 +49,30 @@ def rename_module(model: StateDict, renaming: Renaming, *, record: bool) -> Any:
     if any(new is not None for new in renaming.values()):
         node = _unwrapped(node)
     else:
-        node = rebuild(node, {id(layer): _identity(layer) for layer in _layers(node, gone)})
+        layers = _layers(node, gone)
+        coded = _in_code(node)
+        if any(id(layer) in coded for layer in layers):
+            raise RefusedError(_CODE.format(some([*gone], 3), "removed"), hint=_HINT)
+        node = rebuild(node, {id(layer): _identity(layer) for layer in layers})
     expected = [new for name in model.entries if (new := renaming.get(name, name)) is not None]
     if list(StateDict(model.path, node).entries) != expected:
+        if _in_code(node):
+            what = "renamed" if len(gone) < len(renaming) else "removed"
+            raise RefusedError(_CODE.format(some([*renaming], 3), what), hint=_HINT)
         what = "be renamed" if len(gone) < len(renaming) else "lose a part of a layer"
         raise RefusedError(f"this file holds a whole module, which can't {what}", hint=_HINT)
     return follow_records(node, model, renaming, record=record)
+
+
+def _in_code(module: Obj) -> set[int]:
+    """Ids of the modules that the code of a GraphModule names, wherever it stands."""
+    return {
+        id(below)
+        for _, node in submodules(module)
+        if is_graph_module(node)
+        for path, below in submodules(node)
+        if path
+    }
 
 
 def _layers(module: Obj, gone: Collection[str]) -> list[Obj]:
@@ -101,7 +130,7 @@ def _unwrapped(module: Obj) -> Obj:
 
 
 def _wrapped(node: Obj, names: Collection[str]) -> Obj | None:
-    children = _children(node)
+    children = [] if is_graph_module(node) else _children(node)
     return children[0][1] if len(children) == 1 and children[0][0] in names else None
 
 
