@@ -285,7 +285,7 @@ def test_its_page_and_its_dict(tmp_path: Path) -> None:
     found = files(tmp_path, A, other)
     assert (found.a, found.b) == (str(tmp_path / "a.pt"), str(tmp_path / "b.pt"))
     page = found.page()
-    assert [note.level for note in page.notes] == ["hint"]
+    assert [note.level for note in page.notes] == ["hint", "hint"]
     assert "--prefix module. -o NEW.pt" in page.notes[0].text
     assert files(tmp_path, {**A, "x": A["n"]}, {**other, "x": A["n"]}).page().notes == []
     assert page.data.rows[0] == ("-", "w", "only in A", "")
@@ -309,7 +309,8 @@ def test_names_under_a_prefix_are_one_line_and_the_way_out(tmp_path: Path) -> No
             f"the names of {which} are the other's under 'module.'; 3 tensors bit-equal"
         )
         assert text[1].startswith("hint: modelctl strip-prefix ")
-        assert len(text) == 2
+        assert text[2].startswith("hint: or modelctl add-prefix ")
+        assert len(text) == 3
     changed = files(tmp_path, A, {**under, "module.w": A["w"] + 1})
     assert [change.name for change in changed.changed] == ["w"]
     other = {f"module.{name}": tensor for name, tensor in A.items() if name != "n"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from shlex import quote
+from typing import Literal
 
 
 def printable(text: str) -> str:
@@ -60,6 +62,12 @@ def short(n: int, of: str = "") -> str:
             digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
             return f"{value:.{digits}f} {unit}{of}"
     raise AssertionError
+
+
+def prefix_command(do: Literal["strip", "add"], path: str, prefix: str) -> str:
+    """The command that takes a prefix away from the names of a file, or gives them one."""
+    command = {"strip": "modelctl strip-prefix", "add": "modelctl add-prefix"}[do]
+    return f"{command} {quote(path)} --prefix {quote(prefix)} -o NEW.pt"
 
 
 def table(

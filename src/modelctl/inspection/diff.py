@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from ..core.checkpoint import Checkpoint
@@ -16,7 +15,7 @@ from ..core.numbers import bits_differ, gap, numbers
 from ..core.pages import Column, Line, Page, Table
 from ..core.records import PREFIX
 from ..core.tensors import StorageRef, TensorRef
-from ..core.text import count, shape
+from ..core.text import count, prefix_command, shape
 from ..core.tree import path_text, walk
 from .printed import Printed
 
@@ -191,9 +190,13 @@ class Diff(Printed):
         if self.under is None:
             return []
         which, prefix = self.under
-        path = (self.a if which == "a" else self.b) or which.upper()
-        how = f"modelctl strip-prefix {quote(path)} --prefix {quote(prefix)} -o NEW.pt"
-        return [Note("hint", how)]
+        paths = {"a": self.a or "A", "b": self.b or "B"}
+        under = paths.pop(which)
+        (bare,) = paths.values()
+        return [
+            Note("hint", prefix_command("strip", under, prefix)),
+            Note("hint", f"or {prefix_command('add', bare, prefix)}"),
+        ]
 
 
 def diff(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import modelctl.nn as mnn
+from modelctl.cli import run
 from modelctl.core.names import unwrapped
 from modelctl.errors import AmbiguousError, ModelctlError, RefusedError
 from modelctl.inspection.matching.match import match_shapes
@@ -150,7 +152,8 @@ def test_match_and_load_into_agree(case: Case, tmp_path: Path) -> None:
             mnn.load_into(model, path)
         for part in case.added.split():
             assert f"model.get_submodule('{part[:-1]}')" in (e.value.hint or "")
-        assert "modelctl match" in (e.value.hint or "")
+        way_out = "match" if " " in case.added else f"add-prefix {path} --prefix {case.added} -o"
+        assert f"modelctl {way_out}" in (e.value.hint or "")
         return
     if case.weak:
         with pytest.raises(RefusedError) as e:
@@ -228,3 +231,16 @@ def test_match_and_load_into_agree_whatever_the_names(
     if not any(one.why == ("prefix",) for one in result.maps):
         return  # the map for it would move what is right, or give two tensors one name
     assert bare(result.maps[0].map.partition("=")[0]) == report.prefix
+
+
+def test_the_command_in_the_hint_runs(tmp_path: Path) -> None:
+    inner = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    model = nn.ModuleDict({"backbone": inner, "head": nn.Linear(3, 1)})
+    torch.save(inner.state_dict(), tmp_path / "in ner.pt")
+    with pytest.raises(RefusedError) as e:
+        mnn.load_into(model, tmp_path / "in ner.pt")
+    found = re.search(r"modelctl (add-prefix .* -o NEW\.pt)", e.value.hint or "")
+    assert found
+    assert run(shlex.split(found[1].replace("NEW.pt", str(tmp_path / "NEW.pt")))) == 0
+    report = mnn.load_into(model, tmp_path / "NEW.pt", on_mismatch="skip")
+    assert len(report.loaded) == 4

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.checkpoint import Checkpoint
-from ...core.matching.matcher import COUNTER, Shape, Shapes, counts, fits
+from ...core.matching.matcher import COUNTER, Shape, Shapes, fits
 from ...core.nodes import Composite, mapping
 from ...core.tensors import TensorRef
 from ...errors import UsageError
 from ..architectures.identify import compared
 from ..architectures.index import Architecture, find_architecture, shapes
+from .load_hooks import Metadata, as_loaded, older_names, taken_as
 from .make_maps import make_maps
 from .pairing import pair
 from .report import Fit, Map, Match, Mismatch
@@ -27,8 +28,8 @@ def match(
     known architecture (``torchvision:resnet50``).
 
     ``arch_arg`` are options of the architecture: ``num_classes=10``, ``aux_logits=false``.
-    Nothing but names and shapes is compared, and nothing is run: what modules' own code makes of
-    files of older versions is not known here, but for BatchNorm's counters.
+    Nothing but names and shapes is compared, and nothing is run: of what modules' own code makes
+    of files of older versions torch's own is known here (BatchNorm's counters, ``weight_norm``).
 
     Raises:
         UsageError: not exactly one of ``like`` and ``arch``, or no such architecture or option.
@@ -50,9 +51,7 @@ def _found(
         )
     model = ckpt.sections.model()
     found = _names(model.entries)
-    versions = {
-        name: (mapping(value) or {}).get("version") for name, value in model.metadata.items()
-    }
+    metadata = {name: mapping(value) or {} for name, value in model.metadata.items()}
     if like is not None:
         if arch_arg:
             raise UsageError("arch_arg is for arch: a checkpoint is as it is")
@@ -63,10 +62,10 @@ def _found(
             for name, shape in entries.items()
             if shape is not None or name.endswith("_extra_state")
         }
-        return match_shapes(found, expected, versions)
+        return match_shapes(found, expected, metadata)
     known = find_architecture(str(arch))
     classes, aux = _options(known, arch_arg)
-    result, renamed = _match(found, shapes(known, classes, aux), versions)
+    result, renamed = _match(found, shapes(known, classes, aux), metadata)
     if result.after.fits:
         return result
     # what the tensors ask for where nothing else is asked for
@@ -74,37 +73,51 @@ def _found(
     given = {text.partition("=")[0] for text in arch_arg}
     helpful = [arg for arg in compared(plain, known).args if arg.partition("=")[0] not in given]
     better = shapes(known, *_options(known, [*arch_arg, *helpful]))
-    if _fit(renamed, better, versions).problems < result.after.problems:
+    if _fit(renamed, better, metadata).problems < result.after.problems:
         return result._replace(options=helpful)
     return result
 
 
-def match_shapes(
-    found: Shapes, expected: Shapes, versions: Mapping[str, Any] | None = None
-) -> Match:
-    """As :func:`match`, for names and shapes; ``versions`` are those that the state_dict records
-    of its modules."""
-    return _match(found, expected, versions or {})[0]
+def match_shapes(found: Shapes, expected: Shapes, metadata: Metadata | None = None) -> Match:
+    """As :func:`match`, for names and shapes; ``metadata`` is what the state_dict records of its
+    modules."""
+    return _match(found, expected, metadata or {})[0]
 
 
-def _match(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> tuple[Match, Shapes]:
+def _match(found: Shapes, expected: Shapes, metadata: Metadata) -> tuple[Match, Shapes]:
     """The match, and the shapes by the names that the maps give."""
-    before = _fit(found, expected, versions)
+    before = _fit(found, expected, metadata)
     if before.fits:
         return Match(before, [], before, [], 0, []), found
-    pairing = pair(found, expected)
-    right = {n for n, shape in found.items() if n in expected and fits(shape, expected[n])}
-    made = make_maps(list(found), pairing.prefixes, pairing.pairs, right, expected)
+    older, older_there, taken = older_names(found), older_names(expected), taken_as(expected)
+    there = {old: new for new, old in older_there.items()}
+    pairing = pair(_called(found, older), _called(expected, older_there))
+    left, added = pairing.prefixes
+    goal, why = {}, {}
+    for name in found:
+        bare = older.get(name, name)
+        if bare.startswith(left) and (bare := bare.removeprefix(left)) in pairing.pairs:
+            new = added + pairing.pairs[bare]
+            wanted = there.get(new, new)
+            # torch takes the older one as it is
+            goal[name] = new if name not in older and taken.get(wanted) == new else wanted
+            why[name] = pairing.why[bare]
+    goal.update(_with_their_modules(found, goal, expected))
+    right = {
+        name
+        for name, shape in as_loaded(found, expected, metadata).names.items()
+        if name in expected and fits(shape, expected[name])
+    }
+    right.update(old for new, old in taken.items() if new in right and old in found)
+    made = make_maps(list(found), pairing.prefixes, goal, right, {*expected, *taken.values()})
     renamed = {made.now[name]: shape for name, shape in found.items()}
     modules = {_module(name): _module(new) for name, new in made.now.items()}
-    after = _fit(renamed, expected, {modules.get(m, m): v for m, v in versions.items()})
+    after = _fit(renamed, expected, {modules.get(m, m): v for m, v in metadata.items()})
     if after.problems >= before.problems:
         return Match(before, [], before, pairing.unclear, made.more, []), found
     maps = []
     for text, names in made.maps:
-        keys = (name.removeprefix(pairing.prefixes[0]) for name in names)
-        why = dict.fromkeys(pairing.why[key] for key in keys if key in pairing.why)
-        maps.append(Map(text, len(names), tuple(why)))
+        maps.append(Map(text, len(names), (*dict.fromkeys(why[n] for n in names if n in why),)))
     if made.prefix_first:
         maps[0] = maps[0]._replace(why=("prefix",))
     return Match(before, maps, after, pairing.unclear, made.more, []), renamed
@@ -117,30 +130,43 @@ def _names(entries: Mapping[str, Any]) -> dict[str, Shape | None]:
     }
 
 
+def _with_their_modules(
+    found: Shapes, goal: Mapping[str, str], expected: Shapes
+) -> Iterator[tuple[str, str]]:
+    """What says nothing by itself goes where all else in its module goes."""
+    modules: dict[str, set[str]] = {}
+    for name, new in goal.items():
+        modules.setdefault(_module(name), set()).add(_module(new))
+    for name in found:
+        last = name.rpartition(".")[2]
+        there = modules.get(_module(name), set())
+        if name not in goal and last in (COUNTER, "_extra_state") and len(there) == 1:
+            new = ".".join([*filter(None, there), last])
+            if new in expected:
+                yield name, new
+
+
+def _called(names: Shapes, otherwise: Mapping[str, str]) -> Shapes:
+    return {otherwise.get(name, name): shape for name, shape in names.items()}
+
+
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _fit(found: Shapes, expected: Shapes, versions: Mapping[str, Any]) -> Fit:
+def _fit(found: Shapes, expected: Shapes, metadata: Metadata) -> Fit:
+    given, made = as_loaded(found, expected, metadata)
     missing = {
-        name: shape
-        for name, shape in expected.items()
-        if name not in found and not _is_made(name, versions)
+        name: shape for name, shape in expected.items() if name not in given and name not in made
     }
-    unexpected = {name: shape for name, shape in found.items() if name not in expected}
+    unexpected = {name: shape for name, shape in given.items() if name not in expected}
     mismatched = [
-        Mismatch(name, found[name], shape)
+        Mismatch(name, given[name], shape)
         for name, shape in expected.items()
-        if name in found and not fits(found[name], shape)
+        if name in given and not fits(given[name], shape)
     ]
-    matched = len(found) - len(unexpected) - len(mismatched)
-    return Fit(matched, missing, unexpected, mismatched, found.keys(), expected.keys())
-
-
-def _is_made(name: str, versions: Mapping[str, Any]) -> bool:
-    """Whether torch makes a tensor that a state_dict of that version can't have."""
-    module, _, last = name.rpartition(".")
-    return last == COUNTER and not counts(versions.get(module))
+    matched = len(given) - len(unexpected) - len(mismatched)
+    return Fit(matched, missing, unexpected, mismatched, given.keys(), expected.keys())
 
 
 # ---------------------------------------------------------------------- options of architectures

@@ -225,6 +225,14 @@ class _Work:
             is_open = name in self.left.open and name in self.right.open
             if is_open and fits(shape, self.right.shapes[name]):
                 self._add_names([name], [name], "name")
+        # in one module a gamma is the weight
+        inside = {one.path: one for one in self.right.groups(_module, str)}
+        for group in self.left.groups(_module, str):
+            same = inside.get(group.path)
+            if same is None or same.shapes != group.shapes or not group.pairs_with(same):
+                continue
+            if all(kind for kind, _ in group.shapes[0]):
+                self._add(group, same, "name")
 
     def _add(self, group: _Group, other: _Group, why: str) -> None:
         self._add_names(group.names, other.names, why)

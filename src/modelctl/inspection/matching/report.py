@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ...core.matching.matcher import COUNTER, Shape
 from ...core.notes import Note
 from ...core.pages import Column, Line, Page, Table
-from ...core.text import count, shape
+from ...core.text import count, prefix_command, shape
 from .pairing import Unclear, any_number
 
 # How many people want to read; JSON has all. And how wide their lines are.
@@ -152,10 +152,19 @@ class Match(NamedTuple):
             options = " ".join(f"--arch-arg {option}" for option in self.options)
             notes.append(Note("hint", f"as the file has it: {options}"))
         if self.maps and not written:
-            source = "SRC" if self.source is None else quote(self.source)
-            how = f"--write-map FILE writes them for modelctl rename {source} --map-file FILE"
-            notes.append(Note("hint", how))
+            notes.append(Note("hint", self._way_out()))
         return Page(body, Table([*columns, Column("shapes")], rows), notes=notes)
+
+    def _way_out(self) -> str:
+        source = self.source or "SRC"
+        if len(self.maps) == 1 and self.maps[0].why == ("prefix",):
+            old, _, new = self.maps[0].map.replace("*", "").rpartition("=")
+            if old.endswith(new):
+                return prefix_command("strip", source, old.removesuffix(new))
+            if new.endswith(old):
+                return prefix_command("add", source, new.removesuffix(old))
+        how = f"modelctl rename {quote(source)} --map-file FILE"
+        return f"--write-map FILE writes them for {how}"
 
     def _lines(self) -> Iterator[Line]:
         if self.maps:

@@ -17,7 +17,7 @@ from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record
 from ...core.sections import StateDict
 from ...core.tensors import TensorRef
-from ...core.text import some
+from ...core.text import prefix_command, some
 from ...errors import RefusedError, UnsupportedError
 from ..model_names import Slot, is_lazy, places, slots
 from .file_names import fits, match, prefixes
@@ -68,10 +68,10 @@ class Plan:
             parts = self.prefixes.of_parts
             if parts:
                 part = some([f"model.get_submodule('{one[:-1]}')" for one in parts], 2)
-                hint = (
-                    f"the file's names are those within {part}: load that, or rename the file's; "
-                    "'modelctl match' finds the map"
-                )
+                how = "rename the file's; 'modelctl match' finds the map"
+                if len(parts) == 1:
+                    how = f"'{prefix_command('add', path, parts[0])}'"
+                hint = f"the file's names are those within {part}: load that, or {how}"
             elif self.pairs:
                 hint = "load_into(model, path, on_mismatch='skip') loads what fits"
                 if report.prefix:
