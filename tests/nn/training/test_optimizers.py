@@ -9,6 +9,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
+import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import AmbiguousError, RefusedError
 
@@ -201,3 +202,39 @@ def test_a_scheduler_of_another_kind(tmp_path):
     again = scheduled(lambda _: Clock())
     assert said(tmp_path / "a.pt", **again) == []
     assert again["scheduler"].time == 3
+
+
+# ------------------------------------------------------------------ no parameter's
+
+
+class Counting(optim.SGD):
+    """Keeps state of its own beside that of its parameters, as MADGRAD (``k``) does."""
+
+    def step(self, closure=None):
+        done = super().step(closure)
+        self.state["k"] = self.state.get("k", torch.zeros(1, dtype=torch.long)) + 1
+        self.state["ema"] = {"long": float(self.state["k"])}
+        return done
+
+
+def test_state_of_no_parameter_is_resumed_and_kept_by_edits(tmp_path):
+    def run(net, steps):
+        optimizer = Counting(net.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(steps):
+            net(torch.randn(3, 4)).sum().backward()
+            optimizer.step()
+        return optimizer
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    old = run(net, 3)
+    torch.save({"model": net.state_dict(), "optimizer": old.state_dict()}, tmp_path / "a.pt")
+    fresh = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    new = run(fresh, 1)
+    mnn.resume(tmp_path / "a.pt", model=fresh, optimizer=new)
+    assert new.state["k"] == 3
+    assert new.state["ema"] == {"long": 3.0}
+    with mc.open(tmp_path / "a.pt") as ckpt:
+        mc.save(mc.drop(ckpt, "1"), tmp_path / "b.pt")
+    state = torch.load(tmp_path / "b.pt")["optimizer"]["state"]
+    assert {*state} == {0, 1, "k", "ema"}
+    assert state["k"] == 3

@@ -95,3 +95,77 @@ def test_a_pickled_module(tmp_path: Path) -> None:
     for part in (out["model"], out["ema"]):
         assert isinstance(part.fc, torch.nn.Identity)
         assert part(torch.zeros(1, 3, 4, 4)).shape == (1, 6)
+
+
+class Buffered(torch.nn.Module):
+    """A buffer with a name of its own, as many have: from its name nothing tells that it is none
+    of the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(5, 4)
+        self.register_buffer("scale", torch.ones(4))
+        self.head = torch.nn.Linear(4, 3)
+
+
+def trained() -> tuple[Buffered, dict[str, object], dict[str, torch.Tensor]]:
+    net = Buffered()
+    optimizer = torch.optim.Adam(net.parameters())
+    net.head(net.body(torch.randn(2, 5)) * net.scale).sum().backward()
+    optimizer.step()
+    grads = {name: parameter.grad for name, parameter in net.named_parameters()}
+    return net, {"model": net.state_dict(), "optimizer": optimizer.state_dict()}, grads
+
+
+@pytest.mark.parametrize("key", ["grads", "target"])
+def test_what_has_the_parameters_alone_follows(tmp_path: Path, key: str) -> None:
+    """Gradients, a copy made of ``named_parameters()``: and the optimizer stays the model's."""
+    _, saved, grads = trained()
+    nested = {key: {"a": grads}} if key == "grads" else {key: grads}
+    with opened(tmp_path / "in.pt", {**saved, **nested}) as ckpt:
+        cut = load(mc.drop(ckpt, "head"), tmp_path / "cut.pt")
+        renamed = load(mc.rename(ckpt, "body=trunk"), tmp_path / "renamed.pt")
+    assert cut["optimizer"]["param_groups"][0]["params"] == [0, 1]
+    for out, names in ((cut, ["body.weight", "body.bias"]), (renamed, None)):
+        found = out[key]["a"] if key == "grads" else out[key]
+        assert [*found] == (names or [name.replace("body", "trunk") for name in grads])
+
+
+def test_a_list_of_the_parameters_alone_is_cut(tmp_path: Path) -> None:
+    _, saved, grads = trained()
+    with opened(tmp_path / "in.pt", {**saved, "mine": [*grads.values()]}) as ckpt:
+        out = load(mc.drop(ckpt, "body"), tmp_path / "out.pt")
+    assert [one.shape for one in out["mine"]] == [(3, 4), (3,)]
+
+
+def test_flattened_names_of_the_parameters_alone_follow(tmp_path: Path) -> None:
+    """In a state_dict of its own, and in the model's (LitEma), where it counts its updates."""
+    _, saved, grads = trained()
+    flat = {name.replace(".", ""): grad for name, grad in grads.items()}
+    inner = {f"model_ema.{name}": grad for name, grad in flat.items()}
+    inner |= {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(2)}
+    model = {f"model.{name}": value for name, value in saved["model"].items()}
+    with opened(tmp_path / "in.pt", {**saved, "shadow": flat}) as ckpt:
+        out = load(mc.drop(ckpt, "head"), tmp_path / "out.pt")
+    assert [*out["shadow"]] == ["bodyweight", "bodybias"]
+    with opened(tmp_path / "in.pt", {**saved, "model": {**model, **inner}}) as ckpt:
+        out = load(mc.drop(ckpt, "model.head"), tmp_path / "out.pt")
+    left = [name for name in out["model"] if name.startswith("model_ema.")]
+    assert left == [name for name in inner if "head" not in name]
+
+
+def test_a_few_of_the_models_tensors_are_named(tmp_path: Path) -> None:
+    """Whose the optimizer is they don't change, though it has just as many parameters."""
+    net, saved, grads = trained()
+    optimizer = torch.optim.Adam(net.head.parameters())
+    optimizer.step()
+    few = {name: grad for name, grad in grads.items() if "head" in name}
+    saved = {"model": saved["model"], "optimizer": optimizer.state_dict(), "grads": few}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        cut = mc.drop(ckpt, "head.bias")
+        out = load(cut, tmp_path / "out.pt")
+    assert out["optimizer"]["param_groups"][0]["params"] == [0]
+    assert [*out["grads"]] == [*few]
+    assert any("'grads' has some of these names" in note.text for note in cut.notes)
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        assert not any("'grads'" in note.text for note in mc.drop(ckpt, "body").notes)

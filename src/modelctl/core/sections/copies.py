@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..matching.matcher import Shape
+from ..matching.order import embeddings
 from ..names import unwrapped
 from ..nodes import Composite
 from ..tensors import TensorRef
@@ -23,8 +24,9 @@ from .pairing import words
 
 # Words in names that say that a part of a state_dict is a copy of the rest of it.
 _EMA_WORDS = frozenset(("ema", "avg", "averaged", "shadow", "swa", "polyak"))
-# As much of a model has to be in what is its copy.
-_LEAST = 0.9
+# As much of a model has to be in what is its copy; less is enough in what has nothing else: not
+# every buffer can be told from a parameter by its name.
+_LEAST, _LEAST_ALONE = 0.9, 0.5
 # A copy in a state_dict may be one of a part that has so many segments before it.
 _DEEPEST, _MOST_TRIED = 4, 50
 
@@ -64,27 +66,39 @@ def shapes_of(entries: Mapping[str, Any]) -> dict[str, Shape]:
 
 class Known(NamedTuple):
     """What is known of a model that other state_dicts may be copies of. ``least``: as many of its
-    names are in a copy, which may lack what does not train."""
+    names are in a copy, which may lack what does not train; ``alone`` in one that has no others."""
 
     shapes: dict[str, Shape]
     least: float
+    alone: float
 
     @classmethod
     def of(cls, model: StateDict) -> Known:
         told = len(trainable(model.tensors())) + len(model.composites())
-        return cls(shapes_of(model.entries), max(1, _LEAST * told))
+        return cls(shapes_of(model.entries), max(1, _LEAST * told), max(1, _LEAST_ALONE * told))
 
     def aliases(self, copy: StateDict) -> Aliases:
         """For each name of a copy that is one of the model's, which; empty where it is no copy."""
-        shapes = {} if len(copy.entries) < self.least else shapes_of(copy.entries)
+        shapes = {} if len(copy.entries) < self.alone else shapes_of(copy.entries)
+        if len(shapes) < self.alone:
+            return {}
         for style in STYLES if len(shapes) >= self.least else ():
             if found := _under_prefixes(self, shapes, style):
+                return found
+        less = self._replace(least=self.alone)
+        for style in STYLES:
+            if len(found := _under_prefixes(less, shapes, style)) == len(shapes):
                 return found
         return {}
 
     def has_all_of(self, copy: StateDict) -> bool:
         """Whether another state_dict has no names and shapes but the model's."""
         return len(self.aliases(copy)) == len(shapes_of(copy.entries))
+
+    def holds(self, part: StateDict) -> bool:
+        """Whether a state_dict has nothing but some of the model's tensors, however few."""
+        shapes = shapes_of(part.entries)
+        return bool(shapes) and len(shapes) < self.alone and shapes.items() <= self.shapes.items()
 
 
 def _under_prefixes(known: Known, copy: Mapping[str, Shape], style: str) -> Aliases:
@@ -149,16 +163,16 @@ def inside(model: StateDict) -> Aliases:
     found: Aliases = {}
     for start, copy in parts.items():
         below = {name.removeprefix(start): shape for name, shape in copy.items()}
+        best: Aliases = {}
         for prefix in _subtrees(rest, len(copy)):
             own = {name: shape for name, shape in rest.items() if name.startswith(prefix)}
             told = trainable({name: tensors[name] for name in own if name in tensors})
-            matched = _matched(_below(own, prefix), _below(told, prefix), below)
-            if matched is not None:
-                style, pairs = matched
-                found.update(
-                    (start + name, Alias(prefix + one, start, prefix, style)) for name, one in pairs
-                )
-                break
+            style, pairs = _matched(_below(own, prefix), _below(told, prefix), below)
+            if len(pairs) > len(best):
+                best = {
+                    start + name: Alias(prefix + one, start, prefix, style) for name, one in pairs
+                }
+        found.update(best)
     return found
 
 
@@ -168,8 +182,9 @@ def _below(names: Mapping[str, Shape], prefix: str) -> dict[str, Shape]:
 
 def _matched(
     model: Mapping[str, Shape], wanted: Mapping[str, Shape], copy: Mapping[str, Shape]
-) -> tuple[str, list[tuple[str, str]]] | None:
-    """The style in which a copy has what is wanted of a model, and its names with the model's."""
+) -> tuple[str, list[tuple[str, str]]]:
+    """The style in which a copy has what is wanted of a model, and its names with the model's;
+    none where it is no copy of it."""
     for style, write in STYLES.items():
         written = {write(name): name for name in model}
         pairs = [
@@ -177,9 +192,13 @@ def _matched(
             for name, shape in copy.items()
             if name in written and model[written[name]] == shape
         ]
-        if wanted and len({one for _, one in pairs} & wanted.keys()) >= _LEAST * len(wanted):
+        told = len({one for _, one in pairs} & wanted.keys())
+        # what counts the updates stands in a copy, too
+        others = copy.keys() - {name for name, _ in pairs}
+        least = _LEAST if any(copy[name] for name in others) else _LEAST_ALONE
+        if wanted and told >= least * len(wanted):
             return style, pairs
-    return None
+    return "", []
 
 
 def _subtrees(names: Mapping[str, Shape], size: int) -> list[str]:
@@ -199,9 +218,9 @@ def _is_ema(segment: str) -> bool:
 
 
 def is_nameless_copy(node: Any, wanted: list[Shape]) -> bool:
-    """Whether a list holds a tensor of each parameter, in their order."""
-    return (
-        len(node) == len(wanted) > 1
-        and all(isinstance(one, TensorRef) for one in node)
-        and [one.shape for one in node] == wanted
-    )
+    """Whether a list holds a tensor of each parameter, in their order; of a buffer that is called
+    like a parameter perhaps none."""
+    if not max(2, _LEAST_ALONE * len(wanted)) <= len(node) <= len(wanted):
+        return False
+    shapes = [one.shape for one in node if isinstance(one, TensorRef)]
+    return len(shapes) == len(node) and embeddings([shapes], wanted)[1] > 0

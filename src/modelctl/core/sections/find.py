@@ -72,8 +72,10 @@ class Sections:
     Attributes:
         models: the state_dicts of models, best first; ``certain`` says whether the first is
             clearly the one that is meant; ``in_order`` are the same in the file's order.
-        ema: copies of that model (averaged, best, target); ``nameless_ema`` are the paths of those
+        ema: copies of that model (averaged, best, target), and what else has a tensor of its names
+            and shapes for each parameter (gradients); ``nameless_ema`` are the paths of those
             that are no state_dict (a list ``shadow_params``).
+        parts: those of nothing but some of that model's names and shapes, in whatever sense.
         raw: the copy that holds what was being trained, where the model's own place holds the
             average (mmengine, Lightning's weight averaging).
         optimizers, schedulers: (path, node) of each, whichever model's it is.
@@ -87,6 +89,7 @@ class Sections:
     certain: bool = True
     ema: tuple[StateDict, ...] = ()
     nameless_ema: tuple[Path, ...] = ()
+    parts: tuple[StateDict, ...] = ()
     raw: StateDict | None = None
     optimizers: tuple[tuple[Path, Any], ...] = ()
     schedulers: tuple[tuple[Path, Any], ...] = ()
@@ -147,7 +150,7 @@ class Sections:
 
     def _tensors_beside(self) -> dict[Path, Shape]:
         """The tensors that stand beside the optimizers or in what does, and are of no model."""
-        parts = (*self.models, *self.ema)
+        parts = (*self.models, *self.ema, *self.parts)
         places = {path[:-1] for path, _ in self.optimizers}
         places |= {
             (label,)
@@ -236,7 +239,8 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         models, certain = [chosen, *(one for one in models if one.path != key)], True
     first = models[0] if models else None
     ema = _copies(found, models, named=certain and key is None) if first else []
-    ours = {one.path for one in ema}
+    parts = _parts(found, models) if first and certain and key is None else []
+    ours = {one.path for one in (*ema, *parts)}
     models = [one for one in models if one.path not in ours]
     place = {one.path: i for i, one in enumerate(found.models)}
     return Sections(
@@ -246,6 +250,7 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         certain=certain,
         ema=tuple(ema),
         nameless_ema=tuple(_nameless(top, found, first)),
+        parts=tuple(parts),
         raw=_raw(top, first, ema),
         optimizers=tuple(found.optimizers),
         schedulers=tuple(found.schedulers),
@@ -344,6 +349,22 @@ def _copies(found: Found, models: list[StateDict], *, named: bool) -> list[State
         elif named and known.has_all_of(one) and not _is_alike_any(words, optimizers):
             out.append(one)
     return out
+
+
+def _parts(found: Found, models: list[StateDict]) -> list[StateDict]:
+    """The state_dicts of some of the first model's tensors that no optimizer is called like."""
+    first = models[0]
+    if len(models) < 2 or first.path == ():
+        return []
+    known = copies.Known.of(first)
+    optimizers = [pairing.words(path) for path, _ in (*found.optimizers, *found.objects)]
+    return [
+        one
+        for one in models[1:]
+        if known.holds(one)
+        and not found.is_of_another(one.path, first.path)
+        and not _is_alike_any(pairing.words(one.path), optimizers)
+    ]
 
 
 def _is_alike_any(words: pairing.Words, others: list[pairing.Words]) -> bool:

@@ -57,7 +57,7 @@ class OptimizerPlan:
         for origin, named in self.added:
             settings = _settings(groups[origin], (*_NOT_SETTINGS, *HOW))
             add_group(optimizer, named, settings, scheduler)
-        state: dict[int, Any] = {}
+        state: dict[Any, Any] = {}
         count = 0
         loaded: list[Group] = []
         pace = self._pace() if schedulers.each(scheduler) else 1.0
@@ -74,6 +74,7 @@ class OptimizerPlan:
                 if kept is not None:
                     state[index] = kept
             loaded.append(merged)
+        state.update(self._shared(optimizer))
         optimizer.load_state_dict({"state": state, "param_groups": loaded})
 
     def _pace(self) -> float:
@@ -84,6 +85,16 @@ class OptimizerPlan:
             if now is not None and first:
                 return now / first
         return 1.0
+
+    def _shared(self, optimizer: Optimizer) -> dict[Any, Any]:
+        """State of no parameter, under names (MADGRAD counts its steps so): what was saved, else
+        what the optimizer has."""
+        ids = {pid for group in self.saved["param_groups"] for pid in group["params"]}
+        own = {key: one for key, one in optimizer.state.items() if isinstance(key, str)}
+        if any(isinstance(pid, str) for pid in ids):
+            return own
+        saved = self.saved["state"].items()
+        return {**own, **{key: one for key, one in saved if isinstance(key, str)}}
 
     def _state_of(self, parameter: Tensor, optimizer: Optimizer) -> Any:
         if id(parameter) in self.ids:
@@ -139,7 +150,7 @@ def plan_optimizer(
                 f"{list(parameter.shape)}",
                 hint=WAY_OUT,
             )
-    if any(map(is_flat, saved["state"].values())) and (
+    if any(is_flat(saved["state"].get(pid, {})) for pid in where) and (
         [id(p) for p in targets.values()] != [id(p) for p in live]
     ):
         raise RefusedError(
@@ -230,7 +241,9 @@ def _checked(saved: Any) -> list[Group]:
         sound = sound and isinstance(group, dict) and isinstance(group.get("params"), list)
         ids += group["params"] if sound else ()
     sound = sound and all(isinstance(pid, int | str) for pid in ids) and len({*ids}) == len(ids)
-    if not sound or not all(isinstance(entry, dict) for entry in (state or {}).values()):
+    if sound and isinstance(state, dict):
+        sound = all(isinstance(state.get(pid, {}), dict) for pid in ids)
+    if not sound:
         raise RefusedError("the checkpoint's optimizer is not what Optimizer.state_dict gives")
     assert isinstance(groups, list)
     return groups

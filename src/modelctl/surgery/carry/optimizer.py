@@ -144,11 +144,19 @@ def _reissued(
         new_groups.append(changed)
     known = {id_ for group in groups for id_ in group["params"]}
     changed = {
-        key: with_entries(part, {new: by_id[old] for old, new in moved_to.items() if old in by_id})
+        key: with_entries(part, _by_new_ids(by_id, known, moved_to))
         for key, part in top.items()
         if (by_id := mapping(part)) is not None and (key == "state" or _is_by_id(by_id, known))
     }
     return with_entries(optimizer, {**top, **changed, "param_groups": new_groups})
+
+
+def _by_new_ids(
+    state: Mapping[Any, Any], known: Collection[Any], moved_to: Mapping[Any, Any]
+) -> dict[Any, Any]:
+    """State by its new ids; what is no parameter's (MADGRAD counts its steps there) stays."""
+    shared = {key: one for key, one in state.items() if isinstance(key, str) and key not in known}
+    return {**shared, **{new: state[old] for old, new in moved_to.items() if old in state}}
 
 
 def _is_by_id(entries: Mapping[Any, Any], ids: Collection[Any]) -> bool:

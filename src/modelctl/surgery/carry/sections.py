@@ -75,6 +75,11 @@ def remap(
             notes.append(info(f"{what}: {done}"))
         elif renaming and copies is None:
             notes.append(warning(f"{what} has none of these names: it stays as it was"))
+    notes += [
+        warning(f"'{path_text(part.path)}' has some of these names, too: it stays as it was")
+        for part in sections.parts
+        if renaming.keys() & part.entries.keys()
+    ]
     if removed:
         lists = _without_removed(sections, model.tensors(), removed)
         notes += [
