@@ -50,7 +50,7 @@ class Place:
         *,
         follow_links: bool = False,
         source: Source | None = None,
-        sources: list[Source] | None = None,
+        of: Place | None = None,
     ) -> None:
         """The place that ``path`` names.
 
@@ -61,13 +61,14 @@ class Place:
             follow_links: follow symbolic links among the files that this place names, wherever
                 they lead; otherwise inside one cache of the Hugging Face hub only.
             source: its bytes, where they are no file's by themselves.
-            sources: where to keep what is opened, for a place that is a part of another.
+            of: the place that it is a part of, which closes what is opened here, too.
         """
         named(path)
         self._path = Path(path)
         self._is_stdin = is_stream(path)
         self._follow_links = follow_links
-        self.sources: list[Source] = [] if sources is None else sources
+        self.sources: list[Source] = [] if of is None else of.sources
+        self._places: dict[Path, Place] = {} if of is None else of._places
         self._source = source
         self.name = str(path) if source is None else source.name
         self.is_folder = source is None and not self._is_stdin and os.path.isdir(path)
@@ -124,9 +125,7 @@ class Place:
 
     def holding(self, source: Source) -> Place:
         """A place for bytes that were made of this one's: unpacked, or a part of them."""
-        return Place(
-            self._path, follow_links=self._follow_links, source=source, sources=self.sources
-        )
+        return Place(self._path, follow_links=self._follow_links, source=source, of=self)
 
     # ------------------------------------------------------------------ its neighbours
 
@@ -142,7 +141,7 @@ class Place:
 
     def member(self, name: str) -> Place:
         """The file of that name in a folder: what the user meant by the folder."""
-        return Place(self._path / name, follow_links=self._follow_links, sources=self.sources)
+        return self._file(self._path / name)
 
     def beside(self, name: str) -> Place:
         """A file that this one names, beside it.
@@ -171,7 +170,13 @@ class Place:
             raise ModelctlError(
                 f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
             )
-        return Place(path, follow_links=self._follow_links, sources=self.sources)
+        return self._file(path)
+
+    def _file(self, path: Path) -> Place:
+        """A file that belongs to it, opened once however often it is looked at."""
+        if path not in self._places:
+            self._places[path] = Place(path, follow_links=self._follow_links, of=self)
+        return self._places[path]
 
     def close(self) -> None:
         """Close what was opened of it."""

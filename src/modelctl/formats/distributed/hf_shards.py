@@ -16,6 +16,7 @@ from ...storage.chunked import Chunk, ChunkedStorage, placed
 from ...storage.places import Place
 from ..base import Format
 from ..safetensors import Safetensors
+from ..shards.writing import INDEX
 
 _INFO, _VERSION = "DCP_SHARDING_INFO", "DCP_VERSION"
 _FILES = Safetensors()
@@ -70,6 +71,8 @@ class PartsInSafetensors(Format):
 
 
 def _names(place: Place) -> list[str]:
+    if any(name.endswith(INDEX) for name in place.names):
+        return []
     return [name for name in place.names if name.endswith(".safetensors")]
 
 

@@ -18,6 +18,7 @@ from ...storage.chunked import Chunk, ChunkedStorage, placed
 from ...storage.places import Place
 from ..base import Format
 from ..pytorch.zip import TorchZip
+from ..shards.writing import INDEX
 from .sharding import Sharded, is_sharded, sharded
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".distcp")
@@ -76,6 +77,8 @@ class RankFiles(Format):
 def _groups(place: Place) -> dict[str, Ranks]:
     """The files in a folder whose names differ by one number, by what is before the numbers."""
     alike: dict[str, list[str]] = {}
+    if any(name.endswith(INDEX) for name in place.names):  # shards
+        return {}
     for name in place.names:
         if name.endswith(_SUFFIXES) and _NUMBER.search(name):
             alike.setdefault(_NUMBER.sub("#", name), []).append(name)
