@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ class UnreadableError(ModelctlError):
         """With the file, the member and the offset, as far as they are known."""
         path = None if self.path is None else str(self.path)
         return {**super().as_dict(), "path": path, "member": self.member, "offset": self.offset}
+
+
+class SeveralError(UnreadableError):
+    """A folder that is no checkpoint itself and holds several: ``found`` are their paths, the
+    newest last."""
+
+    def __init__(self, path: str | Path, found: Sequence[str], hint: str) -> None:
+        self.found = list(found)
+        names = [Path(one).name for one in found]
+        shown = ", ".join(names[-6:])
+        more = f"{len(names) - 6} more, " if len(names) > 6 else ""
+        super().__init__(f"a folder with several checkpoints: {more}{shown}", path=path, hint=hint)
 
 
 class DamagedError(UnreadableError):

@@ -110,7 +110,8 @@ def save(
         WriteError: the output can't be written; nothing was changed.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
-    target = destination(os.fspath(path), to, max_shard_size)
+    of_folder = ckpt.folder is not None
+    target = destination(os.fspath(path), to, max_shard_size, of_folder=of_folder)
     if history:
         ckpt = add_history(ckpt, history)
     models = ckpt.sections.models
@@ -219,7 +220,8 @@ def check_save(
         UsageError: no format is named.
         WriteError: something stands there, or there is no folder to write to.
     """
-    target = destination(os.fspath(path), to, max_shard_size)
+    of_folder = ckpt.folder is not None
+    target = destination(os.fspath(path), to, max_shard_size, of_folder=of_folder)
     _check(ckpt, path, target)
     if not new_folder:
         target.check(overwrite=overwrite)

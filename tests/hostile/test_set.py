@@ -10,7 +10,7 @@ from .case import Case, Fine, Found, Odd, Refused
 from .cases import CASES
 from .reading import READER, Reading, read_all
 
-ERRORS = {"UnreadableError", "UnsupportedError", "ModelctlError"}
+ERRORS = {"UnreadableError", "SeveralError", "UnsupportedError", "ModelctlError"}
 
 
 def of(kind: type) -> pytest.MarkDecorator:

@@ -40,13 +40,15 @@ def test_as_many_as_before(shards: Path, tmp_path: Path) -> None:
     assert told(shards, f"{tmp_path}/out/", to="torch", max_shard_size="9kB") == []
 
 
-@pytest.mark.parametrize("size", [None, "9kB"])
-def test_another_format(size: str | None, shards: Path, tmp_path: Path) -> None:
-    options = {} if size is None else {"max_shard_size": size}
-    lines = told(shards, f"{tmp_path}/out/", **options)
-    changed = "torch zip became safetensors, which a folder takes: --to torch keeps it"
-    assert changed in lines
-    assert len(lines) == (2 if size is None else 1)
+def test_a_folder_stays_what_it_is(shards: Path, tmp_path: Path) -> None:
+    assert told(shards, f"{tmp_path}/out/") == []
+    names = {one.name for one in Path(shards).iterdir()}
+    assert {one.name for one in (tmp_path / "out").iterdir()} == names
+
+
+def test_another_format(shards: Path, tmp_path: Path) -> None:
+    (line,) = told(shards, f"{tmp_path}/out/", max_shard_size="9kB")
+    assert line == "torch zip became safetensors, which a folder takes: --to torch keeps it"
     assert told(shards, f"{tmp_path}/named/", to="safetensors", max_shard_size="9kB") == []
 
 

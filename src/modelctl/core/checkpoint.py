@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from html import escape
@@ -16,6 +16,7 @@ from .nodes import children, mapping
 from .notes import Note
 from .numbers import plain_number
 from .sections import Sections, find_sections
+from .storages import Storage
 from .tensors import TensorRef
 from .text import some
 from .tree import Path, find_path, get, path_text, walk
@@ -42,6 +43,21 @@ class Origin(NamedTuple):
     format: str
     label: str
     bytes_on_disk: int
+
+
+class Folder(NamedTuple):
+    """The folder that a checkpoint was read from.
+
+    Attributes:
+        files: the file of each part of the tree, by its key at the top; of shards their index;
+            under ``""`` where one file holds all.
+        beside: what else stands there and goes along into a new folder.
+        left: what does not: other folders, the weights once more in another format.
+    """
+
+    files: Mapping[str, str]
+    beside: Mapping[str, Storage]
+    left: Sequence[str] = ()
 
 
 class Recorded(NamedTuple):
@@ -109,6 +125,7 @@ class Checkpoint:
         program: what the modules of an exported program gave; None where there is none.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
         read: the tree as it was read, before any edit; None where it was made.
+        folder: the folder around it, with what belongs to it; None where it is a file alone.
     """
 
     root: Any
@@ -122,6 +139,7 @@ class Checkpoint:
     program: Program | None = None
     key: Path | None = None
     read: Any = None
+    folder: Folder | None = None
     resources: tuple[Resource, ...] = ()
 
     def __enter__(self) -> Checkpoint:

@@ -75,8 +75,10 @@ class Writable(Format):
         string_metadata: whether it has a place of its own for a checkpoint's string metadata.
         keeps_records: whether what modelctl records in a state_dict (freeze, removed, history) is
             read again from what it writes.
+        by_name: whether an output can be asked to be of it (``--to``).
     """
 
+    by_name: bool = True
     suffixes: tuple[str, ...] = ()
     whole_storages: bool = False
     string_metadata: bool = False

@@ -18,6 +18,7 @@ from ..storage.source import FileSource
 from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
 from ..storage.streams import Stdout, is_stream, stdout
 from .base import Writable, WritableFolder, WritableFormat, no_state_dict
+from .folders import Folder
 from .registry import for_writing, of_suffix, writable
 from .shards.writing import (
     INDEX,
@@ -107,8 +108,11 @@ class Destination(NamedTuple):
         """
         if isinstance(self.format, WritableFolder) and isinstance(group, FileGroup):
             there = os.path.realpath(self.path)
-            own = ckpt.origin is not None and os.path.realpath(ckpt.origin.path) == there
-            return self.format.layout(ckpt, group.names, in_place=own)
+            own = ckpt.origin.path if ckpt.origin is not None else ""
+            if ckpt.folder is not None and not os.path.isdir(own):
+                own = os.path.dirname(own) or "."
+            same = bool(own) and os.path.realpath(own) == there
+            return self.format.layout(ckpt, group.names, in_place=same)
         assert isinstance(self.format, WritableFormat)
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
@@ -121,7 +125,11 @@ class Destination(NamedTuple):
 
 
 def destination(
-    path: str, to: str | None = None, shard_size: int | str | None = None
+    path: str,
+    to: str | None = None,
+    shard_size: int | str | None = None,
+    *,
+    of_folder: bool = False,
 ) -> Destination:
     """What ``path`` names as an output, by its suffix: a file, a folder for shards (one that is
     there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards;
@@ -130,6 +138,7 @@ def destination(
     Args:
         to: the name of the format, where the suffix is not to say it.
         shard_size: the most bytes in a shard, as a number or a text (``"5GB"``, the default).
+        of_folder: whether it was read from a folder with more in it, which then stays one.
 
     Raises:
         UsageError: no such format, no size, or a name that does not say what is meant.
@@ -159,6 +168,8 @@ def destination(
         names = stem or "model", suffix or fmt.suffixes[0]
         return Destination(fmt, folder or ".", _sharded(fmt, names), limit)
     is_folder = not name or os.path.isdir(path)
+    if of_folder and to is None and shard_size is None and (is_folder or of_suffix(path) is None):
+        return Destination(Folder(), path.rstrip("/" + os.sep) or path)
     if not is_folder and shard_size is not None:  # a folder that is to be, if it has no suffix
         is_folder = of_suffix(path) is None
     if is_folder:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from shlex import quote
 
-from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
+from ..errors import ModelctlError, SeveralError, UnreadableError, UnsupportedError, UsageError
 from ..storage.places import Place
 from .archives import PlainTar, TarGz, ZipOfCheckpoints
 from .arrays import PickledArrays
@@ -15,15 +16,22 @@ from .distributed.dcp import DistributedCheckpoint
 from .distributed.hf_shards import PartsInSafetensors
 from .distributed.ranks import RankFiles
 from .distributed.zero import Zero
-from .folders import Folder
+from .folders import SHARD, SUFFIXES, Folder
 from .guests import Broken, third_party
 from .shards.reading import Sharded
+from .shards.writing import INDEX
 from .single import SINGLE, guest_of, known_to
 
-BUILT_IN: Sequence[Format] = (
-    *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),
+# Those whose checkpoints are folders.
+_FOLDERS: Sequence[Format] = (
     *(DistributedCheckpoint(), PartsInSafetensors(), Zero(), RankFiles(), Folder()),
 )
+BUILT_IN: Sequence[Format] = (
+    *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),
+    *_FOLDERS,
+)
+# A folder has at most so many names that are looked at.
+_MOST_INSIDE = 10_000
 # What is often found under a checkpoint's name, and what it says to its owner.
 _LOOKALIKES = (
     (
@@ -98,12 +106,40 @@ def known(name: str) -> Format | None:
     return found[0] if found else None
 
 
+def checkpoints_in(place: Place) -> list[str]:
+    """The names of the checkpoints in a folder that is none itself, files and folders, the newest
+    last: as the numbers in their names say, unless a file ``latest`` does."""
+    if not place.is_folder:
+        return []
+    found = [name for name in place.names[:_MOST_INSIDE] if _is_one(place, name)]
+    if all(map(SHARD.search, found)) and not any(name.endswith(INDEX) for name in found):
+        return []  # of one that lacks its index
+    found.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [-1])
+    latest = place.member("latest") if "latest" in place.names else None
+    said = latest.head.decode("utf-8", "replace").strip() if latest else ""
+    return sorted(found, key=lambda name: name == said)
+
+
+def _is_one(place: Place, name: str) -> bool:
+    inner = place.member(name)
+    if inner.is_folder:
+        return known_to(_FOLDERS, inner) is not None
+    return name.endswith((*SUFFIXES, INDEX))
+
+
 def _unknown(place: Place) -> ModelctlError:
     if place.zip is not None:
         for has, what, hint in _ZIPS:
             if any(name.endswith(has) for name in place.zip.members):
                 return UnreadableError(what, path=place.name, hint=hint)
     guests = [one for one in third_party() if not isinstance(one, Broken)]
+    several = checkpoints_in(place)
+    if len(several) > 1 or (several and place.member(several[0]).is_folder):
+        paths = [place.member(name).name for name in several]
+        newest = f"the newest: {quote(paths[-1])}"
+        if len(paths) > 1:
+            newest += f"; 'modelctl summary {quote(place.name)}' lists them"
+        return SeveralError(place.name, paths, newest)
     for one in (*BUILT_IN, *guests):
         why = one.explain(place)
         if why is not None:
@@ -133,7 +169,7 @@ def _unknown(place: Place) -> ModelctlError:
 def writable(*, all: bool = False) -> list[Writable]:
     """The formats that can be written: ours, or with ``all`` those of other packages, too."""
     known = (*BUILT_IN, *third_party()) if all else BUILT_IN
-    return [one for one in known if isinstance(one, Writable)]
+    return [one for one in known if isinstance(one, Writable) and one.by_name]
 
 
 def of_suffix(path: str) -> Writable | None:
@@ -156,19 +192,19 @@ def for_writing(name: str | None, path: str) -> Writable:
     if name is None:
         found = of_suffix(path)
     else:
-        named = (one for all in (False, True) for one in writable(all=all) if one.name == name)
-        found = next(named, None)
+        there = known(name)
+        found = there if isinstance(there, Writable) else None
     if found is not None:
         return found
     broken = [one for one in third_party() if isinstance(one, Broken)]
     for one in broken:
         if one.name == name:
             raise one.error
-    known = writable(all=True)
-    names = ", ".join(one.name for one in known)
+    every = writable(all=True)
+    names = ", ".join(one.name for one in every)
     if name is not None:
         raise UsageError(f"there is no format '{name}' to write", hint=f"--to takes {names}")
-    suffixes = " ".join(suffix for one in known for suffix in one.suffixes)
+    suffixes = " ".join(suffix for one in every for suffix in one.suffixes)
     unknown = "".join(f" ({one.error})" for one in broken)
     raise UsageError(
         f"{path}: the suffix does not say which format to write{unknown}",

@@ -6,23 +6,27 @@ from collections.abc import Iterator
 
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, info
-from ..core.text import count
+from ..core.text import count, some
 from ..files import Saved
 from ..formats.base import Writable
+from ..formats.folders import Folder
 from ..formats.registry import for_writing, known, writable
-from ..storage.source import FileSource
-from .naming import is_sharded
+from .naming import is_sharded, opened
 
 
 def about_files(
     before: Checkpoint, saved: Saved, *, chosen: bool, into_folder: bool
 ) -> Iterator[Note]:
-    """Shards that became more or fewer, and a format that the folder chose.
+    """Shards that became more or fewer, a format that the folder chose, what stayed behind.
 
     Args:
         chosen: whether the user named the format.
         into_folder: whether the output is a folder, or an index in one.
     """
+    if saved.format == Folder.name:
+        return
+    if before.folder is not None and before.folder.beside:
+        yield info(f"{some(list(before.folder.beside), 4)} stay in the folder alone")
     old = _shards(before)
     new = max(saved.files - 1, 1)
     if old and (new != len(old) or saved.files == 1):
@@ -38,7 +42,7 @@ def _shards(ckpt: Checkpoint) -> list[str]:
     """The files of a checkpoint in shards, without their index."""
     if not is_sharded(ckpt) or ckpt.origin is None:
         return []
-    names = [str(one.path) for one in ckpt.resources if isinstance(one, FileSource)]
+    names = [str(one.path) for one in opened(ckpt)]
     return [name for name in names if name != ckpt.origin.path]
 
 

@@ -162,6 +162,11 @@ class Job:
             return Target(source, self.to or same_format(ckpt))
         if is_stream(self.output):
             return Target(self.output, self.to or format_of_stream(ckpt))
+        if ckpt.folder is not None and self.stays_folder:
+            where = self.output
+            if of > 1:
+                where = os.path.join(where, os.path.basename(os.path.abspath(source)))
+            return Target(where, None, os.path.dirname(where.rstrip("/" + os.sep)))
         if of == 1 and not is_folder(self.output):
             return Target(self.output, self.to)
         if self.max_shard_size is not None or (of == 1 and is_sharded(ckpt)):
@@ -170,6 +175,14 @@ class Job:
             source = ckpt.origin.path  # the file that was found in it
         name = name_in_folder(source, self.to)
         return Target(os.path.join(self.output, name), self.to, self.output)
+
+    @property
+    def stays_folder(self) -> bool:
+        """Whether what was read from a folder becomes one again."""
+        out = self.output
+        if out is None or self.to is not None or self.max_shard_size is not None:
+            return False
+        return is_folder(out) or not (has_known_suffix(out) or out.endswith(".json"))
 
     def own_place(self, source: str, ckpt: Checkpoint) -> Target:
         """What is replaced in place: the file that was found, of shards their index."""

@@ -9,8 +9,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, info
 from ..core.text import count
 from ..storage.link_rules import check_members, edited_in_place, other_names
-from ..storage.source import FileSource
-from .naming import is_sharded
+from .naming import is_sharded, opened
 
 
 def replaced(source: str, ckpt: Checkpoint, *, follow_links: bool) -> str:
@@ -35,4 +34,4 @@ def about_names(before: Checkpoint, path: str, *, in_place: bool) -> Iterator[No
 
 
 def _opened(ckpt: Checkpoint) -> list[str]:
-    return [str(one.path) for one in ckpt.resources if isinstance(one, FileSource)]
+    return [str(one.path) for one in opened(ckpt)]

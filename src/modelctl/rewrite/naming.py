@@ -9,6 +9,7 @@ from ..core.checkpoint import Checkpoint
 from ..errors import UsageError
 from ..formats.base import Writable, WritableFormat
 from ..formats.registry import for_writing, known, of_suffix, writable
+from ..storage.source import FileSource
 from ..storage.streams import STREAM, is_stream
 
 _USUAL = "torch"
@@ -25,6 +26,13 @@ def is_sharded(ckpt: Checkpoint) -> bool:
     """Whether it was read from shards and their index."""
     found = known(ckpt.origin.format) if ckpt.origin is not None else None
     return found is not None and found.in_shards
+
+
+def opened(ckpt: Checkpoint) -> list[FileSource]:
+    """The files that hold a checkpoint, without those that only stand beside them."""
+    beside = () if ckpt.folder is None else ckpt.folder.beside
+    files = (one for one in ckpt.resources if isinstance(one, FileSource))
+    return [one for one in files if one.path.name not in beside]
 
 
 def same_format(ckpt: Checkpoint) -> str:

@@ -13,8 +13,7 @@ from ..core.notes import Note, info, warning
 from ..core.text import count, some
 from ..errors import RefusedError
 from ..formats.shards.writing import shards_in
-from ..storage.source import FileSource
-from .naming import is_sharded
+from .naming import is_sharded, opened
 
 
 def shard_size(before: Checkpoint) -> int | None:
@@ -60,7 +59,7 @@ def about_shards(before: Checkpoint, saved: Path, files: int) -> Iterator[Note]:
         saved: the new index, or the file that took the place of all.
     """
     index = before.origin.path if before.origin is not None else ""
-    old = [one.path for one in before.resources if isinstance(one, FileSource)]
+    old = [one.path for one in opened(before)]
     stay = [one.name for one in old if str(one) != index and one != saved and one.exists()]
     new = count(files - 1, "new shard") if files > 1 else "one file now"
     if stay:

@@ -143,6 +143,19 @@ class Place:
         """The file of that name in a folder: what the user meant by the folder."""
         return self._file(self._path / name)
 
+    def inside(self, name: str) -> Place:
+        """A file of a folder that goes along with what the user meant.
+
+        Raises:
+            ModelctlError: a link that is not followed.
+        """
+        path = self._path / name
+        if not self._follow_links and path.is_symlink() and not in_one_cache(path):
+            raise ModelctlError(
+                f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
+            )
+        return self._file(path)
+
     def beside(self, name: str) -> Place:
         """A file that this one names, beside it.
 

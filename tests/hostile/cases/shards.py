@@ -165,7 +165,12 @@ def _folders() -> Iterator[Case]:
         "a.safetensors": SHARDED["one.safetensors"],
         "b.safetensors": SHARDED["two.safetensors"],
     }
-    yield Case("a folder with two checkpoints", several, Refused("several checkpoints"), ".")
+    yield Case(
+        "a folder with two checkpoints",
+        several,
+        Refused("several checkpoints", error="SeveralError"),
+        ".",
+    )
     lonely = {"model-00001-of-00002.safetensors": SHARDED["one.safetensors"]}
     yield Case("a folder with a shard and no index", lonely, Refused("without their index"), ".")
     nowhere = "no such file"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...core.notes import info
-from ...errors import ModelctlError, UsageError
+from ...errors import ModelctlError, SeveralError, UsageError
 from .. import options as o
 from ..live_options import inputs
 from ..output import Output
@@ -55,7 +55,8 @@ def summary(
 
     One row a module, exact totals, ties, the training state, and warnings with the next step. Of
     several files a row each: epoch, step, lr, size, findings (! where unpickling would run
-    something); one that can't be read has its error there, and the exit code is 2.
+    something); one that can't be read has its error there, and the exit code is 2. So is a
+    folder of several checkpoints shown, the run of a training.
 
     Without --stats no tensor is read; nothing in the file is run, unless you --trust it.
 
@@ -86,7 +87,13 @@ def summary(
         return _overview(out, src, stats, key, follow_symlinks)
     sizes, dtypes = inputs(input_size or (), input_dtype or ())
     found: Summary | View
-    with files.open(src[0], key=key, follow_symlinks=follow_symlinks) as ckpt:
+    try:
+        opened = files.open(src[0], key=key, follow_symlinks=follow_symlinks)
+    except SeveralError as e:
+        if is_live:
+            raise
+        return _overview(out, [Path(one) for one in e.found], stats, key, follow_symlinks)
+    with opened as ckpt:
         if is_live:
             from ...nn.view.from_file import view
 

@@ -15,7 +15,7 @@ from ...core.nodes import Obj, attributes, mapping, with_entries
 from ...core.notes import Note, warning
 from ...core.tensors import TensorRef, ValuesStorage, Widened
 from ...core.text import count, some
-from ...errors import ModelctlError, UnreadableError, UnsupportedError
+from ...errors import UnreadableError, UnsupportedError
 from ...storage.chunked import Chunk, ChunkedStorage
 from ...storage.places import Place
 from ..base import Format
@@ -41,19 +41,6 @@ class Zero(Format):
     def sniff(self, place: Place) -> bool:
         tagged = _tagged(place)
         return tagged is not None and any(map(_MODEL.fullmatch, tagged.names))
-
-    def explain(self, place: Place) -> ModelctlError | None:
-        tags = [
-            name for name in place.names if any(map(_MODEL.fullmatch, place.member(name).names))
-        ]
-        if not tags:
-            return None
-        return UnreadableError(
-            f"a folder of {count(len(tags), 'DeepSpeed checkpoint')} without the file 'latest': "
-            f"{some(tags)}",
-            path=place.name,
-            hint=f"name one: {place.member(tags[-1]).name}",
-        )
 
     def read(self, place: Place) -> Checkpoint:
         tagged = _tagged(place)
