@@ -111,6 +111,17 @@ def save(
         DurabilityError: it was written whole, but its directory could not be synced.
     """
     target = destination(os.fspath(path), to, max_shard_size)
+    ckpt, notes = _prepared(ckpt, path, target, history)
+    with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
+        layout = target.layout(ckpt, group.names)
+        group.carry_out(layout, _of(progress, layout))
+    return _saved(target, layout, notes)
+
+
+def _prepared(
+    ckpt: Checkpoint, path: PathLike, target: Destination, history: Sequence[str]
+) -> tuple[Checkpoint, Sequence[Note]]:
+    """What of a checkpoint goes out, and what there is to say of the rest."""
     if history:
         ckpt = add_history(ckpt, history)
     models = ckpt.sections.models
@@ -119,12 +130,17 @@ def save(
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
     _check(ckpt, path, target)
-    ckpt, notes = _cut(ckpt, target.format)
-    with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
-        layout = target.layout(ckpt, group)
-        group.carry_out(layout, _of(progress, layout))
+    return _cut(ckpt, target.format)
+
+
+def _saved(target: Destination, layout: Layout, notes: Sequence[Note]) -> Saved:
     name = Path(target.path) if target.shards is None else Path(target.path, layout.main.name)
     return Saved(name, target.format.name, layout.nbytes, len(layout.files), notes)
+
+
+def left_out(ckpt: Checkpoint, to: str) -> Sequence[Note]:
+    """What there is to say of what a file of the format ``to`` would not get of a checkpoint."""
+    return _cut(ckpt, for_writing(to, ""))[1]
 
 
 def _cut(ckpt: Checkpoint, fmt: WritableFormat) -> tuple[Checkpoint, Sequence[Note]]:
@@ -205,19 +221,23 @@ def check_save(
     *,
     overwrite: bool = False,
     new_folder: bool = False,
-) -> None:
-    """What :func:`save` would refuse, before anything is written. With ``new_folder`` the folder
-    that it goes to is one that is still to be made.
+    history: Sequence[str] = (),
+) -> Saved:
+    """What :func:`save` would write, or refuse, before anything is written. With ``new_folder`` the
+    folder that it goes to is one that is still to be made.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
+        RefusedError: it holds a call that unpickling the output would run.
         UsageError: no format is named.
         WriteError: something stands there, or there is no folder to write to.
     """
     target = destination(os.fspath(path), to, max_shard_size)
-    _check(ckpt, path, target)
+    ckpt, notes = _prepared(ckpt, path, target, history)
     if not new_folder:
         target.check(overwrite=overwrite)
+    with _no_collector():
+        return _saved(target, target.layout(ckpt, target.taken), notes)
 
 
 def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:

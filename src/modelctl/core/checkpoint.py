@@ -109,6 +109,7 @@ class Checkpoint:
         program: what the modules of an exported program gave; None where there is none.
         key: the path of the state_dict that was chosen, where the found one isn't meant.
         read: the tree as it was read, before any edit; None where it was made.
+        device: what an output says that all storages were on; None: what each says itself.
     """
 
     root: Any
@@ -122,6 +123,7 @@ class Checkpoint:
     program: Program | None = None
     key: Path | None = None
     read: Any = None
+    device: str | None = None
     resources: tuple[Resource, ...] = ()
 
     def __enter__(self) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from shlex import quote
 from typing import NamedTuple
@@ -85,8 +85,15 @@ class Destination(NamedTuple):
             return staged_file(self.path, overwrite=overwrite, sources=sources)
         return staged_files(self.path, overwrite=overwrite, sources=sources)
 
-    def layout(self, ckpt: Checkpoint, group: FileGroup | Stdout) -> Layout:
-        """What it will be: the files that are to stand there, or a file alone.
+    @property
+    def taken(self) -> list[str]:
+        """The names in the folder of shards, as it is now."""
+        is_there = self.shards is not None and os.path.isdir(self.path)
+        return os.listdir(self.path) if is_there else []
+
+    def layout(self, ckpt: Checkpoint, taken: Sequence[str]) -> Layout:
+        """What it will be: the files that are to stand there, or a file alone. ``taken`` are the
+        names that the folder of shards has already.
 
         Raises:
             RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
@@ -97,7 +104,7 @@ class Destination(NamedTuple):
             return Layout([self.format.layout(ckpt, name)])
         old = superseded(self.path, self.shards)
         return shards_layout(
-            ckpt, self.format, self.shards, self.max_shard_size, taken=group.names, old=old
+            ckpt, self.format, self.shards, self.max_shard_size, taken=taken, old=old
         )
 
 

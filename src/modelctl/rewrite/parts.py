@@ -18,6 +18,7 @@ from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
 from .job import Job, Progress, Target, told
+from .naming import same_format
 
 
 def merge_files(
@@ -74,7 +75,7 @@ def merge_files(
             name: stack.enter_context(files.open(path)) for name, path in paths.items()
         }
         merged = merge(**opened, **numbers, set=set)
-        target = Target(paths["model"])
+        target = Target(paths["model"], same_format(opened["model"]))
         if job.output is not None:
             target = job.target(paths["model"], 1, opened["model"])
         return job.finish(opened["model"], merged, target, [history_line("merge", given)])

@@ -13,6 +13,7 @@ from ...core.names import WRAPPERS, common_prefix, natural, role_of
 from ...core.nodes import Composite, Obj
 from ...core.notes import Note, warning
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
+from ...core.sections.devices import devices_of
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ..dangers import would_run
@@ -99,7 +100,7 @@ def summarize(
         rows.sort(key=order)
     values = {name: tensor_stats(tensors[name]) for name in tensors if name in once and stats}
     training = training_of(ckpt)
-    totals = _totals(tensors, once, grads)
+    totals = _totals(tensors, once, grads)._replace(devices=devices_of(ckpt))
     past = read_record(ckpt, HISTORY)
     removed = read_record(ckpt, REMOVED)
     return Summary(
