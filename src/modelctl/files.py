@@ -185,16 +185,30 @@ def save_parts(
 
 
 def check_parts(
-    parts: Mapping[str, Checkpoint], folder: PathLike, *, to: str = "torch", overwrite: bool = False
-) -> None:
-    """What :func:`save_parts` would refuse, before anything is written.
+    parts: Mapping[str, Checkpoint],
+    folder: PathLike | None,
+    *,
+    to: str = "torch",
+    overwrite: bool = False,
+) -> Sequence[Note]:
+    """What :func:`save_parts` would refuse, before anything is written, and what there would be to
+    say; ``folder`` is None where it is not known, or still to be made with its parents.
 
     Raises:
-        UsageError, WriteError: as :func:`save_parts`.
+        RefusedError, UsageError, WriteError: as :func:`save_parts`.
     """
-    check_folder(folder)
-    for name, fmt in _formats_of(parts, to).items() if os.path.isdir(folder) else ():
-        check_file(os.path.join(folder, name + fmt.suffixes[0]), overwrite=overwrite)
+    formats = _formats_of(parts, to)
+    if folder is not None:
+        check_folder(folder)
+        for name, fmt in formats.items() if os.path.isdir(folder) else ():
+            check_file(os.path.join(folder, name + fmt.suffixes[0]), overwrite=overwrite)
+    notes: list[Note] = []
+    for name, fmt in formats.items():
+        part, about = _cut(parts[name], fmt)
+        with _no_collector():
+            fmt.layout(part, name + fmt.suffixes[0])
+        notes += about
+    return notes
 
 
 def _formats_of(parts: Mapping[str, Checkpoint], to: str) -> dict[str, WritableFormat]:
