@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from .. import files
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, warning
+from ..core.pages import Progress, told
 from ..core.records import FREEZE
 from ..errors import UsageError
 from ..formats.registry import for_writing
@@ -37,9 +38,6 @@ from .naming import (
     usual_suffix,
 )
 from .shards import about_shards, check_index, shard_size
-
-# Called with an output's name, the bytes written since the last call, how many there will be.
-Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True)
@@ -263,11 +261,6 @@ class Job:
             bytes_written=saved.bytes_written if saved else nothing,
             by_hand=_by_hand(after, path, saved) if names == ["freeze"] and saved else (),
         )
-
-
-def told(progress: Progress | None, name: str) -> Callable[[int, int], object] | None:
-    """The progress of one output."""
-    return None if progress is None else lambda more, total: progress(name, more, total)
 
 
 # ---------------------------------------------------------------------- what there is to say

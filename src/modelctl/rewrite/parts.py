@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import files
 from ..core.notes import Note
+from ..core.pages import Progress, told
 from ..core.records import add_history
 from ..errors import UsageError
 from ..files import PathLike
@@ -18,7 +19,7 @@ from ..storage.targets import check_makeable, made_folder
 from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
-from .job import Job, Progress, Target, told
+from .job import Job, Target
 from .naming import same_format
 
 
