@@ -112,6 +112,17 @@ def save(
     """
     of_folder = ckpt.folder is not None
     target = destination(os.fspath(path), to, max_shard_size, of_folder=of_folder)
+    ckpt, notes = _prepared(ckpt, path, target, history)
+    with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
+        layout = target.layout(ckpt, group.names)
+        group.carry_out(layout, _of(progress, layout))
+    return _saved(target, layout, notes)
+
+
+def _prepared(
+    ckpt: Checkpoint, path: PathLike, target: Destination, history: Sequence[str]
+) -> tuple[Checkpoint, Sequence[Note]]:
+    """What of a checkpoint goes out, and what there is to say of the rest."""
     if history:
         ckpt = add_history(ckpt, history)
     models = ckpt.sections.models
@@ -120,14 +131,19 @@ def save(
         if extra:
             ckpt = write_records(ckpt, {METADATA: extra})
     _check(ckpt, path, target)
-    ckpt, notes = _cut(ckpt, target.format)
-    with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
-        layout = target.layout(ckpt, group)
-        group.carry_out(layout, _of(progress, layout))
+    return _cut(ckpt, target.format)
+
+
+def _saved(target: Destination, layout: Layout, notes: Sequence[Note]) -> Saved:
     name = Path(target.path, layout.main.name) if target.shards is not None else Path(target.path)
     return Saved(
         name, target.format.name, layout.nbytes, len(layout.files), (*notes, *layout.notes)
     )
+
+
+def left_out(ckpt: Checkpoint, to: str) -> Sequence[Note]:
+    """What there is to say of what a file of the format ``to`` would not get of a checkpoint."""
+    return _cut(ckpt, for_writing(to, ""))[1]
 
 
 def _cut(ckpt: Checkpoint, fmt: Writable) -> tuple[Checkpoint, Sequence[Note]]:
@@ -172,16 +188,30 @@ def save_parts(
 
 
 def check_parts(
-    parts: Mapping[str, Checkpoint], folder: PathLike, *, to: str = "torch", overwrite: bool = False
-) -> None:
-    """What :func:`save_parts` would refuse, before anything is written.
+    parts: Mapping[str, Checkpoint],
+    folder: PathLike | None,
+    *,
+    to: str = "torch",
+    overwrite: bool = False,
+) -> Sequence[Note]:
+    """What :func:`save_parts` would refuse, before anything is written, and what there would be to
+    say; ``folder`` is None where it is not known, or still to be made with its parents.
 
     Raises:
-        UsageError, WriteError: as :func:`save_parts`.
+        RefusedError, UsageError, WriteError: as :func:`save_parts`.
     """
-    check_folder(folder)
-    for name, fmt in _formats_of(parts, to).items() if os.path.isdir(folder) else ():
-        check_file(os.path.join(folder, name + fmt.suffixes[0]), overwrite=overwrite)
+    formats = _formats_of(parts, to)
+    if folder is not None:
+        check_folder(folder)
+        for name, fmt in formats.items() if os.path.isdir(folder) else ():
+            check_file(os.path.join(folder, name + fmt.suffixes[0]), overwrite=overwrite)
+    notes: list[Note] = []
+    for name, fmt in formats.items():
+        part, about = _cut(parts[name], fmt)
+        with _no_collector():
+            fmt.layout(part, name + fmt.suffixes[0])
+        notes += about
+    return notes
 
 
 def _formats_of(parts: Mapping[str, Checkpoint], to: str) -> dict[str, WritableFormat]:
@@ -211,20 +241,24 @@ def check_save(
     *,
     overwrite: bool = False,
     new_folder: bool = False,
-) -> None:
-    """What :func:`save` would refuse, before anything is written. With ``new_folder`` the folder
-    that it goes to is one that is still to be made.
+    history: Sequence[str] = (),
+) -> Saved:
+    """What :func:`save` would write, or refuse, before anything is written. With ``new_folder`` the
+    folder that it goes to is one that is still to be made.
 
     Raises:
         LossError: the format can't hold a part of the checkpoint.
+        RefusedError: it holds a call that unpickling the output would run.
         UsageError: no format is named.
         WriteError: something stands there, or there is no folder to write to.
     """
     of_folder = ckpt.folder is not None
     target = destination(os.fspath(path), to, max_shard_size, of_folder=of_folder)
-    _check(ckpt, path, target)
+    ckpt, notes = _prepared(ckpt, path, target, history)
     if not new_folder:
         target.check(overwrite=overwrite)
+    with _no_collector():
+        return _saved(target, target.layout(ckpt, target.taken), notes)
 
 
 def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:

@@ -1,11 +1,10 @@
-"""How reports reach people and pipes. The only user of rich and tabulate."""
+"""How reports reach people and pipes. The only user of tabulate, and of rich but for the bar."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -13,16 +12,13 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Note
-from ..core.pages import Line, Page, Report, Table
+from ..core.pages import Line, Page, Progress, Report, Table
 from ..core.text import printable, some
 from ..core.text import table as aligned
 from ..errors import ModelctlError
 from ..inspection.cells import for_people, for_programs, is_number
+from ..progress import Bar, on_terminal
 from .show.fitting import fitted, wrapped
-
-# Seconds before a bar appears.
-_PATIENCE = 0.5
-
 
 # The outputs that stand: what went wrong on stdout did not undo them.
 _written: list[str] = []
@@ -75,7 +71,7 @@ class Output:
     ) -> None:
         self.command, self.format, self.color, self.quiet = command, format, color, quiet
         _written.clear()
-        self._bar: Any = None
+        self._bar: Bar | None = None
 
     @property
     def is_json(self) -> bool:
@@ -146,38 +142,15 @@ class Output:
             self.note(note._replace(way_out=None))
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
-        """What to call with a name, the bytes done since the last call, and how many there are in
-        all: a bar on stderr, where that is a terminal and it takes a while."""
-        if self.quiet or self.color == "never" or not sys.stderr.isatty():
-            yield None
-            return
-        now, done = "", 0
-        started = time.monotonic()
-
-        def advance(name: str, more: int, total: int) -> None:
-            nonlocal now, done
-            if name != now:
-                self._end_bar()
-                now, done = name, 0
-            done += more
-            if self._bar is None and time.monotonic() - started > _PATIENCE:
-                self._bar = _bar()
-                self._bar.start()
-                self._bar.add_task(printable(name), total=total, completed=done)
-            elif self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=done, total=max(done, total))
-
-        try:
-            yield advance
-        finally:
-            self._end_bar()
+    def progress(self) -> Iterator[Progress | None]:
+        """What to tell of long work: see :mod:`modelctl.progress`."""
+        with on_terminal(not self.quiet and self.color != "never") as self._bar:
+            yield self._bar
 
     def _end_bar(self) -> None:
         """A bar is gone before anything else is printed."""
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            self._bar.end()
 
     # ------------------------------------------------------------------ for people
 
@@ -335,16 +308,3 @@ def _write_markdown(table: Table) -> None:
         disable_numparse=True,
     )
     sys.stdout.write(text + "\n")
-
-
-def _bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)

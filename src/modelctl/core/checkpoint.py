@@ -126,6 +126,7 @@ class Checkpoint:
         key: the path of the state_dict that was chosen, where the found one isn't meant.
         read: the tree as it was read, before any edit; None where it was made.
         folder: the folder around it, with what belongs to it; None where it is a file alone.
+        device: what an output says that all storages were on; None: what each says itself.
     """
 
     root: Any
@@ -140,6 +141,7 @@ class Checkpoint:
     key: Path | None = None
     read: Any = None
     folder: Folder | None = None
+    device: str | None = None
     resources: tuple[Resource, ...] = ()
 
     def __enter__(self) -> Checkpoint:

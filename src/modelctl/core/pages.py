@@ -7,7 +7,7 @@ is the business of who shows the page.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,6 +16,14 @@ from .notes import Note
 # What the cells of a column are; a text in a column of another kind stands for itself. A change is
 # a sign: + - ~.
 Kind = Literal["text", "name", "count", "number", "percent", "bytes", "shape", "answer", "change"]
+
+# What long work is told to: a name, the bytes done since the last call, how many there are in all.
+Progress = Callable[[str, int, int], object]
+
+
+def told(progress: Progress | None, name: str) -> Callable[[int, int], object] | None:
+    """The progress of one thing, by its name."""
+    return None if progress is None else lambda more, total: progress(name, more, total)
 
 
 class Column(NamedTuple):

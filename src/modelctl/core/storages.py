@@ -208,14 +208,15 @@ class Storage(ABC):
     """Bytes shared by the tensors that view them; the same object means tied.
 
     Attributes:
-        location: the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``).
+        location: the device tag that torch saved (``cpu``, ``cuda:0``, ``mps``); None where there
+            is none.
         crc32: the checksum of all bytes, where the container recorded one.
         compared: whether nothing is left to compare with it.
     """
 
     __slots__ = ("compared", "crc32", "location", "nbytes")
 
-    def __init__(self, nbytes: int, location: str = "cpu", crc32: int | None = None) -> None:
+    def __init__(self, nbytes: int, location: str | None = None, crc32: int | None = None) -> None:
         self.nbytes = nbytes
         self.location = location
         self.crc32 = crc32
@@ -293,7 +294,7 @@ class RunStorage(Storage):
         source: Source,
         offset: int,
         nbytes: int,
-        location: str = "cpu",
+        location: str | None = None,
         crc32: int | None = None,
     ) -> None:
         self.nbytes, self.location, self.crc32 = nbytes, location, crc32
@@ -325,7 +326,7 @@ class SpreadStorage(Storage):
     __slots__ = ("_ends", "pieces")
 
     def __init__(
-        self, pieces: Sequence[Run], location: str = "cpu", crc32: int | None = None
+        self, pieces: Sequence[Run], location: str | None = None, crc32: int | None = None
     ) -> None:
         super().__init__(sum(run.nbytes for run in pieces), location, crc32)
         self.pieces = tuple(pieces)
@@ -356,7 +357,7 @@ class MemoryStorage(Storage):
 
     __slots__ = ("data",)
 
-    def __init__(self, data: bytes, location: str = "cpu") -> None:
+    def __init__(self, data: bytes, location: str | None = None) -> None:
         super().__init__(len(data), location)
         self.data = data
 

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 from ..core.checkpoint import Checkpoint
-from ..core.notes import Loss, Note, warning
+from ..core.notes import Loss, Note, info, warning
 from ..core.records import records
 from ..core.sections import is_nameless
+from ..core.sections.devices import devices_of, devices_text
 from ..core.tensors import TensorRef
-from ..core.text import some
+from ..core.text import count, some
 from ..core.tree import Path
 from ..errors import ModelctlError
 from ..storage.layout import FileLayout, Layout
@@ -75,6 +76,7 @@ class Writable(Format):
         string_metadata: whether it has a place of its own for a checkpoint's string metadata.
         keeps_records: whether what modelctl records in a state_dict (freeze, removed, history) is
             read again from what it writes.
+        keeps_devices: whether it says on which device each storage was.
         by_name: whether an output can be asked to be of it (``--to``).
     """
 
@@ -83,6 +85,7 @@ class Writable(Format):
     whole_storages: bool = False
     string_metadata: bool = False
     keeps_records: bool = False
+    keeps_devices: bool = False
 
     @abstractmethod
     def losses(self, ckpt: Checkpoint) -> list[Loss]:
@@ -91,12 +94,23 @@ class Writable(Format):
     def remarks(self, ckpt: Checkpoint) -> list[Note]:
         """What becomes of the checkpoint in this format, and what other readers make of it, where
         that may surprise."""
+        notes = [] if ckpt.device is None else [self._about_device(ckpt, ckpt.device)]
         if self.keeps_records or not ckpt.sections.models:
-            return []
+            return notes
         lost = list(records(ckpt.sections.models[0].node))
         if not self.string_metadata:
             lost += [key for key in ckpt.metadata if key != "format"]
-        return [warning(f"{self.label} has no place for {some(lost)}: left out")] if lost else []
+        if lost:
+            notes.append(warning(f"{self.label} has no place for {some(lost)}: left out"))
+        return notes
+
+    def _about_device(self, ckpt: Checkpoint, device: str) -> Note:
+        if not self.keeps_devices:
+            return info(f"{self.label} records no device: {device} is not written")
+        tensors = count(len(ckpt.tensors()), "tensor")
+        was = devices_of(ckpt.replace(device=None))
+        before = "" if was is None else f", where they said {devices_text(was)}"
+        return info(f"{tensors} say {device}{before}")
 
     def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         """Python that reads a record of ours in a file of this format without modelctl; None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from shlex import quote
 from typing import NamedTuple
@@ -81,8 +81,7 @@ class Destination(NamedTuple):
         if self.shards is not None:
             return superseded(self.path, self.shards)
         assert isinstance(self.format, WritableFolder)
-        there = os.listdir(self.path) if os.path.isdir(self.path) else []
-        return self.format.occupied(there)
+        return self.format.occupied(self.taken)
 
     def staged(
         self, *, overwrite: bool, sources: Iterable[FileSource]
@@ -100,19 +99,26 @@ class Destination(NamedTuple):
             return staged_file(self.path, overwrite=overwrite, sources=sources)
         return staged_files(self.path, overwrite=overwrite, sources=sources)
 
-    def layout(self, ckpt: Checkpoint, group: FileGroup | Stdout) -> Layout:
-        """What it will be: the files that are to stand there, or a file alone.
+    @property
+    def taken(self) -> list[str]:
+        """The names in the folder that it goes to, as it is now."""
+        is_there = self.is_folder and os.path.isdir(self.path)
+        return os.listdir(self.path) if is_there else []
+
+    def layout(self, ckpt: Checkpoint, taken: Sequence[str]) -> Layout:
+        """What it will be: the files that are to stand there, or a file alone. ``taken`` are the
+        names that the folder has already.
 
         Raises:
             RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
         """
-        if isinstance(self.format, WritableFolder) and isinstance(group, FileGroup):
+        if isinstance(self.format, WritableFolder):
             there = os.path.realpath(self.path)
             own = ckpt.origin.path if ckpt.origin is not None else ""
             if ckpt.folder is not None and not os.path.isdir(own):
                 own = os.path.dirname(own) or "."
             same = bool(own) and os.path.realpath(own) == there
-            return self.format.layout(ckpt, group.names, in_place=same)
+            return self.format.layout(ckpt, taken, in_place=same)
         assert isinstance(self.format, WritableFormat)
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
@@ -120,7 +126,7 @@ class Destination(NamedTuple):
             return Layout([self.format.layout(ckpt, name)])
         old = superseded(self.path, self.shards)
         return shards_layout(
-            ckpt, self.format, self.shards, self.max_shard_size, taken=group.names, old=old
+            ckpt, self.format, self.shards, self.max_shard_size, taken=taken, old=old
         )
 
 

@@ -140,6 +140,7 @@ class WritableGuest(Guest, WritableFormat):
         self.whole_storages = bool(inner.whole_storages)
         self.string_metadata = bool(inner.string_metadata)
         self.keeps_records = bool(inner.keeps_records)
+        self.keeps_devices = bool(inner.keeps_devices)
 
     def losses(self, ckpt: Checkpoint) -> list[Loss]:
         return list(self._call("losses", Sequence, lambda: self.inner.losses(ckpt), of=Loss))

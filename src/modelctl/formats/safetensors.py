@@ -185,7 +185,8 @@ class Safetensors(WritableFormat):
         refs = ckpt.sections.models[0].tensors() if ckpt.sections.models else {}
         tied = len(refs) - len({ref.identity for ref in refs.values()})
         kept = "kept as __metadata__ (safetensors' load_model and modelctl know them, load_file"
-        return [notes.info(f"tied names: {tied}, {kept} does not)")] if tied else []
+        about = [notes.info(f"tied names: {tied}, {kept} does not)")] if tied else []
+        return [*super().remarks(ckpt), *about]
 
     def record_by_hand(self, ckpt: Checkpoint, path: str, section: Path, record: str) -> str | None:
         return f"json.loads(safe_open({path!r}, 'pt').metadata()[{record!r}])"

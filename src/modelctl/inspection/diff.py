@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from ..core.names import Patterns, no_match, select
 from ..core.nodes import Global, Obj
 from ..core.notes import Note
 from ..core.numbers import bits_differ, gap, numbers
-from ..core.pages import Column, Line, Page, Table
+from ..core.pages import Column, Line, Page, Progress, Table
 from ..core.records import PREFIX
 from ..core.tensors import StorageRef, TensorRef
 from ..core.text import count, prefix_command, shape
@@ -206,9 +207,10 @@ def diff(
     regex: bool = False,
     rtol: float = 0.0,
     atol: float = 0.0,
+    progress: Progress | None = None,
 ) -> Diff:
     """Compare two checkpoints as :func:`modelctl.diff` says. What modelctl recorded about itself
-    (``modelctl.*``) is not compared.
+    (``modelctl.*``) is not compared. ``progress`` is told how far the comparison of values is.
 
     Raises:
         NoMatchError: ``pattern`` matches nothing in either.
@@ -235,13 +237,18 @@ def diff(
         left_values = right_values = {}
     found = Diff()
     same = close = 0
+    paths = [ckpt.origin.path if ckpt.origin else None for ckpt in (a, b)]
+    files = ", ".join(os.path.basename(path or "") for path in paths)
+    both = [(left[name], right[name]) for name in names if name in left and name in right]
+    total = sum(one.nbytes for one, other in both if _is_compared(one, other))
+    advance = None if progress is None else lambda more: progress(files, more, total)
     for name in names:
         if name not in right:
             found.removed.append(name)
         elif name not in left:
             found.added.append(name)
         else:
-            change, equal = _compare(name, left[name], right[name], rtol, atol)
+            change, equal = _compare(name, left[name], right[name], rtol, atol, advance)
             if change is not None:
                 found.changed.append(change)
             elif equal:
@@ -252,7 +259,6 @@ def diff(
         before, after = left_values.get(path), right_values.get(path)
         if before != after:
             found.values.append(ValueChange(path, before, after))
-    paths = [ckpt.origin.path if ckpt.origin else None for ckpt in (a, b)]
     if under is not None:
         found.removed.extend(moved[0])
         found.added.extend(moved[1])
@@ -328,21 +334,33 @@ def _text(node: Any) -> str:
     return repr(node)
 
 
+def _is_compared(a: TensorRef, b: TensorRef) -> bool:
+    """Whether it takes their values to know what differs."""
+    return a.spec == b.spec and a.identity != b.identity
+
+
 def _compare(
-    name: str, a: TensorRef, b: TensorRef, rtol: float, atol: float
+    name: str,
+    a: TensorRef,
+    b: TensorRef,
+    rtol: float,
+    atol: float,
+    advance: Callable[[int], object] | None,
 ) -> tuple[Change | None, bool]:
     """What differs, and whether the two are equal bit for bit."""
     if a.shape != b.shape:
         return Change(name, "shape", shape(a.shape), shape(b.shape)), False
     if a.dtype != b.dtype:
         return Change(name, "dtype", a.dtype.name, b.dtype.name), False
-    if a is b or (a.identity == b.identity):
+    if not _is_compared(a, b):
         return None, True
     differ, largest, close, equal = 0, None, True, True
     size = 0.0  # of the largest value before
     a.check()
     b.check()
     for x, y in _aligned(a.chunks(), b.chunks(), a.dtype.itemsize):
+        if advance is not None:
+            advance(len(x))
         size = max(size, _largest(x, a))
         if x == y:
             continue

@@ -11,6 +11,7 @@ from ..core.nodes import Composite
 from ..core.notes import Note, info
 from ..core.pages import Column, Page, Table
 from ..core.records import read_freeze
+from ..core.sections.devices import device_of
 from ..core.sections.pairing import under
 from ..core.tensors import TensorRef
 from ..core.text import count, some
@@ -24,7 +25,8 @@ SECTIONS = ("model", "optimizer", "ema", "constants", "all")
 class TensorRow(NamedTuple):
     """One tensor. ``inferred``: its role is a guess from name and dtype; ``requires_grad`` is
     None where the file doesn't say; ``layout`` is what a tensor is that is no plain one
-    (sparse_coo, per_tensor_affine, DTensor)."""
+    (sparse_coo, per_tensor_affine, DTensor); ``device`` what it was saved on, None where the file
+    doesn't say."""
 
     name: str
     dtype: str
@@ -36,6 +38,7 @@ class TensorRow(NamedTuple):
     inferred: bool
     requires_grad: bool | None
     layout: str | None = None
+    device: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -47,6 +50,7 @@ class TensorRow(NamedTuple):
             "role": self.role,
             "requires_grad": self.requires_grad,
             "layout": self.layout,
+            "device": self.device,
         }
 
 
@@ -57,11 +61,16 @@ class TensorList(Printed, list[TensorRow]):
         return {"tensors": [row.as_dict() for row in self]}
 
     def page(self, long: bool = False) -> Page:
-        """A table of names, dtypes and shapes; with ``long`` bytes, roles and what trains, too."""
+        """A table of names, dtypes and shapes; with ``long`` bytes, roles and what trains, too, and
+        devices where one is not the cpu."""
         columns = [Column("name", "name"), Column("dtype"), Column("shape", "shape")]
         if long:
             columns += [Column("bytes", "count"), Column("role"), Column("grad", "answer")]
-        table = Table(columns, [_cells(row, long) for row in self])
+        rows = [_cells(row, long) for row in self]
+        if long and any(row.device not in (None, "cpu") for row in self):
+            columns.append(Column("device", none="?"))
+            rows = [[*cells, row.device] for cells, row in zip(rows, self, strict=True)]
+        table = Table(columns, rows)
         notes = []
         if long and any(row.inferred for row in self):
             notes = [info("~ inferred from name and dtype; ? the file does not say")]
@@ -108,7 +117,7 @@ def list_tensors(
         ref, of = found[name]
         if isinstance(ref, Composite):
             if role is None:
-                rows.append(_composite(name, ref, of))
+                rows.append(_composite(name, ref, of, ckpt))
             continue
         kind: str | None = None
         inferred = False
@@ -122,7 +131,7 @@ def list_tensors(
         rows.append(
             TensorRow(
                 *(name, ref.dtype.name, ref.dtype.short, ref.shape, ref.nbytes, of),
-                *(kind, inferred, grad),
+                *(kind, inferred, grad, None, device_of(ref, ckpt)),
             )
         )
     if pattern and role is not None and not rows:
@@ -195,11 +204,13 @@ def other_models(ckpt: Checkpoint) -> list[Note]:
     return [info(f"other models in the file: {some(others, 4)}; --key shows one")]
 
 
-def _composite(name: str, node: Composite, section: str | None) -> TensorRow:
+def _composite(name: str, node: Composite, section: str | None, ckpt: Checkpoint) -> TensorRow:
     dtype = node.dtype
+    on = {device_of(part, ckpt) for part in node.parts.values()}
     return TensorRow(
         *(name, dtype.name, dtype.short, node.shape, node.nbytes, section, None, False, None),
         layout=node.layout,
+        device=on.pop() if len(on) == 1 else None,
     )
 
 

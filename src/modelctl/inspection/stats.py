@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..core.numbers import numbers
@@ -27,9 +28,15 @@ class Stats(NamedTuple):
     numel: int
 
 
-def tensor_stats(ref: TensorRef) -> Stats | None:
+def has_stats(ref: TensorRef) -> bool:
+    """Whether a dtype may have arithmetic here."""
+    return ref.dtype.kind in ("float", "int")
+
+
+def tensor_stats(ref: TensorRef, advance: Callable[[int], object] | None = None) -> Stats | None:
     """The statistics of one tensor; None for a dtype without arithmetic here (fp8, quantized,
-    complex, bool). Reads all its bytes, a piece at a time.
+    complex, bool). Reads all its bytes, a piece at a time, and calls ``advance`` with the size of
+    each.
 
     Raises:
         DamagedError: they are not what was saved.
@@ -37,12 +44,14 @@ def tensor_stats(ref: TensorRef) -> Stats | None:
     """
     import numpy as np
 
-    if ref.dtype.kind not in ("float", "int"):
+    if not has_stats(ref):
         return None
     ref.check()
     low, high, moments = math.inf, -math.inf, _Moments()
     nan = finite_count = zeros = count = 0
     for piece in ref.chunks():
+        if advance is not None:
+            advance(len(piece))
         values = numbers(piece, ref.dtype)
         if values is None:
             return None

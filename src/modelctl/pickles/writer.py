@@ -24,19 +24,20 @@ _UNTYPED = Global("torch.storage", "UntypedStorage")
 _Saving = Generator[Any, None, None]
 
 
-def pickle(root: Any, storage_key: Callable[[Storage], str]) -> bytes:
-    """The tree as a pickle. ``storage_key`` names a storage in the container.
+def pickle(root: Any, storage_key: Callable[[Storage], str], device: str | None = None) -> bytes:
+    """The tree as a pickle. ``storage_key`` names a storage in the container; ``device`` is what
+    all are said to have been on, where that is not for each of them to say.
 
     Raises:
         RefusedError: the tree holds a call that unpickling it would run.
         UnsupportedError: the tree refers to itself where a pickle can't.
     """
-    return _Writer(storage_key).run(root)
+    return _Writer(storage_key, device).run(root)
 
 
 class _Writer:
-    def __init__(self, storage_key: Callable[[Storage], str]) -> None:
-        self.storage_key = storage_key
+    def __init__(self, storage_key: Callable[[Storage], str], device: str | None) -> None:
+        self.storage_key, self.device = storage_key, device
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[Any, int] = {}  # id of an object, or a Global itself: its slot
         self.slots = 0
@@ -154,7 +155,7 @@ class _Writer:
         self.text("storage")
         self.name(Global("torch", typed) if typed else _UNTYPED)
         self.text(self.storage_key(storage))
-        self.text(storage.location)
+        self.text(self.device or storage.location or "cpu")
         self.integer(storage.nbytes // itemsize)
         self.out += b"t"
         self.put()

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+from ..core.pages import Progress
 from ..errors import ModelctlError
 from ..files import PathLike
 from ..inspection.edits import EditReport, EditReports
 from ..surgery.recipe import parse_recipe
-from .job import Job, Progress
+from .job import Job
 
 # An operation by its name, or with its options as in a recipe: {"do": "keep", "pattern": "fc"}.
 Edit = str | Mapping[str, Any]

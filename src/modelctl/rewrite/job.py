@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from .. import files
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, warning
+from ..core.pages import Progress, told
 from ..core.records import FREEZE
 from ..errors import UsageError
 from ..formats.registry import for_writing
@@ -37,9 +38,6 @@ from .naming import (
     usual_suffix,
 )
 from .shards import about_shards, check_index, shard_size
-
-# Called with an output's name, the bytes written since the last call, how many there will be.
-Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Job:
         for source in sources:
             with self.edited(source) as (before, after):
                 target = self.target(source, len(sources), before)
-                self.check_target(after, target)
+                self.check_target(after, target, self.shard_size(before))
             place = os.path.realpath(target.path)
             if place in taken:
                 raise UsageError(
@@ -198,38 +196,50 @@ class Job:
             return Target(found + INDEX, self.to)
         return Target(found, self.to or same_format(ckpt))
 
-    def check_target(self, after: Checkpoint, target: Target) -> None:
-        """Raises what saving would raise, as far as that can be known before."""
-        overwrite = self.overwrite or self.in_place
-        files.check_save(
+    def check_target(
+        self, after: Checkpoint, target: Target, size: int | str | None, history: Sequence[str] = ()
+    ) -> files.Saved:
+        """What saving would write; raises what it would raise, as far as that can be known."""
+        if self.in_place:
+            check_index(after, target.path)
+        return files.check_save(
             after,
             target.path,
             target.to,
-            self.max_shard_size,
-            overwrite=overwrite,
+            size,
+            overwrite=self.overwrite or self.in_place,
             new_folder=target.is_new,
+            history=history,
         )
-        if self.in_place:
-            check_index(after, target.path)
+
+    def shard_size(self, before: Checkpoint) -> int | str | None:
+        """The most bytes in a shard: in place, shards stay about as big as they are."""
+        if self.in_place and self.max_shard_size is None:
+            return shard_size(before)
+        return self.max_shard_size
 
     def finish(
         self, before: Checkpoint, after: Checkpoint, target: Target, lines: Sequence[str]
     ) -> EditReport:
         """Save (or only check that it could be), and report."""
         names = [name for name, _ in self.edits]
-        unchanged = after.root is before.root and names != ["convert"]
+        same = after.root is before.root and after.device == before.device
+        unchanged = same and names != ["convert"]
+        history = lines if self.history and not unchanged else []
         path = target.path
         notes = [*_dangers(before), *after.notes]
         saved: files.Saved | None = None
         if self.placed and not (unchanged and self.in_place):
             notes += about_names(before, path, in_place=self.in_place)
-        if self.dry_run and self.placed:
-            self.check_target(after, target)
-        elif not self.dry_run and not (unchanged and self.in_place):
-            size = self.max_shard_size
+        size = self.shard_size(before)
+        would: files.Saved | None = None
+        if self.dry_run and not self.placed:
+            notes += files.left_out(after, str(target.to))
+        elif self.dry_run:
+            would = self.check_target(after, target, size, history)
+        elif not (unchanged and self.in_place):
             if self.in_place:
                 check_index(after, path)
-                size = shard_size(before) if size is None else size
             with made_folder(target.folder) if target.folder else nullcontext():
                 saved = files.save(
                     after,
@@ -237,20 +247,22 @@ class Job:
                     to=target.to,
                     overwrite=self.overwrite or self.in_place,
                     max_shard_size=size,
-                    history=lines if self.history and not unchanged else [],
+                    history=history,
                     progress=told(self.progress, os.path.basename(path)),
                 )
-            notes += [*saved.notes, *_about_output(after, saved)]
-            if self.in_place and is_sharded(before):
+            would = saved
+        if would is not None and not (unchanged and self.in_place):
+            notes += [*would.notes, *_about_output(after, would)]
+            if saved is not None and self.in_place and is_sharded(before):
                 notes += about_shards(before, saved.path, saved.files)
             if not self.in_place:
-                folder = saved.path != Path(path) or saved.files > 1
+                folder = would.path != Path(path) or would.files > 1
                 notes += about_files(
-                    before, saved, chosen=target.to is not None, into_folder=folder
+                    before, would, chosen=target.to is not None, into_folder=folder
                 )
         output = path if self.placed else None
-        if saved is not None and saved.path != Path(path):  # into a folder
-            output = str(saved.path)
+        if would is not None and would.path != Path(path):  # into a folder
+            output = str(would.path)
         nothing = None if self.dry_run else 0
         return EditReport(
             source=before.origin.path if before.origin else None,
@@ -262,11 +274,6 @@ class Job:
             bytes_written=saved.bytes_written if saved else nothing,
             by_hand=_by_hand(after, path, saved) if names == ["freeze"] and saved else (),
         )
-
-
-def told(progress: Progress | None, name: str) -> Callable[[int, int], object] | None:
-    """The progress of one output."""
-    return None if progress is None else lambda more, total: progress(name, more, total)
 
 
 # ---------------------------------------------------------------------- what there is to say

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from .. import files
+from ..core.notes import Note
+from ..core.pages import Progress, told
 from ..core.records import add_history
 from ..errors import UsageError
 from ..files import PathLike
@@ -17,7 +19,8 @@ from ..storage.targets import check_makeable, made_folder
 from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
-from .job import Job, Progress, Target, told
+from .job import Job, Target
+from .naming import same_format
 
 
 def merge_files(
@@ -74,7 +77,7 @@ def merge_files(
             name: stack.enter_context(files.open(path)) for name, path in paths.items()
         }
         merged = merge(**opened, **numbers, set=set)
-        target = Target(paths["model"])
+        target = Target(paths["model"], same_format(opened["model"]))
         if job.output is not None:
             target = job.target(paths["model"], 1, opened["model"])
         return job.finish(opened["model"], merged, target, [history_line("merge", given)])
@@ -105,14 +108,16 @@ def split_file(
     if output is not None:
         named(output)
     saved: dict[str, files.Saved] = {}
+    notes: Sequence[Note] = ()
     with files.open(source, key=key, follow_symlinks=follow_symlinks) as before:
         parts = split(before)
         if history:
             models = ["model"] if "model" in parts else [*parts]
             parts.update({name: add_history(parts[name], ["split"]) for name in models})
-        if dry_run and output is not None:
-            if not check_makeable(output):
-                files.check_parts(parts, output, to=to or "torch", overwrite=overwrite)
+        if dry_run:
+            is_there = output is not None and not check_makeable(output)
+            folder = output if is_there else None
+            notes = files.check_parts(parts, folder, to=to or "torch", overwrite=overwrite)
         elif output is not None:
             with made_folder(os.path.dirname(os.path.abspath(output))):
                 saved = files.save_parts(
@@ -122,6 +127,7 @@ def split_file(
                     overwrite=overwrite,
                     progress=told(progress, os.path.basename(source)),
                 )
+            notes = [note for one in saved.values() for note in one.notes]
         tensors = {name: len(part.tensors()) for name, part in parts.items()}
     rows = [
         Part(name, str(saved[name].path), n, saved[name].bytes_written)
@@ -129,6 +135,5 @@ def split_file(
         else Part(name, None, n, None)
         for name, n in tensors.items()
     ]
-    folder = None if output is None else os.fspath(output)
-    notes = [*parts["rest"].notes, *(note for one in saved.values() for note in one.notes)]
-    return SplitReport(source, folder, dry_run, rows, notes)
+    place = None if output is None else os.fspath(output)
+    return SplitReport(source, place, dry_run, rows, [*parts["rest"].notes, *notes])

@@ -20,7 +20,7 @@ class InflatedStorage(Storage):
         offset: int,
         compressed: int,
         nbytes: int,
-        location: str = "cpu",
+        location: str | None = None,
         crc32: int | None = None,
     ) -> None:
         super().__init__(nbytes, location, crc32)

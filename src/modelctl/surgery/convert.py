@@ -9,15 +9,18 @@ from ..core.nodes import Composite, mapping, ordered_dict, with_entries
 from ..core.notes import info, warning
 from ..core.records import FREEZE, records, with_records
 from ..core.sections import StateDict, is_nameless
+from ..core.sections.devices import device_tag
 from ..core.tensors import TensorRef
 from ..core.text import some
 from ..core.tree import path_text, walk
 from ..errors import NoMatchError
 
 
-def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
+def convert(ckpt: Checkpoint, weights_only: bool = False, device: str | None = None) -> Checkpoint:
     """The checkpoint as it is, or with ``weights_only`` the model's state_dict alone; a file that
-    is a whole module becomes the state_dict that it would give, without its class.
+    is a whole module becomes the state_dict that it would give, without its class. ``device``
+    (``cpu``, ``cuda:0``) is where the output says that every storage was, in all sections:
+    ``torch.load`` puts it there where no ``map_location`` says otherwise.
 
     What a format can't hold is refused when it is saved. ``weights_only`` leaves behind
     optimizer, scheduler, progress and everything else that is no tensor of the model; its
@@ -26,7 +29,10 @@ def convert(ckpt: Checkpoint, weights_only: bool = False) -> Checkpoint:
     Raises:
         NoMatchError, AmbiguousError: ``weights_only``, and no state_dict is clearly the model's; or
             a whole module without tensors.
+        UsageError: there is no such device.
     """
+    if device is not None:
+        ckpt = ckpt.replace(device=device_tag(device))
     sections = ckpt.sections
     first = sections.models[0] if sections.models and sections.certain else None
     # nobody without its class can load a module: a file that is one becomes its state_dict

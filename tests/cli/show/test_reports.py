@@ -195,6 +195,7 @@ SUMMARY: dict[str, Any] = {
         **dict.fromkeys(("trainable", "frozen"), (int, None)),
         **dict.fromkeys(("bytes", "bytes_stored"), int),
         "by_dtype": dict,
+        "devices": dict,
         "macs": (int, None),
     },
     "rows": [

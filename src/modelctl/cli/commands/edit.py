@@ -207,6 +207,14 @@ def convert(
     weights_only: Annotated[
         bool, Option("Only the model's tensors; leave the rest behind.")
     ] = False,
+    device: Annotated[
+        str | None,
+        Option(
+            "Where the output says that its storages were, for torch.load without map_location: "
+            "cpu, cuda:0.",
+            "DEVICE",
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """Write a checkpoint in another format.
 
@@ -216,7 +224,7 @@ def convert(
 
     Example: modelctl convert old.th -o model.safetensors --weights-only
     """
-    return {"weights_only": weights_only}
+    return {"weights_only": weights_only, "device": device}
 
 
 @edits

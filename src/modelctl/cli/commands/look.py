@@ -112,9 +112,15 @@ def summary(
         else:
             from ...inspection.summary.summarize import summarize
 
-            found = summarize(
-                ckpt, None if levels == "all" else levels or "auto", fold, sort, stats
-            )
+            with out.progress() as progress:
+                found = summarize(
+                    ckpt,
+                    None if levels == "all" else levels or "auto",
+                    fold,
+                    sort,
+                    stats,
+                    progress,
+                )
         out.show(replace(found, seconds=time.perf_counter() - start))
     return int(found.finding)
 
@@ -128,12 +134,14 @@ def _overview(
     from ...inspection.summary.summarize import summarize
 
     seen = Overview()
-    for path in sources:
-        try:
-            with files.open(path, key=key, follow_symlinks=follow_symlinks) as ckpt:
-                seen.append(Seen(str(path), summarize(ckpt, None, False, stats=stats)))
-        except ModelctlError as e:
-            seen.append(Seen(str(path), error=e))
+    with out.progress() as progress:
+        for path in sources:
+            try:
+                with files.open(path, key=key, follow_symlinks=follow_symlinks) as ckpt:
+                    found = summarize(ckpt, None, False, stats=stats, progress=progress)
+                seen.append(Seen(str(path), found))
+            except ModelctlError as e:
+                seen.append(Seen(str(path), error=e))
     out.show(seen)
     return 2 if seen.failed else int(seen.finding)
 
@@ -240,7 +248,8 @@ def diff(
         files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
     ):
         out.warn(left, right)
-        found = compare(left, right, pattern or (), regex=regex, rtol=rtol, atol=atol)
+        with out.progress() as progress:
+            found = compare(left, right, pattern or (), regex, rtol, atol, progress)
     out.show(replace(found, a=str(a), b=str(b)))
     return int(found.differs)
 

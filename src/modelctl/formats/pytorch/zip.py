@@ -37,6 +37,7 @@ class TorchZip(WritableFormat):
     shard_names = ("pytorch_model", ".bin")
     whole_storages = True
     keeps_records = True
+    keeps_devices = True
 
     def sniff(self, place: Place) -> bool:
         return place.zip is not None and any(map(_is_pickle, place.zip.members))
@@ -89,7 +90,7 @@ class TorchZip(WritableFormat):
         def key(storage: Storage) -> str:
             return order.setdefault(id(storage), (str(len(order)), storage))[0]
 
-        data = pickle(ckpt.root, key)
+        data = pickle(ckpt.root, key, ckpt.device)
         records = Records(_prefix(name))
         records.add("data.pkl", data)
         records.add(".format_version", b"1")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
 from ...core.notes import Note
 from ...core.pages import Column, Line, Page, Table
+from ...core.sections.devices import devices_text
 from ...core.tensors import TensorRef
 from ...core.text import count, size
 from ..ls import TensorRow, list_tensors, shown_entries, trainability
@@ -25,7 +26,8 @@ _GUESSED = "     ~ inferred from names and shapes"
 
 class Totals(NamedTuple):
     """``params`` counts by name, ``params_unique`` tied ones once (rows sum to that one);
-    ``trainable`` and ``frozen`` are None where the file doesn't say."""
+    ``trainable`` and ``frozen`` are None where the file doesn't say; ``devices`` are those that
+    tensors of the whole file were saved on, None where it doesn't say."""
 
     tensors: int
     params: int
@@ -36,6 +38,7 @@ class Totals(NamedTuple):
     nbytes: int
     bytes_stored: int
     by_dtype: dict[str, int]
+    devices: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -43,6 +46,7 @@ class Totals(NamedTuple):
             "bytes": self.nbytes,
             "bytes_stored": self.bytes_stored,
             "by_dtype": self.by_dtype,
+            "devices": self.devices,
             "macs": None,
         }
 
@@ -138,7 +142,7 @@ class Summary(Printed):
     def _body(self, tables: Sequence[Table]) -> Iterator[Line | Table]:
         read = f"read {size(self.ckpt.bytes_read)}"
         took = "" if self.seconds is None else f", {self.seconds:.1f} s, torch not loaded"
-        yield Line(file_line(self.ckpt, read + took), strong=True)
+        yield Line(file_line(self.ckpt, read + took, self.totals.devices), strong=True)
         if self.totals.tensors:
             for table in tables:
                 yield Line()
@@ -251,8 +255,9 @@ class Summary(Printed):
         return more
 
 
-def file_line(ckpt: Checkpoint, end: str) -> str:
-    """What a file is, in a line."""
+def file_line(ckpt: Checkpoint, end: str, devices: Mapping[str, int] | None = None) -> str:
+    """What a file is, in a line, with the devices that tensors were saved on where these are not
+    the cpu alone."""
     sections, origin = ckpt.sections, ckpt.origin
     # a file without a model (an optimizer by itself) has tensors, too
     entries = shown_entries(ckpt) if sections.models else ckpt.tensors()
@@ -261,5 +266,8 @@ def file_line(ckpt: Checkpoint, end: str) -> str:
     label = origin.label if origin else "in memory"
     on_disk = size(origin.bytes_on_disk) if origin else ""
     models = () if sections.certain else (count(len(sections.models), "model"),)
-    said = (label, sections.kind, *models, count(tensors, "tensor"), on_disk, end)
+    on: tuple[str, ...] = ()
+    if devices and [*devices] != ["cpu"]:
+        on = (f"device{'s' * (len(devices) > 1)} {devices_text(devices)}",)
+    said = (label, sections.kind, *models, count(tensors, "tensor"), *on, on_disk, end)
     return f"{name}   {' · '.join(said)}"

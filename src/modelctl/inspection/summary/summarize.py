@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from shlex import quote
 from typing import Any, Literal
@@ -12,12 +13,14 @@ from ...core.modules import class_of, is_training, submodules
 from ...core.names import WRAPPERS, common_prefix, natural, role_of
 from ...core.nodes import Composite, Obj
 from ...core.notes import Note, warning
+from ...core.pages import Progress
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
+from ...core.sections.devices import devices_of
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ..dangers import would_run
 from ..ls import other_models, shown_entries, trainability
-from ..stats import tensor_stats
+from ..stats import Stats, has_stats, tensor_stats
 from .folding import folded
 from .report import Summary, Totals
 from .rows import Row, joined, labelled, makeups, module_rows
@@ -39,6 +42,7 @@ def summarize(
     fold: bool | None = None,
     sort: str = "file",
     stats: bool = False,
+    progress: Progress | None = None,
 ) -> Summary:
     """Rows, totals and warnings of a checkpoint's model, and its training panel.
 
@@ -47,7 +51,8 @@ def summarize(
     none is clearly meant all have rows, each under its path. ``fold`` puts runs of numbered
     modules that are alike into one row; by default when there would be over 40 rows, or over 20
     where the depth is "auto". ``sort`` is ``file`` (the file's order), ``name``, ``params`` or
-    ``size`` (the largest first). ``stats`` reads the values, too.
+    ``size`` (the largest first). ``stats`` reads the values, too, and
+    tells ``progress`` how far it is.
     """
     sections = ckpt.sections
     above = 0  # levels that lead to the models
@@ -97,9 +102,10 @@ def summarize(
     }.get(sort)
     if order is not None:
         rows.sort(key=order)
-    values = {name: tensor_stats(tensors[name]) for name in tensors if name in once and stats}
+    values = _values(ckpt, {name: tensors[name] for name in tensors if name in once and stats},
+                     progress)  # fmt: skip
     training = training_of(ckpt)
-    totals = _totals(tensors, once, grads)
+    totals = _totals(tensors, once, grads)._replace(devices=devices_of(ckpt))
     past = read_record(ckpt, HISTORY)
     removed = read_record(ckpt, REMOVED)
     return Summary(
@@ -110,12 +116,24 @@ def summarize(
         training,
         None if module is None else f"{class_of(module)}, {_mode(module)}",
         depth,
-        {name: one for name, one in values.items() if one is not None},
+        values,
         [*([warning(unread)] if unread else []), *_warnings(ckpt, tensors, totals)],
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
         deeper=depth is not None and depth < deepest,
     )
+
+
+def _values(
+    ckpt: Checkpoint, tensors: dict[str, TensorRef], progress: Progress | None
+) -> dict[str, Stats]:
+    """The statistics of tensors, where they have some."""
+    file = os.path.basename(ckpt.origin.path) if ckpt.origin else ""
+    read = {name: ref for name, ref in tensors.items() if has_stats(ref)}
+    total = sum(ref.nbytes for ref in read.values())
+    advance = None if progress is None else lambda more: progress(file, more, total)
+    values = {name: tensor_stats(ref, advance) for name, ref in read.items()}
+    return {name: one for name, one in values.items() if one is not None}
 
 
 def _as_deep_as_fits(

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from ...core.checkpoint import Checkpoint
+from ...core.pages import told
 from ...core.sections import StateDict
 from ...core.tree import path_text
 from ...errors import AmbiguousError, UsageError
 from ...files import open as open_checkpoint
+from ...progress import on_terminal
 from ..devices import Device, choose_device
 from ..freezing.freeze import apply_record
 from ..model_names import slots
@@ -91,6 +93,7 @@ def load_into(
     on_mismatch: str = "error",
     key: str | None = None,
     prefix: str | None = None,
+    progress: bool = True,
 ) -> LoadReport:
     """Load a file's weights into a live model, and apply the file's freeze record.
 
@@ -113,6 +116,7 @@ def load_into(
         prefix: what the names that are meant begin with, to be taken off (``"teacher."``): no
             other names count then. By default a prefix that the model lacks is found where the
             names fit only without it (Lightning's ``model.``), and the report says so.
+        progress: show a bar on stderr where that is a terminal and it takes more than a second.
 
     Raises:
         RefusedError: names or shapes don't fit (with ``"error"``), nothing fits, a module's own
@@ -151,7 +155,8 @@ def load_into(
         plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
         plan.check(os.fspath(path), strict=on_mismatch == "error")
         record = saved_freeze(ckpt, start, alone)
-        plan.run(where, dtype)
+        with on_terminal(progress) as bar:
+            plan.run(where, dtype, told(bar, os.path.basename(path)))
         if record is None or not record.freezes:
             return plan.report
         return replace(plan.report, frozen=apply_record(model, record, strict=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -98,9 +99,16 @@ class Plan:
             )
 
     @torch.no_grad()
-    def run(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Copy the values, and bring the whole model to ``device`` and ``dtype``."""
-        with Reader() as reader:
+    def run(
+        self,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Copy the values, and bring the whole model to ``device`` and ``dtype``; ``progress`` is
+        told the bytes that were read since the last call, and how many there are in all."""
+        total = sum(ref.nbytes for _, ref in self.pairs)
+        with Reader(None if progress is None else lambda more: progress(more, total)) as reader:
             for found, ref in self.pairs:
                 reader.read(ref, _destination(found, ref, device, dtype))
         for found, value in self.fill:

@@ -48,9 +48,11 @@ class Reader:
     is not dense in memory, or deflated in the file, goes through a temporary tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advance: Callable[[int], object] | None = None) -> None:
+        """``advance`` is called with the number of bytes that were read since the last call."""
         self._pool: ThreadPoolExecutor | None = None
-        self._jobs: list[Future[None]] = []
+        self._jobs: list[tuple[Future[None], int]] = []  # each with its bytes
+        self._advance = advance or (lambda _: None)
         self._stages: dict[torch.device, _Stage] = {}
 
     def __enter__(self) -> Reader:
@@ -106,8 +108,9 @@ class Reader:
     def finish(self) -> None:
         """Wait for the reads that were started."""
         jobs, self._jobs = self._jobs, []
-        for job in jobs:
+        for job, nbytes in jobs:
             job.result()
+            self._advance(nbytes)
 
     def _staged(self, ref: TensorRef, flat: Tensor, dtype: torch.dtype) -> None:
         crc, crc32 = 0, fastest_crc32()
@@ -136,6 +139,7 @@ class Reader:
             for piece in ref.chunks():
                 out[at : at + len(piece)] = piece
                 at += len(piece)
+                self._advance(len(piece))
             return
         for run in runs:
             self._fill_run(run, out[at : at + run.nbytes], comparison)
@@ -147,12 +151,13 @@ class Reader:
             read = partial(comparison.read, run.source)
         if len(out) <= PIECE or _THREADS == 1:
             read(run.offset, out)
+            self._advance(len(out))
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, "modelctl")
         for at in range(0, len(out), PIECE):
             part = out[at : at + PIECE]
-            self._jobs.append(self._pool.submit(read, run.offset + at, part))
+            self._jobs.append((self._pool.submit(read, run.offset + at, part), len(part)))
 
 
 class _Comparison:
