@@ -106,20 +106,22 @@ def test_the_limits_are_those_of_the_code() -> None:
 
     written = table("safety.md", "| of | most |")
     limits = {
-        "bytes of a pickle": f"{interpreter.MAX_SIZE >> 20} MiB",
-        "opcodes": f"{interpreter.MAX_OPCODES:,}",
+        "bytes of a pickle": f"{interpreter.MAX_SIZE >> 20} MiB, or those of its file",
+        "opcodes": f"{interpreter.MAX_OPCODES:,}, or one for each byte in the file",
         "lists, dicts (ordered ones, too) and objects": (
-            f"{machine.MAX_CONTAINERS:,}; {machine.CONTAINERS:,} and one for each "
-            f"{machine.BYTES_A_CONTAINER} bytes of the pickle"
+            f"{machine.CONTAINERS:,} and one for each {machine.BYTES_A_CONTAINER} bytes; of a "
+            f"compressed pickle {machine.MAX_CONTAINERS:,}"
         ),
         "tuples": (
-            f"{machine.MAX_TUPLES:,}; {machine.TUPLES:,} and one for each "
-            f"{machine.BYTES_A_TUPLE} bytes of the pickle"
+            f"{machine.TUPLES:,} and one for each {machine.BYTES_A_TUPLE} bytes; of a "
+            f"compressed pickle {machine.MAX_TUPLES:,}"
         ),
         "compressed structure, inflated": (
             f"{zipdir.MOST_RATIO} times its bytes, or {zipdir.LITTLE >> 10} KiB"
         ),
-        "memo slots": f"{machine.MAX_MEMO:,}",
+        "memo slots": (
+            f"{machine.MAX_MEMO:,}, or one for each {machine.BYTES_A_SLOT} bytes in the file"
+        ),
         "memo slots that are out of order": f"{machine.MAX_MEMO_ANYHOW:,}",
         "open marks": f"{machine.MAX_MARKS:,}",
         "levels of nesting": f"{interpreter.MAX_DEPTH:,}",

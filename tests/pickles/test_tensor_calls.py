@@ -77,7 +77,8 @@ def tensors(rng: random.Random, count: int) -> dict[str, TensorRef]:
 
 def pickled(root: Any) -> bytes:
     keys: dict[int, str] = {}
-    return pickle(root, lambda storage: keys.setdefault(id(storage), str(len(keys))))
+    pieces = pickle(root, lambda storage: keys.setdefault(id(storage), str(len(keys))))
+    return b"".join(pieces)
 
 
 def checkpoint(seed: int, count: int = 12) -> bytes:

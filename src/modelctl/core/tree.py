@@ -40,6 +40,20 @@ def is_leaf(node: Any) -> bool:
     return type(node) in _LEAF_TYPES or isinstance(node, _LEAVES)
 
 
+# What holds no more than so many is looked at again wherever it is met: there may be millions.
+_FEW = 16
+
+
+def is_small(node: Any) -> bool:
+    """Whether it is a short list, tuple or dict of leaves alone, as a data set has millions of."""
+    kind = type(node)
+    if kind is dict:
+        return len(node) <= _FEW and _LEAF_TYPES.issuperset(map(type, node.values()))
+    if kind is list or kind is tuple:
+        return len(node) <= _FEW and _LEAF_TYPES.issuperset(map(type, node))
+    return False
+
+
 def walk(root: Any) -> Iterator[tuple[Path, Any]]:
     """Every node with its path, parents first, in order.
 
@@ -155,8 +169,8 @@ def is_deeper(root: Any, most: int) -> bool:
         node = rest.pop()
         if id(node) in heights:
             tall[-1] = max(tall[-1], heights[id(node)] + 1)
-        elif type(node) is tuple and len(node) < 4 and all(map(is_leaf, node)):
-            tall[-1] = max(tall[-1], 2)  # there may be millions: looked at again, not remembered
+        elif is_small(node):
+            tall[-1] = max(tall[-1], 2)
         elif len(levels) == most:
             return True
         else:

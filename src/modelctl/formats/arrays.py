@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint, Origin
 from ..core.notes import warning
-from ..errors import UnreadableError, UnsupportedError
+from ..core.storages import CHUNK
+from ..errors import UnreadableError
 from ..pickles.arrays import as_tensors
-from ..pickles.interpreter import MAX_SIZE, unpickle
+from ..pickles.interpreter import unpickle
 from ..storage.places import Place
 from .base import Format
+
+_NUMPY = b"numpy"
 
 
 class PickledArrays(Format):
@@ -21,20 +24,22 @@ class PickledArrays(Format):
     def sniff(self, place: Place) -> bool:
         head = place.head
         is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
-        return is_pickle and (b"numpy" in head or self._elsewhere(place))
+        return is_pickle and (_NUMPY in head or self._elsewhere(place))
 
     def _elsewhere(self, place: Place) -> bool:
         """Whether it ends as a pickle does, and names numpy further in than its head."""
-        if place.size > MAX_SIZE or place.source.read(place.size - 1, 1) != b".":
+        if place.source.read(place.size - 1, 1) != b".":
             return False
-        return b"numpy" in place.source.read(0, place.size)
+        pieces = range(0, place.size, CHUNK)
+        return any(
+            _NUMPY in place.source.read(at, min(CHUNK + len(_NUMPY), place.size - at))
+            for at in pieces
+        )
 
     def read(self, place: Place) -> Checkpoint:
-        if place.size > MAX_SIZE:
-            raise UnsupportedError(f"{place.name}: a plain pickle of more than {MAX_SIZE:,} bytes")
         data = place.source.read(0, place.size)
         try:
-            root, end, findings = unpickle(data, persistent_load=None)
+            root, end, findings = unpickle(data, persistent_load=None, on_disk=len(data))
         except UnreadableError as e:
             raise e.located(place.name) from None
         after = len(data) - end

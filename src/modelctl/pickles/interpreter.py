@@ -34,22 +34,30 @@ def unpickle(
     start: int = 0,
     persistent_load: Callable[[Any], Any] | None = None,
     findings: list[Finding] | None = None,
+    on_disk: int = 0,
 ) -> Unpickled:
     """Read one pickle from ``data``, beginning at ``start``.
 
     ``persistent_load`` turns a persistent id (an inert value) into what stands in the tree for
     it; without one, persistent ids are an error. ``findings`` is the list to which they are
-    added, so that those made before an error are kept.
+    added, so that those made before an error are kept. ``on_disk`` is how many bytes of a file hold
+    it: limits of what it may take grow with them.
 
     Raises:
         UnreadableError: not a pickle, cut off, or over a limit. ``offset`` says where.
     """
-    return _run(Machine(data, start, persistent_load, findings))
+    machine = Machine(data, start, persistent_load, findings, on_disk)
+    return _run(machine, max(MAX_OPCODES, on_disk))
 
 
-def _run(machine: Machine) -> Unpickled:
+def most_bytes(file: int) -> int:
+    """How long a pickle in a file of so many bytes may be."""
+    return max(MAX_SIZE, file)
+
+
+def _run(machine: Machine, most: int) -> Unpickled:
     data, table = machine.data, _TABLE
-    budget = MAX_OPCODES
+    budget = most
     try:
         while True:
             machine.at = at = machine.pos
@@ -60,7 +68,7 @@ def _run(machine: Machine) -> Unpickled:
             run(machine)
             budget -= 1
             if budget < machine.spent:
-                raise machine.error(f"more than {MAX_OPCODES:,} opcodes")
+                raise machine.error(f"more than {most:,} opcodes")
     except op.Stop:
         pass
     except IndexError:

@@ -22,14 +22,16 @@ from .policy import judge, judge_state, judge_subclass
 from .rebuild import REBUILDS, TENSOR_V2, TENSOR_V3
 from .tensor_calls import UNMADE, TensorCalls
 
+# What any pickle may make; one that takes more of its file may make more, so that time and memory
+# are in proportion to what somebody had to store.
 # Slots are filled in order: a million tensors take nine million. Those in any other order are kept
 # in a dict, which takes ten times as much for each.
-MAX_MEMO = 16_000_000
+MAX_MEMO, BYTES_A_SLOT = 16_000_000, 4
 MAX_MEMO_ANYHOW = 4_000_000
 MAX_MARKS = 10_000
 # What takes far more memory than the opcodes that make it, and tuples, which take a little more: at
 # most so many, and so many a byte of the pickle (one that holds something takes more).
-MAX_CONTAINERS, CONTAINERS, BYTES_A_CONTAINER = 2_000_000, 50_000, 16
+MAX_CONTAINERS, CONTAINERS, BYTES_A_CONTAINER = 2_000_000, 50_000, 12
 MAX_TUPLES, TUPLES, BYTES_A_TUPLE = 8_000_000, 200_000, 5
 _MAX_LINE = 1 << 16
 _MAX_FINDINGS = 1_000
@@ -51,6 +53,7 @@ class Machine:
         start: int,
         persistent_load: Callable[[Any], Any] | None,
         findings: list[Finding] | None = None,
+        on_disk: int = 0,
     ) -> None:
         self.data, self.pos = data, start
         self.persistent_load = persistent_load
@@ -60,8 +63,11 @@ class Machine:
         self.sparse: dict[int, Any] = {}
         self.made = self.tuples = 0
         size = len(data) - start
-        self.most_made = min(MAX_CONTAINERS, CONTAINERS + size // BYTES_A_CONTAINER)
-        self.most_tuples = min(MAX_TUPLES, TUPLES + size // BYTES_A_TUPLE)
+        most = max(MAX_CONTAINERS, on_disk // BYTES_A_CONTAINER)
+        self.most_made = min(most, CONTAINERS + size // BYTES_A_CONTAINER)
+        most = max(MAX_TUPLES, on_disk // BYTES_A_TUPLE)
+        self.most_tuples = min(most, TUPLES + size // BYTES_A_TUPLE)
+        self.most_slots = max(MAX_MEMO, on_disk // BYTES_A_SLOT)
         # these few are compared by identity
         self.globals = {(one.module, one.name): one for one in (ORDERED_DICT, TENSOR_V2, TENSOR_V3)}
         self.tensors = TensorCalls(self.memo)
@@ -133,7 +139,7 @@ class Machine:
 
     def put(self, index: int) -> None:
         memo = self.memo
-        most = MAX_MEMO if index == len(memo) else MAX_MEMO_ANYHOW
+        most = self.most_slots if index == len(memo) else MAX_MEMO_ANYHOW
         if index < len(memo):
             self.tensors.settle(self)
             memo[index] = self.stack[-1]
@@ -163,7 +169,7 @@ class Machine:
             and not self.sparse
             and len(self.below) + 2 <= MAX_MARKS
         ):
-            self.tensors.read(self, value, self.persistent_load, MAX_MEMO)
+            self.tensors.read(self, value, self.persistent_load, self.most_slots)
 
     def key(self, key: Any, depth: int = 0) -> Any:
         """A dict key that can be hashed without harm."""

@@ -12,6 +12,8 @@ from .machine import KINDS, MAX_MARKS, Machine
 from .policy import judge_state
 from .rebuild import set_old_state
 
+# Read where they lie: there may be millions.
+_int32, _float64 = struct.Struct("<i").unpack_from, struct.Struct(">d").unpack_from
 _MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
 
 
@@ -72,7 +74,11 @@ def op_false(m: Machine) -> None:
 
 
 def op_binint(m: Machine) -> None:
-    m.stack.append(int.from_bytes(m.take(4), "little", signed=True))
+    at = m.pos
+    m.pos = at + 4
+    if m.pos > len(m.data):
+        raise m.cut_off(4)
+    m.stack.append(_int32(m.data, at)[0])
 
 
 def op_binint1(m: Machine) -> None:
@@ -125,7 +131,11 @@ def op_float(m: Machine) -> None:
 
 
 def op_binfloat(m: Machine) -> None:
-    m.stack.append(struct.unpack(">d", m.take(8))[0])
+    at = m.pos
+    m.pos = at + 8
+    if m.pos > len(m.data):
+        raise m.cut_off(8)
+    m.stack.append(_float64(m.data, at)[0])
 
 
 def op_string(m: Machine) -> None:

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import _compat_pickle
 import struct
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from ..core.dtypes import STORAGE_CLASS, DType
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj, is_graph_module
-from ..core.storages import Storage
+from ..core.storages import CHUNK, Storage
 from ..core.tensors import StorageRef, TensorRef
 from ..errors import RefusedError, UnsupportedError
 from .policy import judge, judge_state
 
 _BATCH = 1000
+_PIECE = 16 << 20
+_MOST_TEXT = 0xFFFFFFFF
+_ENCODE, _LATIN_1 = Global("_codecs", "encode"), "latin1"
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 _Saving = Generator[Any, None, None]
 
 
-def pickle(root: Any, storage_key: Callable[[Storage], str], device: str | None = None) -> bytes:
-    """The tree as a pickle. ``storage_key`` names a storage in the container; ``device`` is what
-    all are said to have been on, where that is not for each of them to say.
+def pickle(
+    root: Any, storage_key: Callable[[Storage], str], device: str | None = None
+) -> list[bytes]:
+    """The tree as a pickle, in pieces. ``storage_key`` names a storage in the container; ``device``
+    is what all are said to have been on, where that is not for each of them to say.
 
     Raises:
         RefusedError: the tree holds a call that unpickling it would run.
@@ -39,12 +44,13 @@ class _Writer:
     def __init__(self, storage_key: Callable[[Storage], str], device: str | None) -> None:
         self.storage_key, self.device = storage_key, device
         self.out = bytearray(b"\x80\x02")
+        self.pieces: list[bytes] = []  # what was written before it
         self.memo: dict[Any, int] = {}  # id of an object, or a Global itself: its slot
         self.slots = 0
         self.open: set[int] = set()
         self.alive: list[Any] = []  # what is made here must outlive the memo of ids
 
-    def run(self, root: Any) -> bytes:
+    def run(self, root: Any) -> list[bytes]:
         stack: list[_Saving] = []
         if not self.leaf(root):
             stack.append(self.node(root))
@@ -55,7 +61,13 @@ class _Writer:
             else:
                 stack.append(self.node(child))
         self.out += b"."
-        return bytes(self.out)
+        return [*self.pieces, bytes(self.out)]
+
+    def flush(self) -> None:
+        """Now and then, so that it never is a second copy of all of it."""
+        if len(self.out) >= _PIECE:
+            self.pieces.append(bytes(self.out))
+            self.out.clear()
 
     # ------------------------------------------------------------------ the memo
 
@@ -103,8 +115,21 @@ class _Writer:
         if self.got(id(value)):
             return
         raw = value.encode("utf-8", "surrogatepass")
-        self.out += b"X" + struct.pack("<I", len(raw)) + raw
+        self.raw_text(len(raw), (raw,))
         self.put(id(value))
+
+    def raw_text(self, size: int, pieces: Iterable[bytes]) -> None:
+        if size > _MOST_TEXT:
+            raise UnsupportedError(f"{size:,} bytes in one text or bytes are too many for a pickle")
+        self.out += b"X"
+        self.out += struct.pack("<I", size)
+        for piece in pieces:
+            if len(piece) < _PIECE:
+                self.out += piece
+                self.flush()
+            else:
+                self.pieces += (bytes(self.out), piece)
+                self.out.clear()
 
     def integer(self, value: int) -> None:
         if 0 <= value <= 0xFF:
@@ -301,11 +326,18 @@ class _Writer:
         self.open.discard(id(value))
 
     def save_bytes(self, value: bytes) -> _Saving:
-        if value:
-            made = Obj(Global("_codecs", "encode"), (value.decode("latin-1"), "latin1"))
-        else:
-            made = Obj(Global("builtins", "bytes"))
-        yield from self.save_object(made, value)
+        """As protocol 2 has them: ``_codecs.encode(text, "latin1")``."""
+        if not value:
+            yield from self.save_object(Obj(Global("builtins", "bytes")), value)
+            return
+        self.name(_ENCODE)
+        self.raw_text(sum(map(len, _as_text(value))), _as_text(value))
+        self.put()
+        self.text(_LATIN_1)
+        self.out += b"\x86"
+        self.put()
+        self.out += b"R"
+        self.put(id(value))
 
     def save_object(self, value: Obj, stands_for: Any = None) -> _Saving:
         opcode = {"reduce": "REDUCE", "newobj": "NEWOBJ", "newobj_ex": "NEWOBJ_EX"}[value.how]
@@ -343,6 +375,7 @@ class _Writer:
     def appends(self, items: list[Any]) -> _Saving:
         rest = iter(items)
         while batch := list(islice(rest, _BATCH)):
+            self.flush()
             if len(batch) > 1:
                 self.out += b"("
             for item in batch:
@@ -353,6 +386,7 @@ class _Writer:
     def entries(self, entries: dict[Any, Any]) -> _Saving:
         rest = iter(entries.items())
         while batch := list(islice(rest, _BATCH)):
+            self.flush()
             if len(batch) > 1:
                 self.out += b"("
             for key, item in batch:
@@ -361,6 +395,12 @@ class _Writer:
                 if not self.leaf(item):
                     yield item
             self.out += b"u" if len(batch) > 1 else b"s"
+
+
+def _as_text(value: bytes) -> Iterator[bytes]:
+    """Bytes as UTF-8 of the text that has a character for each, a part at a time."""
+    for at in range(0, len(value), CHUNK):
+        yield value[at : at + CHUNK].decode("latin-1").encode()
 
 
 def _refused(what: str) -> RefusedError:

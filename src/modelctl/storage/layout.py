@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ..core.notes import Note
-from ..core.storages import Storage
+from ..core.storages import CHUNK, Storage
 from ..errors import WriteError
 
 # The CRC-32 of storages whose container recorded none, by their ``id``: known once they were read.
@@ -131,7 +131,10 @@ class LayoutBuilder:
         self._made_at = 0
 
     def add(self, data: bytes) -> None:
-        """Bytes that are known."""
+        """Bytes that are known: a segment of their own where they are many, without a copy."""
+        if len(data) > CHUNK:
+            self._place(Made(self.position, data))
+            return
         if not self._made:
             self._made_at = self.position
         self._made.append(data)
@@ -163,7 +166,7 @@ class LayoutBuilder:
         ]
         self.position = start + file.nbytes
 
-    def _place(self, segment: Piece | Late) -> None:
+    def _place(self, segment: Segment) -> None:
         self._flush()
         self._segments.append(segment)
         self.position += segment.nbytes

@@ -68,12 +68,14 @@ class Sink:
         batch: list[Segment] = []
         size = 0
         for segment in file.segments:
-            large = segment.nbytes > _SMALL and isinstance(segment, Piece)
+            large = segment.nbytes > _SMALL and not isinstance(segment, Late)
             if large or size >= _BATCH or len(batch) >= _MOST:
                 self._put_batch(batch, sums, waiting)
                 batch, size = [], 0
             if isinstance(segment, Piece) and large:
                 self._copy(segment, sums, checker)
+            elif large:
+                self._put_batch([segment], sums, waiting)  # by itself it is not copied
             else:
                 batch.append(segment)
                 size += segment.nbytes

@@ -56,7 +56,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     path = folder / ".metadata"
     root = unpickle(path.read_bytes()).value
     edit(root.state)
-    path.write_bytes(write_pickle(root, lambda _: ""))
+    path.write_bytes(b"".join(write_pickle(root, lambda _: "")))
 
 
 def items(root: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -227,7 +227,7 @@ def test_ranks_that_wrote_alone_are_read_together(folder):
         tensor["chunks"] = [tensor["chunks"][rank]]
         if rank:
             del state["state_dict_metadata"]["n"]
-        (folder / f"__{rank}.metadata").write_bytes(write_pickle(root, lambda _: ""))
+        (folder / f"__{rank}.metadata").write_bytes(b"".join(write_pickle(root, lambda _: "")))
     (folder / ".metadata").unlink()
     with mc.open(folder) as ckpt:
         assert ckpt["w"].shape == (8, 8)

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from ..nodes import children, is_module
-from ..tree import Path, is_leaf
+from ..tensors import TensorRef
+from ..tree import Path, is_leaf, is_small
 from .kinds import (
     StateDict,
     is_list_of_tensors,
@@ -79,13 +80,21 @@ def search(root: Any) -> Found:
             below = [
                 ((*path, label), child, inside or state_dict)
                 for label, child in children(node)
-                if not is_leaf(child)
+                if not is_leaf(child) and not _is_data(child)
             ]
             todo += reversed(below)
         known[id(node)] = kind
         if kind is not None:
             kind.append((path, node))
     return found
+
+
+def _is_data(node: Any) -> bool:
+    """Whether it is no part: a few numbers and texts, as a data set has millions of."""
+    if not is_small(node):
+        return False
+    values = node.values() if isinstance(node, dict) else node
+    return TensorRef not in map(type, values) and not is_scheduler(node)
 
 
 def _says_scheduler(path: Path) -> bool:

@@ -14,7 +14,7 @@ from ...core.nodes import Global, Obj, attributes, mapping
 from ...core.records import PREFIX
 from ...core.tree import Path, brief
 from ...errors import UnreadableError
-from ...pickles.interpreter import MAX_SIZE, unpickle
+from ...pickles.interpreter import unpickle
 from ...storage.places import Place
 
 NAME = ".metadata"
@@ -99,10 +99,8 @@ def read_metadata(place: Place) -> Described:
     Raises:
         UnreadableError: it is none, or contradicts itself; says where.
     """
-    if place.size > MAX_SIZE:
-        raise UnreadableError(f"metadata of more than {MAX_SIZE:,} bytes", path=place.name)
     try:
-        root, _, findings = unpickle(place.source.read(0, place.size))
+        root, _, findings = unpickle(place.source.read(0, place.size), on_disk=place.size)
         described = _described(root)
     except UnreadableError as e:
         raise e.located(place.name) from None

@@ -13,7 +13,7 @@ from ...core.tensors import TensorRef
 from ...core.text import count, some
 from ...core.tree import Path, get, path_text, rebuild, walk
 from ...errors import ModelctlError, UnreadableError
-from ...pickles.interpreter import MAX_SIZE
+from ...pickles.interpreter import most_bytes
 from ...storage.chunked import Chunk, ChunkedStorage, placed
 from ...storage.places import Place
 from ..base import Format
@@ -98,7 +98,7 @@ def _is_of_rank(place: Place) -> bool:
     if place.zip is None or not _FILES.sniff(place):
         return False
     name = next(name for name in place.zip.members if name.rpartition("/")[2] == "data.pkl")
-    data = place.zip.read(name, MAX_SIZE)
+    data = place.zip.read(name, most_bytes(place.size))
     return any(word in data for word in _OURS)
 
 

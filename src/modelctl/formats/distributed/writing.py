@@ -117,7 +117,8 @@ def layout(ckpt: Checkpoint, there: Collection[str], *, in_place: bool) -> Layou
         entries.append(_Entry(path, saved))
     files = [out.file(data)] if out.position else []
     head = LayoutBuilder()
-    head.add(pickle(_metadata(ckpt, entries), _no_storage))
+    for piece in pickle(_metadata(ckpt, entries), _no_storage):
+        head.add(piece)
     used = {item.file for _, entry in entries for item in items_of(entry)}
     stale = [name for name in there if _DATA.fullmatch(name) and name not in used]
     stale += [name for name in there if OF_RANK.fullmatch(name)]
@@ -153,7 +154,7 @@ def _tensor(out: LayoutBuilder, file: str, ckpt: Checkpoint, ref: TensorRef) -> 
 def _add(out: LayoutBuilder, file: str, ckpt: Checkpoint, node: Any) -> Item:
     """A tensor or an object behind the others, as a file of ``torch.save`` by itself."""
     start = out.position
-    out.append(_ITEMS.layout(Checkpoint(node, ckpt.origin), "archive"))
+    out.append(_ITEMS.layout(Checkpoint(node, ckpt.origin, device="cpu"), "archive"))
     return Item(file, start, out.position - start)
 
 

@@ -14,7 +14,7 @@ from ...core.notes import warning
 from ...core.storages import RunStorage, Source, Storage
 from ...core.tensors import StorageRef
 from ...errors import UnreadableError, UnsupportedError
-from ...pickles.interpreter import MAX_SIZE, Unpickled, unpickle
+from ...pickles.interpreter import Unpickled, unpickle
 from ...pickles.machine import CutOffError
 from ...storage.places import Place
 from ..base import Format
@@ -146,12 +146,12 @@ class _Head:
 
     def unpickle(self, at: int, what: str, persistent: Any) -> Unpickled:
         source = self.source
-        limit = min(source.size, at + MAX_SIZE)
+        limit = source.size
         if len(self.data) <= at:
             self.grow(min(limit, at + _FIRST_READ))
         while True:
             try:
-                return unpickle(self.data, at, persistent)
+                return unpickle(self.data, at, persistent, on_disk=len(self.data) - at)
             except CutOffError as e:
                 if len(self.data) >= limit:
                     raise self.located(e, what) from None

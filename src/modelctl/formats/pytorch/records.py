@@ -30,16 +30,21 @@ class Records:
         # places in the directory and in the list of checksums that wait for one
         self._unknown: list[tuple[int, int, Storage]] = []
 
-    def add(self, name: str, data: bytes | Storage) -> None:
-        """A record; a storage is copied."""
-        size = data.nbytes if isinstance(data, Storage) else len(data)
-        known = data.crc32 if isinstance(data, Storage) and size else zlib.crc32(_bytes(data))
+    def add(self, name: str, data: Storage | bytes, *more: bytes) -> None:
+        """A record; a storage is copied, bytes may come in pieces."""
+        if isinstance(data, Storage):
+            size, known = data.nbytes, data.crc32 if data.nbytes else 0
+        else:
+            size, known = len(data) + sum(map(len, more)), zlib.crc32(data)
+            for piece in more:
+                known = zlib.crc32(piece, known)
         raw = f"{self.prefix}/{name}".encode()
         flags, wide = self._begin(raw, size)
         if isinstance(data, Storage):
             self.out.copy(data, checksum="make" if known is None else "keep")
         else:
-            self.out.add(data)
+            for piece in (data, *more):
+                self.out.add(piece)
         if size and known is not None:
             self.out.add(_descriptor(known, size, wide))
         elif size and isinstance(data, Storage):
@@ -126,10 +131,6 @@ class Records:
                 *(b"PK\5\6", 0, 0, counts, counts, min(length, _MAX32), min(start, _MAX32), 0),
             )
         )
-
-
-def _bytes(data: bytes | Storage) -> bytes:
-    return b"" if isinstance(data, Storage) else data
 
 
 def _descriptor(crc: int, size: int, wide: bool) -> bytes:

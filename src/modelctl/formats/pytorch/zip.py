@@ -15,7 +15,7 @@ from ...core.tensors import TensorRef
 from ...core.tree import Path, containers, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.arrays import is_array
-from ...pickles.interpreter import MAX_SIZE, unpickle
+from ...pickles.interpreter import most_bytes, unpickle
 from ...storage.deflate import InflatedStorage
 from ...storage.layout import FileLayout
 from ...storage.places import Place
@@ -92,7 +92,7 @@ class TorchZip(WritableFormat):
 
         data = pickle(ckpt.root, key, ckpt.device)
         records = Records(_prefix(name))
-        records.add("data.pkl", data)
+        records.add("data.pkl", *data)
         records.add(".format_version", b"1")
         records.add(".storage_alignment", str(_ALIGNMENT).encode())
         records.add("byteorder", b"little")
@@ -133,10 +133,11 @@ class SavedZip:
     def unpickle(self, member: str, storages: str) -> Any:
         """The tree of a pickle whose storages are members of the folder ``storages``."""
         name = f"{self.folder}/{member}"
-        data = self.directory.read(name, MAX_SIZE)
+        data = self.directory.read(name, most_bytes(self.source.size))
         load = storage_table(partial(self.storage, f"{self.folder}/{storages}"))
         try:
-            value, end, findings = unpickle(data, persistent_load=load)
+            on_disk = self.directory.members[name].compressed
+            value, end, findings = unpickle(data, persistent_load=load, on_disk=on_disk)
         except UnreadableError as e:
             raise e.located(self.source.name, name) from None
         self.findings += findings
