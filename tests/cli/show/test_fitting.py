@@ -49,7 +49,7 @@ def test_texts_give_way_before_names_and_numbers_never() -> None:
     columns = [Column("name", "name"), Column("how"), Column("size", "bytes")]
     rows = [["n" * 30, "h" * 40, "123,456,789"]]
     assert widths(columns, rows, 100) == [30, 40, 11]
-    assert widths(columns, rows, 60) == [30, 15, 11]
+    assert widths(columns, rows, 60) == [29, 16, 11]
     assert widths(columns, rows, 40) == [15, 10, 11]
     assert sum(widths(columns, rows, 40)) + 2 * 2 == 40
 
@@ -92,3 +92,48 @@ def test_what_all_names_begin_with_is_said_once() -> None:
     assert [column.name for column in found.columns] == ["name", "params"]
     assert found.rows == [[["conv1"], ["1,234"]], [["conv2"], ["5,678"]]]
     assert fitted(columns, rows[:1], 22).under == ""
+
+
+def test_lines_break_between_what_stands_by_itself() -> None:
+    """Not in it: no count from what it counts, no number from its unit."""
+    text = "model.pt   torch zip · state_dict · 185 tensors · 1.9 MB · read 47.5 kB, 0.1 s, none"
+    assert wrapped(text, 80) == [
+        "model.pt   torch zip · state_dict · 185 tensors · 1.9 MB ·",
+        "  read 47.5 kB, 0.1 s, none",
+    ]
+    assert wrapped(" params 882,777 · 3.5 MB (stored 3.5 MB) · tied 0", 45) == [
+        " params 882,777 · 3.5 MB (stored 3.5 MB) ·",
+        "   tied 0",
+    ]
+    assert wrapped("? a state_dict does not record it     ~ inferred from names", 50) == [
+        "? a state_dict does not record it",
+        "  ~ inferred from names",
+    ]
+    # what is longer than a line breaks between words, and 23.1 kB is one
+    assert wrapped("epoch 3 · optimizer AdamW, of 6 parameters, 23.1 kB", 32) == [
+        "epoch 3 · optimizer AdamW, of 6",
+        "  parameters, 23.1 kB",
+    ]
+    assert wrapped("the optimizer's state takes 23.1 kB", 32)[1] == "  23.1 kB"
+
+
+def test_names_break_between_modules() -> None:
+    assert wrapped("model.layers.0.self_attn.q_proj.weight", 25) == [
+        "model.layers.0.self_attn.",
+        "  q_proj.weight",
+    ]
+    assert wrapped("bert.embeddings.word_embeddings.weight", 22) == [
+        "bert.embeddings.",
+        "  word_embeddings.",
+        "  weight",
+    ]
+    assert wrapped("a_name_without_modules", 12)[0] == "a_name_"
+
+
+def test_names_are_cut_between_modules() -> None:
+    columns = [Column("name", "name"), Column("kind")]
+    name = "bert.encoder.layer.{0-11}.attention.self.query"
+    _, cells = without_spare(columns, [[name, "12 x linear"]], 46)
+    assert cells[0][0] == "….{0-11}.attention.self.query"
+    _, cells = without_spare(columns, [[name, "12 x linear"]], 41)
+    assert cells[0][0] == "…{0-11}.attention.self.query"

@@ -394,3 +394,19 @@ def test_names_of_many_levels_take_no_time(tmp_path: Path) -> None:
     with opened(tmp_path, {".".join(["a"] * 3000) + ".w": torch.zeros(1)}) as ckpt:
         (row,) = mc.summarize(ckpt).rows
         assert row.params == 1
+
+
+def test_numbers_of_a_fold_in_a_file_that_is_sorted_by_name(tmp_path: Path) -> None:
+    """There block 10 comes after block 1: what is said of the run is its least and its greatest."""
+
+    def summarized(*numbers: int, wide: int | None = None) -> list[str]:
+        names = sorted(f"h.{i}.fc.weight" for i in numbers)
+        state = {n: torch.zeros(5 if n == f"h.{wide}.fc.weight" else 3, 4) for n in names}
+        torch.save(state, tmp_path / "h.pt")
+        with mc.open(tmp_path / "h.pt") as ckpt:
+            return [row.path for row in mc.summary(ckpt, fold=True).rows]
+
+    assert summarized(*range(12)) == ["h.{0-11}.fc"]
+    assert summarized(*range(12), wide=5) == ["h.{0-4,10-11}.fc", "h.5.fc", "h.{6-9}.fc"]
+    assert summarized(0, 2, 4) == ["h.{0,2,4}.fc"]
+    assert summarized(0, 2, 4, 6, 8) == ["h.{0-8}.fc"]  # 5 x says the rest

@@ -61,7 +61,8 @@ def widths(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], most: int, measure: Measure = len
 ) -> list[int]:
     """The widths of columns whose cells are folded where they don't fit: texts give way first, the
-    longest first, then names; numbers and shapes are as wide as they are."""
+    longest first, then names, each a part of it before any gives all; numbers and shapes are as
+    wide as they are."""
     found = [
         max(measure(text) for text in (column.name, *(row[i] for row in rows)))
         for i, column in enumerate(columns)
@@ -73,10 +74,11 @@ def widths(
         found[i] = max(min(found[i], least), found[i] - max(over, 0))
 
     texts = [i for i, one in enumerate(columns) if i != names and not _whole(one)]
-    for i in sorted(texts, key=lambda i: -found[i]):
-        give(i, _FEWEST)
-    if columns and not _whole(columns[names]):
-        give(names, _LEAST)
+    for text, name in ((_TEXT, _NAME), (_FEWEST, _LEAST)):
+        for i in sorted(texts, key=lambda i: -found[i]):
+            give(i, text)
+        if columns and not _whole(columns[names]):
+            give(names, name)
     return found
 
 
@@ -119,16 +121,16 @@ def without_spare(
 
 
 def wrapped(text: str, most: int, measure: Measure = len, end: str = "") -> list[str]:
-    """A text in lines of at most ``most`` places, broken between words; those after the first are
-    indented further, those before the last have ``end``. With an end it is a command that goes on
-    after a backslash: a word of it is the same when it is pasted, and one in quotes stays whole."""
+    """A text in lines of at most ``most`` places, broken between its parts where it has some that
+    fit, else between words; lines after the first are indented further, those before the last have
+    ``end``. With an end it is a command that goes on after a backslash: a word of it is the same
+    when it is pasted, and one in quotes stays whole."""
     if measure(text) <= most:
         return [text]
     indent = " " * min(len(text) - len(text.lstrip()) + 2, most // 4)
     room = max(most - measure(end), 1)
     lines, line = [], ""
-    words = r"\s*(?:'[^']*'|\S)+" if end else r"\s*\S+"
-    for word in re.findall(words, text):
+    for word in _COMMAND.findall(text) if end else _words(text, room - len(indent), measure):
         if line.strip() and measure(line + word) > room:
             lines.append(line + end)
             line, word = indent, word.lstrip()
@@ -137,6 +139,12 @@ def wrapped(text: str, most: int, measure: Measure = len, end: str = "") -> list
             *full, line = _pieces(line, room, "" if end else indent, measure)
             lines += [one + end.strip() for one in full]
     return [*lines, line]
+
+
+def _words(text: str, room: int, measure: Measure) -> Iterator[str]:
+    """What a line is not broken in: parts between dots or wide gaps, words of longer ones."""
+    for part in _PARTS.findall(text):
+        yield from [part] if measure(part.lstrip()) <= room else _WORDS.findall(part)
 
 
 def _pieces(word: str, room: int, indent: str, measure: Measure) -> Iterator[str]:
@@ -148,13 +156,20 @@ def _pieces(word: str, room: int, indent: str, measure: Measure) -> Iterator[str
             to -= 1
         if to < len(word):
             least = at + (to - at) // 3
-            parts = (i for i in range(to, least, -1) if _PART.match(word, i - 1))
-            plain = (i for i in range(to, least, -1) if not _NUMBER.match(word, i - 1))
-            to = next(parts, None) or next(plain, to)
+            places = range(to, least, -1)
+            modules = (i for i in places if _MODULE.match(word, i - 1))
+            parts = (i for i in places if _PART.match(word, i - 1))
+            plain = (i for i in places if not _NUMBER.match(word, i - 1))
+            to = next(modules, None) or next(parts, None) or next(plain, to)
         yield start + word[at:to]
         at, start = to, indent
 
 
+_PARTS = re.compile(r"\s*(?:(?! ·|\s{3,}).)+(?: ·)?", re.DOTALL)
+# A number and its unit are one word.
+_WORDS = re.compile(r"\s*(?:\(?\d[\d,.]* (?:[kMGT]?B|k|M|G|s)\b\S*|\S+)")
+_COMMAND = re.compile(r"\s*(?:'[^']*'|\S)+")
+_MODULE = re.compile(r"/|\.(?!\d)")
 _PART = re.compile(r"[/_:=;|-]|[.,](?!\d)")
 _NUMBER = re.compile(r"[\d.,]\d|\d[.,]")
 
@@ -201,9 +216,14 @@ def _shared(names: Sequence[str]) -> str:
 def _cut(text: str, most: int, from_left: bool, measure: Measure) -> str:
     if measure(text) <= most:
         return text
-    while text and measure(text) > most - 1:
-        text = text[1:] if from_left else text[:-1]
-    return f"…{text}" if from_left else f"{text}…"
+    short = text
+    while short and measure(short) > most - 1:
+        short = short[1:] if from_left else short[:-1]
+    if not from_left:
+        return f"{short}…"
+    if not text.removesuffix(short).endswith("."):  # of a module's name no piece
+        short = short[max(short.find(".", 0, len(short) // 2), 0) :]
+    return f"…{short}"
 
 
 def _under(paths: list[str]) -> list[str]:

@@ -32,6 +32,7 @@ from .kinds import (
     param_groups,
 )
 from .optimizers import held_by, trainable
+from .progress import Best, best, number
 from .search import Found, search
 
 _MODEL_KEYS = (
@@ -58,8 +59,6 @@ _STEP_KEYS = (
     *("num_updates", "iter_num"),
 )
 _LR_KEYS = ("lr", "learning_rate")
-# Where progress is kept that does not stand at the top.
-_PROGRESS = ("meta", "trainer", "trainer_state", "train_state", "progress")
 _RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state")
 # Names that only tensors of layers have, where there are no dots.
 _OF_LAYERS = frozenset(("weight", "bias", "running_mean"))
@@ -215,6 +214,11 @@ class Sections:
         extra = (self.optimizers, self.optimizer_objects, self.schedulers, self.epoch, self.step)
         return "training checkpoint" if any((*extra, self.ema)) else "checkpoint"
 
+    @cached_property
+    def best(self) -> Best | None:
+        """The best value so far of a metric; it is read where it is a tensor."""
+        return best(mapping(self.root) or {})
+
     def lrs(self) -> list[float]:
         """The learning rate of each param_group, or the one recorded beside the model."""
         found = [
@@ -255,9 +259,9 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         optimizers=tuple(found.optimizers),
         schedulers=tuple(found.schedulers),
         optimizer_objects=tuple(found.objects),
-        epoch=_number(top, _EPOCH_KEYS, int),
-        step=_number(top, _STEP_KEYS, int),
-        lr=_number(top, _LR_KEYS, int | float),
+        epoch=number(top, _EPOCH_KEYS, int),
+        step=number(top, _STEP_KEYS, int),
+        lr=number(top, _LR_KEYS, int | float),
         rng=next(((((name,), top[name])) for name in _RNG_KEYS if name in top), None),
     )
 
@@ -397,15 +401,4 @@ def _raw(top: dict[Any, Any], first: StateDict | None, ema: list[StateDict]) -> 
         swapped = one.path == ("ema_state_dict",) and "steps" in one.entries
         if (swapped and "message_hub" in top) or one.path == ("current_model_state",):
             return one
-    return None
-
-
-def _number(top: dict[Any, Any], names: tuple[str, ...], kind: Any) -> tuple[Path, Any] | None:
-    places: list[tuple[Path, dict[Any, Any]]] = [((), top)]
-    places += [((name,), mapping(top.get(name)) or {}) for name in _PROGRESS]
-    for path, entries in places:
-        for name in names:
-            value = entries.get(name)
-            if isinstance(value, kind) and not isinstance(value, bool):
-                return (*path, name), value
     return None

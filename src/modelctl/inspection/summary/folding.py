@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
+# Of more only the first and the last number are said.
+_MOST_RANGES = 3
+_MOST_DIGITS = 18
 _NUMBERED = re.compile(r"(.*?)(\d+)$", re.DOTALL)
 
 
@@ -45,9 +48,8 @@ def _folded(
 
     def flush() -> None:
         if len(run) > 1:
-            first, last = (_segments(one[0])[level] for one in (run[0], run[-1]))
-            stem, low = _parts(first)
-            label = f"{stem}{{{low}-{_parts(last)[1]}}}"
+            parted = [_parts(_segments(one[0])[level]) for one in run]
+            label = f"{parted[0][0]}{{{_numbers([number or '' for _, number in parted])}}}"
             for alike in zip(*run, strict=True):
                 parts = _segments(alike[0])
                 join_path = ".".join((*parts[:level], label, *parts[level + 1 :]))
@@ -86,3 +88,19 @@ def _segments(row: _HasPath) -> list[str]:
 def _parts(segment: str) -> tuple[str, str | None]:
     found = _NUMBERED.fullmatch(segment)
     return (found[1], found[2]) if found else (segment, None)
+
+
+def _numbers(numbers: Sequence[str]) -> str:
+    """Numbers as ranges (``0-4,10-11``; a file may be sorted by name), or the least and the
+    greatest where there are many ranges."""
+    ordered = sorted(numbers, key=lambda number: (len(number), number))
+    ranges = [[ordered[0], ordered[0]]]
+    for number in ordered[1:]:
+        before = ranges[-1][1]
+        if len(number) <= _MOST_DIGITS and int(number) == int(before) + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    if len(ranges) > _MOST_RANGES:
+        return f"{ordered[0]}-{ordered[-1]}"
+    return ",".join(low if low == high else f"{low}-{high}" for low, high in ranges)

@@ -28,6 +28,7 @@ class Training(NamedTuple):
     optimizer_bytes: int
     scheduler: bool
     ema: list[str]
+    best: tuple[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -35,6 +36,7 @@ class Training(NamedTuple):
             "step": self.step,
             "lr": self.lr,
             "optimizer": self.optimizer,
+            "best": self.best and dict(zip(("name", "value"), self.best, strict=True)),
         }
 
     @property
@@ -45,6 +47,8 @@ class Training(NamedTuple):
             parts.append(f"epoch {self.epoch}")
         if self.step is not None:
             parts.append(f"step {self.step:,}")
+        if self.best is not None:
+            parts.append(f"{self.best[0]} {self.best[1]:g}")
         if self.lr:
             parts.append("lr " + ", ".join(f"{lr:g}" for lr in self.lr[:_MOST]))
         if self.groups:
@@ -82,6 +86,7 @@ def training_of(ckpt: Checkpoint) -> Training | None:
         sum(storages.values()),
         bool(sections.schedulers),
         copies,
+        sections.best and (sections.best.name, sections.best.value),
     )
 
 
