@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from shlex import quote
 
 from ..core.checkpoint import Checkpoint
-from ..core.notes import Note, info
-from ..core.text import count
+from ..core.notes import Note, info, warning
+from ..core.text import count, some
 from ..files import Saved
 from ..formats.base import WritableFormat
 from ..formats.registry import for_writing, known, writable
@@ -32,6 +34,32 @@ def about_files(
     if into_folder and not chosen and was is not None and was.name != saved.format:
         label = for_writing(saved.format, "").label
         yield info(f"{was.label} became {label}, which a folder takes: --to {was.name} keeps it")
+
+
+def about_optimizers(before: Checkpoint) -> Iterator[Note]:
+    """Optimizers in files of their own beside the weights (Trainer's, Accelerate's, those of
+    ``split``), which no edit of the weights reaches."""
+    if before.origin is None or before.sections.optimizers or before.sections.optimizer_objects:
+        return
+    folder, own = os.path.split(before.origin.path)
+    try:
+        names = sorted(os.listdir(folder or "."))
+    except OSError:  # not here
+        return
+    suffixes = tuple(suffix for one in writable(all=True) for suffix in one.suffixes)
+    found = [
+        name
+        for name in names
+        if "optim" in name.lower() and name.endswith(suffixes) and name != own
+    ]
+    if found:
+        weights, optimizer = (quote(os.path.join(folder, name)) for name in (own, found[0]))
+        yield warning(
+            f"{some(found)} beside {own} is not read: it stays as it was, out of step with what "
+            "is renamed or removed here",
+            f"put them together first: modelctl merge --model {weights} --optimizer {optimizer} "
+            "-o whole.pt",
+        )
 
 
 def _shards(ckpt: Checkpoint) -> list[str]:

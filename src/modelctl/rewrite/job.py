@@ -23,7 +23,7 @@ from ..storage.places import named
 from ..storage.targets import check_makeable, made_folder
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
-from .folders import about_files
+from .folders import about_files, about_optimizers
 from .linked import about_names, replaced
 from .naming import (
     has_known_suffix,
@@ -195,6 +195,9 @@ class Job:
         path = target.path
         notes = [*_dangers(before), *after.notes]
         saved: files.Saved | None = None
+        changes = plan(before, after)
+        if changes.renamed or changes.removed:
+            notes += about_optimizers(before)
         if self.placed and not (unchanged and self.in_place):
             notes += about_names(before, path, in_place=self.in_place)
         if self.dry_run and self.placed:
@@ -230,7 +233,7 @@ class Job:
             source=before.origin.path if before.origin else None,
             output=output,
             dry_run=self.dry_run,
-            plan=plan(before, after),
+            plan=changes,
             notes=notes,
             files_written=saved.files if saved else nothing,
             bytes_written=saved.bytes_written if saved else nothing,
