@@ -58,3 +58,51 @@ def test_a_file_that_goes_into_a_folder(tmp_path: Path) -> None:
     (line,) = told(tmp_path / "in.pt", f"{tmp_path}/shards/", max_shard_size="1GB")
     assert "--to torch" in line
     assert told(tmp_path / "in.pt", tmp_path / "out.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "whole_folder"),
+    [
+        ("optimizer.pt", False),  # the folder itself takes it along
+        ("optimizer_1.bin", False),
+        ("optimizer_1.bin", True),
+        ("policy.optimizer.pth", True),
+    ],
+)
+def test_an_optimizer_beside_the_weights_is_named(
+    tmp_path: Path, name: str, whole_folder: bool
+) -> None:
+    """One that an edit of the weights does not reach."""
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    model = folder / "model.safetensors"
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    mc.edit(tmp_path / "model.pt", "convert", output=model)
+    torch.save(optimizer.state_dict(), folder / name)
+    source = folder if whole_folder else model
+
+    def warned(edit: str, of: str, **where: object) -> list[tuple[str, str | None]]:
+        options = {"map" if edit == "rename" else "pattern": of}
+        notes = mc.edit(source, {"do": edit, **options}, **where).notes  # type: ignore[call-overload]
+        return [(note.text, note.way_out) for note in notes if note.level == "warning"]
+
+    ((text, way_out),) = warned("drop", "bias", dry_run=True)
+    assert text.startswith(f"{name} beside model.safetensors is not read")
+    expected = f"--model {model} --optimizer {folder / name}"
+    assert (f"name the folder: {folder}" if name == "optimizer.pt" else expected) in (way_out or "")
+    assert len(warned("rename", "weight=w", output=tmp_path / "o.pt")) == 1
+    assert warned("keep", "*", output=tmp_path / "o.safetensors") == []
+    assert len(warned("drop", "bias", in_place=True)) == 1
+    (folder / name).unlink()
+    assert warned("rename", "weight=w", in_place=True) == []
+
+
+def test_a_checkpoint_with_its_own_optimizer_needs_none_beside(tmp_path: Path) -> None:
+    net = torch.nn.Linear(3, 2)
+    saved = torch.optim.Adam(net.parameters()).state_dict()
+    torch.save({"model": net.state_dict(), "optimizer": saved}, tmp_path / "in.pt")
+    torch.save(saved, tmp_path / "optimizer.pt")
+    report = mc.edit(tmp_path / "in.pt", {"do": "drop", "pattern": "bias"}, dry_run=True)
+    assert report.notes == []

@@ -110,3 +110,30 @@ def test_a_dotted_tensor_beside_it_hides_no_model(tmp_path: Path) -> None:
         pytest.raises(NoMatchError),
     ):
         ckpt.state_dict()
+
+
+def test_others_metadata_of_the_root_stays(tmp_path: Path) -> None:
+    """None in it is a value, as tensordict has it (``device``), and no record to be removed."""
+    state = torch.nn.Linear(3, 2).state_dict()
+    state._metadata[""]["device"] = None
+    torch.save(state, tmp_path / "in.pt")
+    with mc.open(tmp_path / "in.pt") as ckpt:
+        mc.save(mc.freeze(mc.keep(ckpt, "weight"), "weight"), tmp_path / "frozen.pt")
+    with mc.open(tmp_path / "frozen.pt") as ckpt:
+        mc.save(mc.unfreeze(ckpt, "*"), tmp_path / "out.pt")
+    for name in ("frozen.pt", "out.pt"):
+        metadata = torch.load(tmp_path / name)._metadata[""]
+        assert metadata["device"] is None
+        assert ("modelctl.freeze" in metadata) == (name == "frozen.pt")
+
+
+def test_weights_alone_of_what_is_no_mapping_name_what_they_leave(tmp_path: Path) -> None:
+    net = torch.nn.Linear(3, 2)
+    torch.save((net.state_dict(), {"mean": torch.ones(3)}, [torch.ones(1)]), tmp_path / "in.pt")
+    with mc.open(tmp_path / "in.pt", key="0") as ckpt:
+        out = mc.convert(ckpt, weights_only=True)
+        assert [*out.state_dict()] == ["weight", "bias"]
+        assert [note.text for note in out.notes] == ["left out, none of the model's: 1.mean, 2.0"]
+    torch.save((net.state_dict(), 3), tmp_path / "in.pt")
+    with mc.open(tmp_path / "in.pt") as ckpt:
+        assert not mc.convert(ckpt, weights_only=True).notes

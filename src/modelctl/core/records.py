@@ -83,7 +83,8 @@ def with_records(node: Any, changes: dict[str, Any]) -> Any:
     entries = mapping(node) or {}
     metadata = mapping(attributes(node).get("_metadata")) if isinstance(node, Obj) else None
     ours = {**(mapping((metadata or {}).get("")) or {}), **changes}
-    ours = {key: value for key, value in ours.items() if value is not None}
+    removed = {key for key, value in changes.items() if value is None}
+    ours = {key: value for key, value in ours.items() if key not in removed}
     if metadata is None and not ours:
         return node
     new_metadata = {**(metadata or {}), "": ours}

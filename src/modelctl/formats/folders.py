@@ -235,6 +235,11 @@ def _left(folder: Parts) -> Iterator[Note]:
 # ---------------------------------------------------------------------- what is in a folder
 
 
+def is_part(name: str) -> bool:
+    """Whether a folder takes a file of this name along as a part of its checkpoint."""
+    return any(name in names for names in _PARTS.values())
+
+
 def _weights(place: Place, inner: Place, found: str) -> set[str]:
     """The files that hold the model: its own, or an index and its shards."""
     if not found.endswith(".json"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from shlex import quote
 
 from ..core.checkpoint import Checkpoint
-from ..core.notes import Note, info
+from ..core.notes import Note, info, warning
 from ..core.text import count, some
 from ..files import Saved
 from ..formats.base import Writable
-from ..formats.folders import Folder
+from ..formats.folders import Folder, is_part
 from ..formats.registry import for_writing, known, writable
 from .naming import is_sharded, opened
 
@@ -36,6 +38,41 @@ def about_files(
     if into_folder and not chosen and was is not None and was.name != saved.format:
         label = for_writing(saved.format, "").label
         yield info(f"{was.label} became {label}, which a folder takes: --to {was.name} keeps it")
+
+
+def about_optimizers(before: Checkpoint) -> Iterator[Note]:
+    """Optimizers in files of their own beside the weights (Trainer's, Accelerate's, those of
+    ``split``), which no edit of the weights reaches."""
+    if (
+        before.origin is None
+        or os.path.isdir(before.origin.path)
+        or before.sections.optimizers
+        or before.sections.optimizer_objects
+    ):
+        return
+    folder, own = os.path.split(before.origin.path)
+    try:
+        names = sorted(os.listdir(folder or "."))
+    except OSError:  # not here
+        return
+    suffixes = tuple(suffix for one in writable(all=True) for suffix in one.suffixes)
+    found = [
+        name
+        for name in names
+        if "optim" in name.lower() and name.endswith(suffixes) and name != own
+    ]
+    if found:
+        if is_part(found[0]) and own.startswith("model."):
+            way_out = f"name the folder: {quote(folder or '.')}"
+        else:
+            weights, optimizer = (quote(os.path.join(folder, name)) for name in (own, found[0]))
+            merged = f"modelctl merge --model {weights} --optimizer {optimizer} -o whole.pt"
+            way_out = f"put them together first: {merged}"
+        yield warning(
+            f"{some(found)} beside {own} is not read: it stays as it was, out of step with what "
+            "is renamed or removed here",
+            way_out,
+        )
 
 
 def _shards(ckpt: Checkpoint) -> list[str]:

@@ -25,7 +25,7 @@ from ..storage.streams import check_stdout, is_stream
 from ..storage.targets import check_makeable, made_folder
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
-from .folders import about_files
+from .folders import about_files, about_optimizers
 from .linked import about_names, replaced
 from .naming import (
     format_of_stream,
@@ -229,6 +229,9 @@ class Job:
         path = target.path
         notes = [*_dangers(before), *after.notes]
         saved: files.Saved | None = None
+        changes = plan(before, after)
+        if changes.renamed or changes.removed:
+            notes += about_optimizers(before)
         if self.placed and not (unchanged and self.in_place):
             notes += about_names(before, path, in_place=self.in_place)
         size = self.shard_size(before)
@@ -268,7 +271,7 @@ class Job:
             source=before.origin.path if before.origin else None,
             output=output,
             dry_run=self.dry_run,
-            plan=plan(before, after),
+            plan=changes,
             notes=notes,
             files_written=saved.files if saved else nothing,
             bytes_written=saved.bytes_written if saved else nothing,

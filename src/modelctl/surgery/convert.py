@@ -52,6 +52,10 @@ def convert(ckpt: Checkpoint, weights_only: bool = False, device: str | None = N
         out = out.noting(info("mmengine swaps them: 'state_dict' holds the averaged (EMA) weights"))
     if others:
         out = out.noting(info(f"left out, no tensors: {some(others, 6)}"))
+    if mapping(ckpt.root) is None:  # of a mapping the report says what goes
+        kept = {ref.identity for ref in model.tensors().values()}
+        if lost := [name for name, ref in ckpt.tensors().items() if ref.identity not in kept]:
+            out = out.noting(warning(f"left out, none of the model's: {some(lost, 6)}"))
     return out
 
 

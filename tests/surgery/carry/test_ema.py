@@ -169,3 +169,19 @@ def test_a_few_of_the_models_tensors_are_named(tmp_path: Path) -> None:
     assert any("'grads' has some of these names" in note.text for note in cut.notes)
     with opened(tmp_path / "in.pt", saved) as ckpt:
         assert not any("'grads'" in note.text for note in mc.drop(ckpt, "body").notes)
+
+
+def test_several_copies_in_one_with_their_counts_follow(tmp_path: Path) -> None:
+    """A copy for each of several rates, under a key that says nothing (PostHocEMA)."""
+    _, saved, _ = trained()
+    several = {
+        f"ema_models.{i}.{name}": value
+        for i in range(2)
+        for name, value in (
+            ("initted", torch.tensor(True)),
+            *((f"ema_model.{name}", value + i) for name, value in saved["model"].items()),
+        )
+    }
+    with opened(tmp_path / "in.pt", {**saved, "post": several}) as ckpt:
+        out = load(mc.drop(ckpt, "head"), tmp_path / "out.pt")
+    assert [*out["post"]] == [name for name in several if "head" not in name]

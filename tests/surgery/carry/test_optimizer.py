@@ -309,3 +309,20 @@ def test_a_parameter_that_is_not_the_models_stays(tmp_path: Path) -> None:
     assert out["param_groups"][0]["param_names"] == ["", *(f"net.{name}" for name in kept)]
     assert out["param_groups"][0]["params"] == [*range(len(kept) + 1)]
     assert torch.equal(out["state"][0]["exp_avg"], saved["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("beside", ["fp32_from_fp16", "pairs"])
+def test_state_beside_a_wrapped_optimizer_is_named(tmp_path: Path, beside: str) -> None:
+    """What wraps an optimizer keeps masters, or state by (group, place), beside its state_dict."""
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters())
+    train(net, optimizer, range(1))
+    masters = [[parameter.detach().float() for parameter in net.parameters()]]
+    pairs = {(0, i): {"alignment": torch.tensor(1.0)} for i in range(len(masters[0]))}
+    wrapped = {"base": optimizer.state_dict(), beside: pairs if beside == "pairs" else masters}
+    saved = {"model": net.state_dict(), "optimizer": {**wrapped, "scale": 2.0}}
+    with opened(tmp_path / "in.pt", saved) as ckpt:
+        warned = [note.text for note in mc.strip_head(ckpt).notes if note.level == "warning"]
+        assert len(warned) == (1 if beside == "pairs" else 0), warned
+        assert all(text.startswith(f"'optimizer.{beside}'") for text in warned)
+        assert not any(note.level == "warning" for note in mc.rename(ckpt, "fc=head").notes)

@@ -87,18 +87,23 @@ class Known(NamedTuple):
                 return found
         less = self._replace(least=self.alone)
         for style in STYLES:
-            if len(found := _under_prefixes(less, shapes, style)) == len(shapes):
+            if _is_all_of(found := _under_prefixes(less, shapes, style), shapes):
                 return found
         return {}
 
     def has_all_of(self, copy: StateDict) -> bool:
         """Whether another state_dict has no names and shapes but the model's."""
-        return len(self.aliases(copy)) == len(shapes_of(copy.entries))
+        return _is_all_of(self.aliases(copy), shapes_of(copy.entries))
 
     def holds(self, part: StateDict) -> bool:
         """Whether a state_dict has nothing but some of the model's tensors, however few."""
         shapes = shapes_of(part.entries)
         return bool(shapes) and len(shapes) < self.alone and shapes.items() <= self.shapes.items()
+
+
+def _is_all_of(found: Aliases, shapes: Mapping[str, Shape]) -> bool:
+    """Whether nothing else is there but what counts updates."""
+    return bool(found) and not any(shape for name, shape in shapes.items() if name not in found)
 
 
 def _under_prefixes(known: Known, copy: Mapping[str, Shape], style: str) -> Aliases:
@@ -193,9 +198,8 @@ def _matched(
             if name in written and model[written[name]] == shape
         ]
         told = len({one for _, one in pairs} & wanted.keys())
-        # what counts the updates stands in a copy, too
         others = copy.keys() - {name for name, _ in pairs}
-        least = _LEAST if any(copy[name] for name in others) else _LEAST_ALONE
+        least = _LEAST if any(copy[name] for name in others) else _LEAST_ALONE  # as _is_all_of
         if wanted and told >= least * len(wanted):
             return style, pairs
     return "", []

@@ -166,10 +166,11 @@ class Sections:
 
     @property
     def unknown_optimizers(self) -> tuple[Path, ...]:
-        """What is called like an optimizer, at any depth, and holds tensors, but is none that is
-        known."""
+        """What is called like an optimizer, at any depth, or stands in such a part beside one, and
+        holds tensors, but is none that is known."""
         parts = (*self.optimizers, *self.optimizer_objects, *self.schedulers)
         known = {path for path, _ in parts} | {one.path for one in (*self.models, *self.ema)}
+        known.update(self.nameless_ema)
         found: list[Path] = []
         todo: list[tuple[Path, Any]] = [((), self.root)]
         seen: set[int] = set()
@@ -178,7 +179,7 @@ class Sections:
             if path in known or is_leaf(node) or id(node) in seen:
                 continue
             seen.add(id(node))
-            called = path and isinstance(path[-1], str) and "optim" in path[-1].lower()
+            called = any(isinstance(label, str) and "optim" in label.lower() for label in path)
             if called and not any(one[: len(path)] == path for one in known):
                 found += [path] if holds_tensors(node) else []
                 continue
