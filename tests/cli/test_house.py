@@ -48,7 +48,7 @@ DISPLAY = {"format", "json", "color", "quiet"}
 # --params and --buffers are the library's role; --long is how it is shown
 _LIVE = {"arch", "arch_arg", "input_size", "input_dtype", "device", "trust"}
 SPELLED = {
-    "summary": (_LIVE, set()),
+    "summary": (_LIVE, {"progress"}),  # what the bar is told
     "ls": ({"params", "buffers", "long"}, {"role"}),
     "match": ({"like_key", "write_map"}, set()),
 }
