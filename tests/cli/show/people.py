@@ -228,6 +228,14 @@ def yolo(folder: Path) -> Path:
 # ---------------------------------------------------------------------- training
 
 
+def kept(optimizer: torch.optim.Adam | torch.optim.AdamW) -> dict[str, Any]:
+    """Its state_dict, with what tells both apart, which torch before 2.7 did not keep."""
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group.setdefault("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW)
+    return state
+
+
 def lightning(folder: Path) -> Path:
     net = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(net.parameters(), 3e-4)
@@ -252,7 +260,7 @@ def lightning(folder: Path) -> Path:
                 },
                 "EMA": {"decay": 0.9999},
             },
-            "optimizer_states": [optimizer.state_dict()],
+            "optimizer_states": [kept(optimizer)],
             "lr_schedulers": [{"base_lrs": [3e-4], "last_epoch": 12, "_last_lr": [2.1e-4]}],
             "hparams_name": "kwargs",
             "hyper_parameters": {"lr": 3e-4, "width": 64, "dropout": 0.1},
@@ -278,7 +286,7 @@ def gan(folder: Path) -> Path:
             param.grad = torch.zeros_like(param)
         optimizer.step()
         made[f"{name}_state_dict"] = net.state_dict()
-        made[f"optimizer{name[-1]}_state_dict"] = optimizer.state_dict()
+        made[f"optimizer{name[-1]}_state_dict"] = kept(optimizer)
     torch.save(made, folder / "gan_120000.pth")
     return folder / "gan_120000.pth"
 
