@@ -22,8 +22,8 @@ from .policy import judge, judge_state, judge_subclass
 from .rebuild import REBUILDS, TENSOR_V2, TENSOR_V3
 from .tensor_calls import UNMADE, TensorCalls
 
-# What any pickle may make; one that takes more of its file may make more, so that time and memory are
-# in proportion to what somebody had to store.
+# What any pickle may make; one that takes more of its file may make more, so that time and memory
+# are in proportion to what somebody had to store.
 # Slots are filled in order: a million tensors take nine million. Those in any other order are kept
 # in a dict, which takes ten times as much for each.
 MAX_MEMO, BYTES_A_SLOT = 16_000_000, 4

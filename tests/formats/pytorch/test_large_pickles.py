@@ -72,7 +72,7 @@ def test_cheap_containers_are_refused(tmp_path: Path, one: bytes) -> None:
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as made:
         made.writestr("m/data.pkl", data)
         made.writestr("m/version", "3\n")
-    with pytest.raises(UnreadableError, match="more than .* (containers|tuples)"):
+    with pytest.raises(UnreadableError, match=r"more than .* (containers|tuples)"):
         mc.open(tmp_path / "m.pt")
 
 
