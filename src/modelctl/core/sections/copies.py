@@ -24,6 +24,8 @@ from .pairing import words
 
 # Words in names that say that a part of a state_dict is a copy of the rest of it.
 _EMA_WORDS = frozenset(("ema", "avg", "averaged", "shadow", "swa", "polyak"))
+# And that it goes its own way beside what it copies: the teacher of DINO, targets of Q-learning.
+_OWN_WAY_WORDS = frozenset(("teacher", "target", "targ", "tgt", "momentum", "slow", "delayed"))
 # As much of a model has to be in what is its copy; less is enough in what has nothing else: not
 # every buffer can be told from a parameter by its name.
 _LEAST, _LEAST_ALONE = 0.9, 0.5
@@ -151,14 +153,24 @@ def _parted(own: str, rest: str, before: str, style: str) -> tuple[str, str]:
 
 def inside(model: StateDict) -> Aliases:
     """The copies in a state_dict of what else is in it, by names that say so."""
+    return _called(model, _EMA_WORDS)
+
+
+def beside(model: StateDict) -> Aliases:
+    """The parts of a state_dict with the tensors of another one that go their own way: who keeps
+    one may well want to be rid of the other."""
+    return _called(model, _OWN_WAY_WORDS)
+
+
+def _called(model: StateDict, said: frozenset[str]) -> Aliases:
     shapes = shapes_of(model.entries)
     parts: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         first = name.split(".")
-        at = next((i for i, word in enumerate(first[:-1]) if _is_ema(word)), None)
+        at = next((i for i, one in enumerate(first[:-1]) if _says(one, said)), None)
         if at is not None:
             parts.setdefault(".".join(first[: at + 1]) + ".", {})[name] = shape
-        elif len(first) == 1 and name.startswith("ema_"):
+        elif "ema" in said and len(first) == 1 and name.startswith("ema_"):
             parts.setdefault("ema_", {})[name] = shape
     if not parts:
         return {}
@@ -217,8 +229,8 @@ def _subtrees(names: Mapping[str, Shape], size: int) -> list[str]:
     return sorted(likely, key=lambda prefix: prefix.count("."))[:_MOST_TRIED]
 
 
-def _is_ema(segment: str) -> bool:
-    return not _EMA_WORDS.isdisjoint(words((segment,)))
+def _says(segment: str, said: frozenset[str]) -> bool:
+    return not said.isdisjoint(words((segment,)))
 
 
 def is_nameless_copy(node: Any, wanted: list[Shape]) -> bool:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
 from ...core.nodes import Obj, mapping, with_attributes, with_entries
-from ...core.notes import info, warning
+from ...core.notes import Note, info, warning
 from ...core.records import frozen_names, unread_freeze
 from ...core.sections import Sections, StateDict
-from ...core.sections.copies import Aliases, Known
+from ...core.sections.copies import Aliases, Known, beside
 from ...core.sections.copies import inside as copies_in
 from ...core.sections.pairing import is_ordered, merged, under
 from ...core.tensors import TensorRef
@@ -64,7 +64,7 @@ def remap(
     if removed.issuperset(model.tensors()):
         raise RefusedError("no tensor would be left in the model")
     changes: dict[int, Any] = {}
-    notes = []
+    notes = [] if model.is_module else list(_left_behind(beside(model), renaming))
     for copy in sections.ema:
         of_copy = _of_copy(copy, model, copies or plan, renaming)
         changes[id(copy.node)] = _renamed(copy, of_copy, record=False)
@@ -241,6 +241,25 @@ def _followed(known: Aliases, renaming: Renaming) -> dict[str, str | None]:
             )
         out[name] = called
     return {name: new for name, new in out.items() if new != name}
+
+
+def _left_behind(known: Aliases, renaming: Renaming) -> Iterator[Note]:
+    """What to say where a part changes and the one with the same tensors beside it does not: who
+    names one of them means that one. Nothing where all of it is removed."""
+    parts: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, alias in known.items():
+        parts.setdefault((alias.before, alias.part), []).append((name, alias.name))
+    for (before, part), pairs in parts.items():
+        for changed, stays, ours in (
+            (before, part, pairs),
+            (part, before, [(other, name) for name, other in pairs]),
+        ):
+            alone = any(name in renaming and other not in renaming for name, other in ours)
+            left = any(renaming.get(name, name) is not None for name, _ in ours)
+            if alone and left:
+                what = f"'{changed.rstrip('.')}'" if changed else "the rest"
+                other = f"'{stays.rstrip('.')}'" if stays else "the rest"
+                yield info(f"{other} has the same tensors as {what}: it stays as it was")
 
 
 def _kind_of_copy(copy: StateDict) -> str:
