@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -75,3 +77,18 @@ def test_links_beside_it_are_followed_where_that_is_wanted(tmp_path: Path) -> No
         Place(tmp_path / "index").beside("link")
     assert e.value.hint == "--follow-symlinks"
     Place(tmp_path / "index", follow_links=True).beside("link")
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="no limits of open files here")
+def test_a_folder_may_hold_more_files_than_a_shell_lets_be_open(tmp_path: Path) -> None:
+    for i in range(100):
+        (tmp_path / f"{i}.bin").write_bytes(b"x")
+    code = (
+        "import resource, sys\n"
+        "from modelctl.storage.places import Place\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, hard))\n"
+        "place = Place(sys.argv[1])\n"
+        "assert sum(place.member(name).size for name in place.names) == 100\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

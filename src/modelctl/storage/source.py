@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -16,6 +17,7 @@ from ..errors import ModelctlError
 Identity = tuple[int, int, int, int]
 # A file of at most so many bytes is read once, as a whole, when it is first asked for something.
 _SMALL = 128 << 10
+_MOST_FILES = 1 << 20
 # of a folder; to look for a name like another takes time for each
 _MOST_NAMES = 5_000
 
@@ -144,7 +146,26 @@ def _open(path: str | os.PathLike[str]) -> int:
     except FileNotFoundError:
         raise no_such_file(path) from None
     except OSError as e:
+        if e.errno == errno.EMFILE and _more_files():
+            return _open(path)
         raise ModelctlError(f"{path}: {e.strerror or e}") from None
+
+
+def _more_files() -> bool:
+    """As many open files as the system lets this process have, where that is more than it has now:
+    a folder may hold thousands, and a shell lets its children have 1,024."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return False
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8 * soft), hard))
+        return True
+    return False
 
 
 class Window(Source):
