@@ -31,3 +31,9 @@ def test_models_have_an_order_of_their_own(name: str) -> None:
     assert alphabetical(sorted(names))
     half = len(names) // 2
     assert alphabetical([*sorted(names[:half]), *sorted(names[half:])])
+    first = names[0].partition(".")[0]
+    renamed = [n.replace(first, "zz", 1) if n.startswith(first) else n for n in sorted(names)]
+    assert alphabetical(renamed)  # in the order that they had under their old names
+    assert not alphabetical(
+        [n.replace(first, "zz", 1) if n.startswith(first) else n for n in names]
+    )

@@ -166,11 +166,27 @@ def natural(name: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def alphabetical(names: Sequence[str]) -> bool:
-    """Whether the names are sorted (as safetensors does, one dtype or shard after the other):
-    then the order is not the model's. In a model's own order every third name goes back. Two
-    names that don't may be either; nothing is claimed of their order."""
+    """Whether the names are sorted (as safetensors does, one dtype or shard after the other), or
+    were before some of them were renamed: then the order is not the model's. In a model's own order
+    every third name goes back, and ``weight`` stands before ``bias``. Two names that don't may be
+    either; nothing is claimed of their order."""
     back = sum(one > other for one, other in pairwise(names))
-    return len(names) > 1 and 10 * back < len(names)
+    return len(names) > 1 and (10 * back < len(names) or _is_sorted_inside(names))
+
+
+def _is_sorted_inside(names: Sequence[str]) -> bool:
+    """Whether in nearly every module what is inside of it comes sorted."""
+    inside: dict[str, dict[str, None]] = {}
+    for name in names:
+        segments = name.split(".")
+        for i, segment in enumerate(segments):
+            inside.setdefault(".".join(segments[:i]), {})[segment] = None
+    found = []
+    for children in inside.values():
+        words = [child for child in children if not child.isdecimal()]
+        if len(words) > 1:
+            found.append(words == sorted(words))
+    return 10 * found.count(False) <= len(found) if found else False
 
 
 # ---------------------------------------------------------------------- parameters and buffers

@@ -18,13 +18,14 @@ from .distributed.ranks import RankFiles
 from .distributed.zero import Zero
 from .folders import SHARD, SUFFIXES, Folder
 from .guests import Broken, third_party
+from .pipelines import Pipeline
 from .shards.reading import Sharded
 from .shards.writing import INDEX
 from .single import SINGLE, guest_of, known_to
 
 # Those whose checkpoints are folders.
 _FOLDERS: Sequence[Format] = (
-    *(DistributedCheckpoint(), PartsInSafetensors(), Zero(), RankFiles(), Folder()),
+    *(DistributedCheckpoint(), PartsInSafetensors(), Zero(), RankFiles(), Pipeline(), Folder()),
 )
 BUILT_IN: Sequence[Format] = (
     *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),
