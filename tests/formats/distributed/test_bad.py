@@ -232,3 +232,9 @@ def test_ranks_that_wrote_alone_are_read_together(folder):
     with mc.open(folder) as ckpt:
         assert ckpt["w"].shape == (8, 8)
         assert ckpt["w"].numpy().sum() == 32
+
+
+def test_what_a_framework_keeps_beside_is_named(folder):
+    torch.save({"epoch": 3}, folder / "meta.pt")  # as Lightning does
+    with mc.open(folder) as ckpt:
+        assert [note.text for note in ckpt.warnings] == ["meta.pt beside it is not read here"]

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.notes import Loss, Note
+from ...core.notes import Loss, Note, warning
 from ...core.records import write_records
 from ...core.tensors import TensorRef
 from ...core.text import count, some
@@ -61,7 +61,7 @@ class DistributedCheckpoint(WritableFolder):
         ckpt = Checkpoint(
             root,
             Origin(place.name, self.name, f"DCP, {files.text}", files.size),
-            warnings=tuple(files.warnings),
+            warnings=(*files.warnings, *_not_read(place)),
             findings=(*described.findings, *files.findings),
         )
         if described.records and ckpt.sections.models:
@@ -76,6 +76,14 @@ class DistributedCheckpoint(WritableFolder):
 
     def occupied(self, there: Collection[str]) -> list[str]:
         return _metadata_among(there)
+
+
+def _not_read(place: Place) -> list[Note]:
+    """What Lightning (``meta.pt``) or Megatron (``common.pt``) keep beside the parts."""
+    others = [name for name in place.names if name.endswith((".pt", ".pth", ".bin", ".ckpt"))]
+    if not others:
+        return []
+    return [warning(f"{some(others)} beside it is not read here", "name it by itself")]
 
 
 def _metadata_among(names: Collection[str]) -> list[str]:
