@@ -183,9 +183,9 @@ def _is_sorted_inside(names: Sequence[str]) -> bool:
             inside.setdefault(".".join(segments[:i]), {})[segment] = None
     found = []
     for children in inside.values():
-        words = [child for child in children if not child.isdecimal()]
-        if len(words) > 1:
-            found.append(words == sorted(words))
+        order = [*children]
+        if len(order) > 1:
+            found.append(order in (sorted(order), sorted(order, key=natural)))
     return 10 * found.count(False) <= len(found) if found else False
 
 

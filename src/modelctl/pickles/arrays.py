@@ -35,8 +35,9 @@ def names_arrays(names: Iterable[tuple[str, str]]) -> bool:
 
 def with_arrays(root: Any) -> Any:
     """The tree with a :class:`TensorRef` for each array of numbers, and for each numpy scalar in a
-    mapping that holds such arrays and nothing else but tensors. The states of numpy's random
-    number generators stay what they are.
+    mapping that holds such arrays and nothing else but tensors. Where torch's own tensors are there
+    as well, arrays count only as a state_dict of their own: others are results and statistics that
+    no model has. The states of numpy's random number generators stay what they are.
 
     Raises:
         UnreadableError: an array whose shape is not that of its bytes.
@@ -48,6 +49,9 @@ def with_arrays(root: Any) -> Any:
         if key not in generators and _is(node, _CALLED, _OF_BYTES):
             made[key] = _array(node)
     made = {key: ref for key, ref in made.items() if ref is not None}
+    if any(type(one) is TensorRef for _, inner in found.values() for one in inner):
+        weights = _weights(found, made)
+        made = {key: ref for key, ref in made.items() if key in weights}
     scalars: dict[int, TensorRef] = {}
     for node, _ in found.values() if made else ():
         scalars.update(_scalars((mapping(node) or {}).values(), made))
@@ -77,6 +81,21 @@ def _generators(found: Containers) -> set[int]:
     for node, _ in found.values():
         if isinstance(node, dict) and "bit_generator" in node:
             inside.update(containers(node))
+    return inside
+
+
+def _weights(found: Containers, arrays: dict[int, Any]) -> set[int]:
+    """Ids of the arrays in mappings that are state_dicts by the names in them."""
+    inside: set[int] = set()
+    for node, _ in found.values():
+        entries = mapping(node) or {}
+        own = {id(value) for value in entries.values()} & arrays.keys()
+        if own and all(
+            id(value) in own or isinstance(value, TensorRef) or _is(value, _SCALAR)
+            for value in entries.values()
+        ):
+            names = [name for name in entries if isinstance(name, str)]
+            inside |= own if any(name.endswith((".weight", ".bias")) for name in names) else set()
     return inside
 
 
