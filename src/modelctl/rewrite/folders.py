@@ -89,4 +89,4 @@ def _format(ckpt: Checkpoint, shards: list[str]) -> Writable | None:
         fits = (one for one in writable(all=True) if shards[0].endswith(one.suffixes))
         return next(fits, None)
     found = known(ckpt.origin.format) if ckpt.origin is not None else None
-    return found if isinstance(found, Writable) else None
+    return found if isinstance(found, Writable) and found.by_name else None
