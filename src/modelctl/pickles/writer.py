@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from ..core.dtypes import STORAGE_CLASS, DType
-from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj, is_graph_module
+from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..core.storages import CHUNK, Storage
 from ..core.tensors import StorageRef, TensorRef
 from ..errors import RefusedError, UnsupportedError
@@ -342,8 +342,7 @@ class _Writer:
     def save_object(self, value: Obj, stands_for: Any = None) -> _Saving:
         opcode = {"reduce": "REDUCE", "newobj": "NEWOBJ", "newobj_ex": "NEWOBJ_EX"}[value.how]
         finding = judge(value.func, value.args, opcode, 0)
-        # the code of a GraphModule is its forward: it goes along as it is, and is warned of
-        if finding is not None and finding.level == "dangerous" and not is_graph_module(value):
+        if finding is not None and finding.level == "dangerous":
             raise _refused(finding.what)
         self.alive.append(value)
         self.enter(value)

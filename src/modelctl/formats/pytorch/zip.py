@@ -8,11 +8,11 @@ from typing import Any
 from ...core.checkpoint import Checkpoint, Finding, Origin
 from ...core.cutting import wasted
 from ...core.dtypes import DType
-from ...core.nodes import ORDERED_DICT, Global, Obj, is_graph_module
+from ...core.nodes import ORDERED_DICT, Global, Obj
 from ...core.notes import Loss, Note, warning
 from ...core.storages import RunStorage, Storage, SwappedStorage
 from ...core.tensors import TensorRef
-from ...core.tree import Path, containers, path_text, walk
+from ...core.tree import Path, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.arrays import is_array
 from ...pickles.interpreter import most_bytes, unpickle
@@ -72,11 +72,7 @@ class TorchZip(WritableFormat):
     def remarks(self, ckpt: Checkpoint) -> list[Note]:
         """As every format's; and what of storages goes along that no tensor shows."""
         models = ckpt.sections.models
-        notes = [*super().remarks(ckpt), *(wasted(models[0].tensors()) if models else ())]
-        dangerous = any(finding.level == "dangerous" for finding in ckpt.findings)
-        if dangerous and any(is_graph_module(node) for node, _ in containers(ckpt.root).values()):
-            notes.append(warning("it holds a torch.fx.GraphModule still: to load it runs its code"))
-        return notes
+        return [*super().remarks(ckpt), *(wasted(models[0].tensors()) if models else ())]
 
     def layout(self, ckpt: Checkpoint, name: str) -> FileLayout:
         """As torch 2.13 writes it, record for record, so that ``calculate_storage_offsets`` and
