@@ -34,6 +34,10 @@ class Flat:
     def dtype(self) -> DType:
         return self.parts[0].dtype
 
+    @property
+    def numel(self) -> int:
+        return self._ends[-1]
+
     def cut(self, start: int, size: int) -> Iterator[Piece]:
         """``size`` elements from ``start`` on, in the vectors in which they lie.
 

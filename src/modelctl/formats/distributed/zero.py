@@ -23,7 +23,7 @@ from .metadata import torch_size
 
 _MODEL = re.compile(r"(?:(?:bf16_)?zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
-_ELSEWHERE = re.compile(r"layer_\d+.*_model_states\.pt")
+_ELSEWHERE = re.compile(r"layer_\d+.*[-_]model_states\.pt")
 _FILES = TorchZip()
 # What a rank says of its own pieces, and what the joined tree has in their place.
 _OF_RANKS = (
@@ -112,6 +112,12 @@ class _Slot(NamedTuple):
     each: int | None
 
 
+class _Vectors(NamedTuple):
+    """State that is by element."""
+
+    flats: list[Flat]
+
+
 class _Save:
     """The files of one save, of all ranks.
 
@@ -135,7 +141,7 @@ class _Save:
             mapping((mapping(root) or {}).get("optimizer_state_dict")) or {}
             for root in self._roots(_OPTIMIZER)
         ]
-        self.stage = _stage(fields[0]) if fields else 0
+        self.stage = self._stage_of(fields[0]) if fields else 0
         self.ranks = [self._rank(one) for one in fields]
 
     def _unknown(self, what: str) -> UnsupportedError:
@@ -162,6 +168,15 @@ class _Save:
         self.read += parts
         return [part.root for part in parts]
 
+    def _stage_of(self, fields: Mapping[Any, Any]) -> int:
+        """1, 2 or 3; bf16's optimizer, which does not say, is laid out as 1."""
+        stage = fields.get("zero_stage", 1)
+        if isinstance(stage, Obj):  # an Enum's member
+            stage = stage.args[0] if stage.args else None
+        if type(stage) is not int or stage not in (1, 2, 3):
+            raise UnsupportedError(f"{self.name}: ZeRO of the stage {stage!r:.20}")
+        return stage
+
     def _rank(self, fields: Mapping[Any, Any]) -> _Rank:
         key = "fp32_flat_groups" if self.stage == 3 else "single_partition_of_fp32_groups"
         weights = fields.get(key)
@@ -182,6 +197,7 @@ class _Save:
             slots = self._slots(groups)
             pieces = [one.weights for one in self.ranks]
             weights = [self._vectors(pieces, index) for index in range(len(groups))]
+            self._check_used(slots, weights)
             root["module"] = self._module(
                 {name: self._take(name, slot, weights[slot.group]) for name, slot in slots.items()}
             )
@@ -268,6 +284,21 @@ class _Save:
             raise UnreadableError(f"a rank has no piece of group {group}")
         return [Flat([pieces[group] for pieces in of_ranks])]
 
+    def _check_used(self, slots: Mapping[str, _Slot], weights: Sequence[Sequence[Flat]]) -> None:
+        """The parameters take all of the flat groups, but what fills them up: a multiple of twice
+        the ranks in stages 1 and 2."""
+        ends = {slot.group: slot.at + (slot.each or prod(slot.shape)) for slot in slots.values()}
+        if self.stage == 3:
+            ends = {0: max(ends.values(), default=0)}
+        for group, end in ends.items():
+            for flat in weights[group]:
+                left = flat.numel - end
+                if left > (0 if self.stage == 3 else 2 * len(self.ranks)):
+                    raise UnreadableError(
+                        f"{left:,} elements are left over behind the parameters of group {group}: "
+                        "files of several saves?"
+                    )
+
     def _take(self, name: str, slot: _Slot, vectors: Sequence[Flat]) -> TensorRef:
         """A parameter, or a moment of it, out of the flat groups that have it."""
         each = prod(slot.shape) if slot.each is None else slot.each
@@ -292,9 +323,9 @@ class _Save:
                 found[alias] = found[name]
                 known.add(alias)
         buffers = self.model.get("buffer_names")
-        known.update(n for n in buffers or () if isinstance(n, str)) if buffers else None
         for name, ref in found.items():
-            if name not in known and isinstance(ref, TensorRef) and not ref.numel:
+            held = name in known or (isinstance(buffers, list) and name in buffers)
+            if not held and isinstance(ref, TensorRef) and not ref.numel:
                 raise UnreadableError(f"the weights of {name!r:.200} are in none of its files")
         return with_entries(self.model["module"], found)
 
@@ -338,8 +369,8 @@ class _Save:
         numbers = {name: number for number, name in enumerate(names)}
         state = {
             numbers[name]: {
-                key: self._take(name, slot, value)
-                if isinstance(value, list)
+                key: self._take(name, slot, value.flats)
+                if isinstance(value, _Vectors)
                 else value.replace(storage=ValuesStorage(value), offset=0, base=0)
                 if isinstance(value, TensorRef)  # one each: they are counted on by themselves
                 else value
@@ -356,8 +387,8 @@ class _Save:
         }
 
     def _moments(self, group: int, states: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-        """The state of a group: of what is by element a list of flat vectors, all else as the first
-        rank has it."""
+        """The state of a group: of what is by element its vectors, all else as the first rank
+        has it."""
         first = 0 if self.stage == 3 else group
         entries = mapping(states[0].get(first)) or {}
         pieces = self.ranks[0].weights[0 if self.stage == 3 else group]
@@ -375,7 +406,7 @@ class _Save:
                 of_ranks = [
                     [(mapping(one.get(at)) or {}).get(key) for at in numbers] for one in states
                 ]
-                found[key] = self._vectors(of_ranks, group)
+                found[key] = _Vectors(self._vectors(of_ranks, group))
             else:
                 found[key] = value
         return found
@@ -389,16 +420,6 @@ def _after(root: dict[Any, Any], key: str, new: str, value: Any) -> dict[Any, An
         if name == key:
             made[new] = value
     return made
-
-
-def _stage(fields: Mapping[Any, Any]) -> int:
-    """1, 2 or 3; bf16's optimizer, which does not say, is laid out as 1."""
-    stage = fields.get("zero_stage", 1)
-    if isinstance(stage, Obj):  # an Enum's member
-        stage = stage.args[0] if stage.args else None
-    if type(stage) is not int or stage not in (1, 2, 3):
-        raise UnsupportedError(f"ZeRO of the stage {stage!r:.20}")
-    return stage
 
 
 def _shapes(group: Mapping[Any, Any] | None) -> dict[str, tuple[int, ...]]:
