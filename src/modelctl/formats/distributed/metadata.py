@@ -171,7 +171,7 @@ def _items(stored: Mapping[Any, Any]) -> dict[tuple[str, tuple[int, ...] | None]
         ):
             raise UnreadableError(f"a part of {name!r:.200} was changed in ways unknown")
         begin = index.get("offset")
-        at = None if begin is None else _size(begin)
+        at = None if begin is None else torch_size(begin)
         found[name, at] = Item(file, offset, length, tuple(transforms))
     return found
 
@@ -187,7 +187,7 @@ def _tensor(
     parts = []
     for chunk in chunks:
         box = attributes(chunk) if isinstance(chunk, Obj) else {}
-        offsets, sizes = _size(box.get("offsets")), _size(box.get("sizes"))
+        offsets, sizes = torch_size(box.get("offsets")), torch_size(box.get("sizes"))
         item = items.get((name, offsets))
         if item is None and not any(offsets):  # long ago without a place
             item = items.get((name, None))
@@ -196,7 +196,7 @@ def _tensor(
                 f"it does not say where the part at {list(offsets)} of {name!r:.200} lies"
             )
         parts.append(Part(offsets, sizes, item))
-    return Saved(_dtype(name, fields.get("properties")), _size(fields.get("size")), parts)
+    return Saved(_dtype(name, fields.get("properties")), torch_size(fields.get("size")), parts)
 
 
 def _dtype(name: str, properties: Any) -> DType:
@@ -211,7 +211,7 @@ def _dtype(name: str, properties: Any) -> DType:
     return found
 
 
-def _size(node: Any) -> tuple[int, ...]:
+def torch_size(node: Any) -> tuple[int, ...]:
     """The integers of a torch.Size."""
     if isinstance(node, Obj) and node.func == Global("torch", "Size") and len(node.args) == 1:
         node = node.args[0]

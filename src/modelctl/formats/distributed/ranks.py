@@ -3,23 +3,27 @@ and tensor parallel (DTensor), FSDP1 (ShardedTensor). Joined along their placeme
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from shlex import quote
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Origin
 from ...core.nodes import Composite
+from ...core.notes import Note, warning
 from ...core.tensors import TensorRef
 from ...core.text import count, some
 from ...core.tree import Path, get, path_text, rebuild, walk
-from ...errors import ModelctlError, UnreadableError
+from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.interpreter import most_bytes
 from ...storage.chunked import Chunk, ChunkedStorage, placed
 from ...storage.places import Place
 from ..base import Format
 from ..pytorch.zip import TorchZip
 from ..shards.writing import INDEX
-from .sharding import Sharded, is_sharded, sharded
+from .sharding import Sharded, is_sharded, ranks_of, sharded
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".distcp")
 _NUMBER = re.compile(r"\d+")
@@ -27,6 +31,10 @@ _NUMBER = re.compile(r"\d+")
 _TAIL = re.compile(r"[\W_]*((world_size|of|mp|tp|pp|dp|rank|shard)?[\W_]*#[\W_]*)*$")
 _OURS = (b"torch.distributed.tensor", b"torch.distributed._tensor", b"_shard.sharded_tensor")
 _FILES = TorchZip()
+# A state_dict of one rank begins with its parameters.
+_LOOKED_AT = 64
+# What FSDP1 saves under LOCAL_STATE_DICT.
+_FLAT = ("_flat_param", "flat_param")
 
 # The files of a group by their rank.
 Ranks = dict[int, str]
@@ -102,6 +110,23 @@ def _is_of_rank(place: Place) -> bool:
     return any(word in data for word in _OURS)
 
 
+def of_one_rank(place: Place, root: Any) -> Note | None:
+    """What to say of one file of several ranks that was named by itself, or is alone in its
+    folder; None of any other."""
+    first = (node for _, node in islice(walk(root), _LOOKED_AT) if isinstance(node, Composite))
+    part = next(filter(is_sharded, first), None)
+    ranks = None if part is None else ranks_of(part)
+    if part is None or ranks == 1:
+        return None
+    folder = quote(os.path.dirname(os.path.abspath(place.name)))
+    return warning(
+        f"one of {ranks or 'several'} ranks: it has a part of each tensor",
+        "copy the files of the other ranks beside it"
+        if place.is_folder
+        else f"name the folder, which joins them: {folder}",
+    )
+
+
 class _Group:
     """The files of one kind, one of each rank."""
 
@@ -124,6 +149,13 @@ class _Group:
         }
         if not found:
             return roots
+        flat = [path for path in found if str(path[-1]).rpartition(".")[2] in _FLAT]
+        if flat:
+            raise UnsupportedError(
+                f"{self.place.name}: {path_text(flat[0])!r:.200}: FSDP's flat parameters, of which "
+                "the files do not say what they are made of",
+                hint="save it with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT",
+            )
         changes: dict[int, TensorRef] = {}
         for path, node in found.items():
             if id(node) not in changes:
@@ -170,6 +202,10 @@ class _Group:
             assert whole is not None
             inside = placed(whole.shape, chunks)
         except ModelctlError as e:
+            if isinstance(e, UnsupportedError):
+                raise UnsupportedError(
+                    f"{self.place.name}: {path_text(path)!r:.200}: {e.message}", hint=e.hint
+                ) from None
             if not isinstance(e, UnreadableError):
                 raise
             raise self._mixed(f"{path_text(path)!r:.200}: {e.reason}") from None

@@ -11,7 +11,8 @@ from ...core.dtypes import DType
 from ...core.nodes import Composite, Global, Obj, attributes, mapping
 from ...core.numbers import numbers
 from ...core.tensors import TensorRef
-from ...errors import UnreadableError, UnsupportedError
+from ...errors import ModelctlError, UnreadableError, UnsupportedError
+from .metadata import torch_size
 
 _DTENSOR = {
     Global(module, "DTensor")
@@ -23,6 +24,7 @@ _DTENSOR = {
 _SHARDED = Global("torch.distributed._shard.sharded_tensor.api", "ShardedTensor")
 _FROM_TYPE = "_rebuild_from_type_v2"
 _MOST_RANKS = 1 << 20
+_CONTRADICTIONS = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 class Held(NamedTuple):
@@ -58,8 +60,19 @@ def sharded(node: Composite, rank: int) -> Sharded:
     of = _of_sharded_tensor if inner.args[1] == _SHARDED else _of_dtensor
     try:
         return of(inner, rank)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
+    except _CONTRADICTIONS as e:
         raise UnreadableError(f"a part of a tensor that does not say which: {e!r:.100}") from None
+
+
+def ranks_of(node: Composite) -> int | None:
+    """How many ranks share a tensor; None where it does not say."""
+    inner = _plain(node)
+    assert inner is not None
+    try:
+        spec = attributes(_fields(inner)["_spec"])
+        return int(_table(attributes(spec["mesh"])).size)
+    except (*_CONTRADICTIONS, ModelctlError):
+        return None
 
 
 def _plain(node: Any) -> Composite | None:
@@ -72,9 +85,7 @@ def _plain(node: Any) -> Composite | None:
 
 
 def _of_dtensor(node: Composite, rank: int) -> Sharded:
-    fields: dict[Any, Any] = {}
-    for part in node.args[3] if isinstance(node.args[3], tuple) else (node.args[3],):
-        fields.update(mapping(part) or {})
+    fields = _fields(node)
     local, spec = fields["_local_tensor"], attributes(fields["_spec"])
     if not isinstance(local, TensorRef):
         raise UnsupportedError(
@@ -96,6 +107,14 @@ def _of_dtensor(node: Composite, rank: int) -> Sharded:
             f"and holds {list(local.shape)}: is the file another rank's?"
         )
     return Sharded(node.dtype, node.shape, [Held(tuple(offsets), local)])
+
+
+def _fields(node: Composite) -> dict[Any, Any]:
+    """The attributes of a DTensor."""
+    fields: dict[Any, Any] = {}
+    for part in node.args[3] if isinstance(node.args[3], tuple) else (node.args[3],):
+        fields.update(mapping(part) or {})
+    return fields
 
 
 def _splits(placements: Any, dims: int) -> list[tuple[int, int]]:
@@ -124,23 +143,29 @@ def _mesh(mesh: Mapping[Any, Any], rank: int) -> tuple[list[int], list[int]]:
     """The sizes of a mesh of ranks, and where in it a rank is."""
     import numpy as np
 
-    table = mesh.get("mesh", mesh.get("_mesh"))
-    if isinstance(table, TensorRef):
-        ranks = _integers(table).reshape(table.shape)
-    else:
-        axes = [attributes(axis) for axis in attributes(mesh["_layout"])["axes"]]
-        index: Any = np.zeros(1, dtype=np.int64)
-        for axis in axes:  # each is some sizes, with the steps in the map of ranks that they make
-            for size, step in zip(axis["shape"], axis["stride"], strict=True):
-                if not 0 < size * index.size <= _MOST_RANKS:
-                    raise ValueError("a mesh of too many ranks")
-                index = (index[:, None] + np.arange(size) * step).reshape(-1)
-        ranks = _integers(mesh["_rank_map"])[index]
-        ranks = ranks.reshape([prod(axis["shape"]) for axis in axes])
+    ranks = _table(mesh)
     found = np.argwhere(ranks == rank)
     if len(found) != 1:
         raise UnreadableError(f"rank {rank} is not in the mesh of {ranks.size} ranks")
     return list(ranks.shape), [int(n) for n in found[0]]
+
+
+def _table(mesh: Mapping[Any, Any]) -> Any:
+    """The ranks of a mesh, in its shape."""
+    import numpy as np
+
+    table = mesh.get("mesh", mesh.get("_mesh"))
+    if isinstance(table, TensorRef):
+        return _integers(table).reshape(table.shape)
+    axes = [attributes(axis) for axis in attributes(mesh["_layout"])["axes"]]
+    index: Any = np.zeros(1, dtype=np.int64)
+    for axis in axes:  # each is some sizes, with the steps in the map of ranks that they make
+        for size, step in zip(axis["shape"], axis["stride"], strict=True):
+            if not 0 < size * index.size <= _MOST_RANKS:
+                raise ValueError("a mesh of too many ranks")
+            index = (index[:, None] + np.arange(size) * step).reshape(-1)
+    ranks = _integers(mesh["_rank_map"])[index]
+    return ranks.reshape([prod(axis["shape"]) for axis in axes])
 
 
 def _integers(ref: TensorRef) -> Any:
@@ -161,5 +186,5 @@ def _of_sharded_tensor(node: Composite, rank: int) -> Sharded:
         ref = fields["tensor"]
         if not isinstance(ref, TensorRef) or list(ref.shape) != list(sizes):
             raise ValueError("shard_sizes")
-        held.append(Held(tuple(offsets), ref))
+        held.append(Held(torch_size(offsets), ref))
     return Sharded(node.dtype, node.shape, held)

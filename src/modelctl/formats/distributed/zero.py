@@ -5,31 +5,32 @@ groups of parameters in fp32 and of their moments. As ``zero_to_fp32`` joins the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint, Origin
-from ...core.dtypes import BY_NAME, DType
 from ...core.nodes import Obj, attributes, mapping, with_entries
 from ...core.notes import Note, warning
-from ...core.tensors import TensorRef, ValuesStorage, Widened
+from ...core.tensors import TensorRef, ValuesStorage
 from ...core.text import count, some
-from ...errors import UnreadableError, UnsupportedError
-from ...storage.chunked import Chunk, ChunkedStorage
+from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...storage.places import Place
 from ..base import Format
 from ..pytorch.zip import TorchZip
+from .flat import Flat, in_fp32, joined
+from .metadata import torch_size
 
 _MODEL = re.compile(r"(?:(?:bf16_)?zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
-_ELSEWHERE = re.compile(r"layer_\d+.*_model_states\.pt")
+_ELSEWHERE = re.compile(r"layer_\d+.*[-_]model_states\.pt")
 _FILES = TorchZip()
 # What a rank says of its own pieces, and what the joined tree has in their place.
 _OF_RANKS = (
-    *("module", "optimizer", "buffer_names", "param_shapes", "frozen_param_shapes"),
+    *("optimizer", "buffer_names", "param_shapes", "frozen_param_shapes"),
     *("frozen_param_fragments", "shared_params", "ds_config"),
 )
+_AGAIN = "copy the folder again, with the files of all ranks"
 
 
 class Zero(Format):
@@ -45,94 +46,146 @@ class Zero(Format):
     def read(self, place: Place) -> Checkpoint:
         tagged = _tagged(place)
         assert tagged is not None
-        return _Save(tagged, place.name).checkpoint()
+        try:
+            return _Save(tagged, place.name).checkpoint()
+        except UnreadableError as e:
+            raise e if e.path else UnreadableError(e.reason, path=place.name, hint=_AGAIN) from None
+
+    def explain(self, place: Place) -> ModelctlError | None:
+        tag = _latest(place)
+        if not tag or tag in place.names:
+            return None
+        return UnreadableError(
+            f"'latest' names {tag!r:.100}, which is not here",
+            path=place.name,
+            hint="copy that folder, too, or write the name of another into 'latest'",
+        )
+
+
+def _latest(place: Place) -> str:
+    """What ``latest`` says; nothing where there is none."""
+    if "latest" not in place.names:
+        return ""
+    latest = place.inside("latest")
+    if latest.is_folder or latest.size > 1024:
+        return ""
+    return latest.head.decode("utf-8", "replace").strip()
 
 
 def _tagged(place: Place) -> Place | None:
-    """The folder that ``latest`` names, or itself."""
-    if "latest" not in place.names:
-        return place if place.is_folder else None
-    latest = place.member("latest")
-    tag = latest.head.decode("utf-8", "replace").strip() if latest.size < 1024 else ""
-    if tag not in place.names:
-        return place
-    return place.member(tag)
+    """The folder that ``latest`` names, or itself; None of what is no folder."""
+    if not place.is_folder:
+        return None
+    tag = _latest(place)
+    inner = place.inside(tag) if tag in place.names else place
+    return inner if inner.is_folder else place
 
 
 class _Rank(NamedTuple):
     """What one rank saved of the optimizer.
 
     Attributes:
+        fields: all of it.
         weights: its piece of each flat group, in fp32.
         state: the optimizer's own state_dict, with pieces of the same groups; None where it has
             none that is known.
     """
 
     fields: Mapping[Any, Any]
-    weights: list[TensorRef]
+    weights: list[Any]
     state: Mapping[Any, Any] | None
 
 
+class _Slot(NamedTuple):
+    """Where a parameter lies: in the pieces of its group one after the other, or (stage 3) so many
+    elements in those of each rank.
+
+    Attributes:
+        group: the number of its group.
+        at: its first element.
+        each: elements of each rank; None in stages 1 and 2.
+    """
+
+    shape: tuple[int, ...]
+    group: int
+    at: int
+    each: int | None
+
+
+class _Vectors(NamedTuple):
+    """State that is by element."""
+
+    flats: list[Flat]
+
+
 class _Save:
-    """The files of one save, of all ranks."""
+    """The files of one save, of all ranks.
+
+    Raises:
+        UnreadableError: a file is missing, of another save, or does not say what is needed.
+        UnsupportedError: of several model parallel ranks, pipeline stages or experts.
+    """
 
     def __init__(self, place: Place, name: str) -> None:
         self.place, self.name = place, name
         self.read: list[Checkpoint] = []
+        self.warnings: list[Note] = []
         elsewhere = [one for one in place.names if _ELSEWHERE.fullmatch(one)]
         if elsewhere:
-            raise UnsupportedError(
-                f"{name}: pipeline stages or experts in files of their own ({some(elsewhere, 2)}): "
-                "not joined yet",
-                hint="DeepSpeed's ds_to_universal.py writes a folder that can be read",
-            )
+            raise self._unknown(f"pipeline stages or experts ({some(elsewhere, 2)})")
         self.models = [mapping(root) or {} for root in self._roots(_MODEL)]
         self.model = self.models[0]
-        ranks = [self._rank(root) for root in self._roots(_OPTIMIZER)]
-        self.ranks = [one for one in ranks if one is not None]
-        self.warnings: list[Note] = []
+        if mapping(self.model.get("module")) is None:
+            raise UnreadableError("its model states have no 'module'")
+        fields = [
+            mapping((mapping(root) or {}).get("optimizer_state_dict")) or {}
+            for root in self._roots(_OPTIMIZER)
+        ]
+        self.stage = self._stage_of(fields[0]) if fields else 0
+        self.ranks = [self._rank(one) for one in fields]
+
+    def _unknown(self, what: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self.name}: of {what}: not joined yet",
+            hint="DeepSpeed's ds_to_universal.py joins them",
+        )
 
     def _roots(self, pattern: re.Pattern[str]) -> list[Any]:
-        """What the files of this kind hold, in the order of their ranks.
-
-        Raises:
-            UnsupportedError: of several model parallel ranks.
-            UnreadableError: a rank is missing.
-        """
+        """What the files of this kind hold, in the order of their ranks."""
         found: dict[int, str] = {}
         for match in filter(None, map(pattern.fullmatch, self.place.names)):
             if int(match[2]):
-                raise UnsupportedError(
-                    f"{self.name}: of several model parallel ranks ({match[0]}): not joined yet",
-                    hint="DeepSpeed's ds_to_universal.py writes a folder that can be read",
-                )
-            found[int(match[1] or 0)] = match[0]
-        for rank in range(max(found, default=-1) + 1):
-            if rank not in found:
-                raise self._broken(
+                raise self._unknown(f"several model parallel ranks ({match[0]})")
+            other = found.setdefault(int(match[1] or 0), match[0])
+            if other != match[0]:
+                raise UnreadableError(f"two saves in one folder: {other} and {match[0]}")
+        for rank, number in enumerate(sorted(found)):
+            if rank != number:
+                raise UnreadableError(
                     f"the file of rank {rank} is missing beside {some(sorted(found.values()), 2)}"
                 )
-        parts = [_FILES.read(self.place.member(found[rank])) for rank in sorted(found)]
+        parts = [_FILES.read(self.place.inside(found[rank])) for rank in sorted(found)]
         self.read += parts
         return [part.root for part in parts]
 
-    def _broken(self, what: str) -> UnreadableError:
-        return UnreadableError(
-            what, path=self.name, hint="copy the folder again, with the files of all ranks"
-        )
+    def _stage_of(self, fields: Mapping[Any, Any]) -> int:
+        """1, 2 or 3; bf16's optimizer, which does not say, is laid out as 1."""
+        stage = fields.get("zero_stage", 1)
+        if isinstance(stage, Obj):  # an Enum's member
+            stage = stage.args[0] if stage.args else None
+        if type(stage) is not int or stage not in (1, 2, 3):
+            raise UnsupportedError(f"{self.name}: ZeRO of the stage {stage!r:.20}")
+        return stage
 
-    def _rank(self, root: Any) -> _Rank | None:
-        fields = mapping((mapping(root) or {}).get("optimizer_state_dict")) or {}
-        stage = _stage(fields)
-        key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+    def _rank(self, fields: Mapping[Any, Any]) -> _Rank:
+        key = "fp32_flat_groups" if self.stage == 3 else "single_partition_of_fp32_groups"
         weights = fields.get(key)
-        if not isinstance(weights, list) or not all(isinstance(w, TensorRef) for w in weights):
-            raise self._broken("its optimizer states have no parts of flat groups")
-        state = mapping(
-            fields.get("optimizer_state_dict" if stage == 3 else "base_optimizer_state")
-        )
-        known = state is not None and mapping(state.get("state")) is not None
-        return _Rank(fields, weights, state if known else None)
+        if not isinstance(weights, list) or not weights:
+            raise UnreadableError("its optimizer states have no pieces of flat groups")
+        inner = "optimizer_state_dict" if self.stage == 3 else "base_optimizer_state"
+        state = mapping(fields.get(inner)) or {}
+        known = isinstance(state.get("param_groups"), list) and mapping(state.get("state"))
+        return _Rank(fields, weights, None if known in (None, False) else state)
 
     # ------------------------------------------------------------------ what they hold together
 
@@ -140,23 +193,30 @@ class _Save:
         root = dict(self.model)
         if self.ranks:
             self._check_ranks()
-            root["module"] = self._module()
-            optimizer = self._optimizer()
+            groups = self._groups()
+            slots = self._slots(groups)
+            pieces = [one.weights for one in self.ranks]
+            weights = [self._vectors(pieces, index) for index in range(len(groups))]
+            self._check_used(slots, weights)
+            root["module"] = self._module(
+                {name: self._take(name, slot, weights[slot.group]) for name, slot in slots.items()}
+            )
             for key in _OF_RANKS:
-                if key != "module":
-                    root.pop(key, None)
+                root.pop(key, None)
+            optimizer = self._optimizer(groups, slots)
             if optimizer is not None:
                 root = _after(root, "module", "optimizer", optimizer)
             scaler = self.ranks[0].fields.get("loss_scaler")
             if isinstance(scaler, Obj):  # plain numbers: nobody needs DeepSpeed to read them
                 root["loss_scaler"] = dict(attributes(scaler))
-        stage = _stage(self.ranks[0].fields) if self.ranks else 0
+        elif isinstance(self.model.get("param_shapes"), list):
+            self._without_ranks()
         return Checkpoint(
             root,
             Origin(
                 self.name,
                 Zero.name,
-                f"DeepSpeed ZeRO-{stage}, {count(max(len(self.ranks), 1), 'rank')}",
+                f"DeepSpeed ZeRO-{self.stage}, {count(max(len(self.ranks), 1), 'rank')}",
                 sum(one.origin.bytes_on_disk for one in self.read if one.origin),
             ),
             warnings=(*self.warnings, *(w for one in self.read for w in one.warnings)),
@@ -166,172 +226,187 @@ class _Save:
     def _check_ranks(self) -> None:
         """They are all there, and of one save."""
         counts = self.ranks[0].fields.get("partition_count")
-        world = max(counts, default=0) if isinstance(counts, list) else counts
-        world = world or self.model.get("dp_world_size")
-        if type(world) is int and world != len(self.ranks):
-            raise self._broken(f"{count(world, 'rank')} saved it, {len(self.ranks)} files are here")
-        steps = {one.get("global_steps") for one in self.models}
+        said = [n for n in (counts if isinstance(counts, list) else [counts]) if type(n) is int]
+        world = max(said, default=self.model.get("dp_world_size"))
+        here = len(self.ranks)
+        if type(world) is int and world != here:
+            raise UnreadableError(f"{count(world, 'rank')} saved it, {count(here, 'file')} here")
+        if self.stage == 3 and len(self.models) != here:
+            raise UnreadableError(
+                f"{count(len(self.models), 'file')} of model states beside {here} of the optimizer"
+            )
+        steps = sorted({f"{one.get('global_steps')!r:.20}" for one in self.models})
         if len(steps) > 1:
-            raise self._broken(f"files of different saves: global_steps {sorted(map(str, steps))}")
+            raise UnreadableError(f"files of different saves: global_steps {', '.join(steps)}")
 
-    def _module(self) -> Any:
+    def _without_ranks(self) -> None:
+        """The file of the model alone: what trains in fp32 is in the optimizer's."""
+        module = mapping(self.model["module"]) or {}
+        named = [name for group in self._groups() for name in group]
+        if any(isinstance(ref := module.get(n), TensorRef) and not ref.numel for n in named):
+            raise UnreadableError("the files with its weights, …_optim_states.pt, are missing")
+        self.warnings.append(
+            warning(
+                "the files of its optimizer are missing: these are the weights that it trained "
+                "with, not those in fp32",
+                "copy …_optim_states.pt, too",
+            )
+        )
+
+    def _groups(self) -> list[dict[str, tuple[int, ...]]]:
+        """The shape of each parameter that trains, by its group."""
+        shapes = self.model.get("param_shapes")
+        groups = [mapping(group) for group in shapes] if isinstance(shapes, list) else []
+        if not groups:
+            raise UnreadableError("its model states do not say which parameters there are")
+        return [_shapes(group) for group in groups]
+
+    def _slots(self, groups: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, _Slot]:
+        """Where each parameter lies."""
+        paddings = self.ranks[0].fields.get("param_alignment_paddings")
+        slots: dict[str, _Slot] = {}
+        at = 0
+        for index, group in enumerate(groups):
+            of_group = _paddings(paddings, index, len(group))
+            at = at if self.stage == 3 else 0
+            for (name, shape), padding in zip(group.items(), of_group, strict=True):
+                each = -(-prod(shape) // len(self.ranks)) if self.stage == 3 else None
+                slots[name] = _Slot(shape, index, at, each)
+                at += prod(shape) + padding if each is None else each
+        return slots
+
+    def _vectors(self, of_ranks: Sequence[Sequence[Any]], group: int) -> list[Flat]:
+        """Of the pieces that each rank has of all groups: one group, of all ranks; in stage 3,
+        where a group may be several, all of them, of each rank."""
+        if self.stage == 3:
+            return [Flat(pieces) for pieces in of_ranks]
+        if not all(group < len(pieces) for pieces in of_ranks):
+            raise UnreadableError(f"a rank has no piece of group {group}")
+        return [Flat([pieces[group] for pieces in of_ranks])]
+
+    def _check_used(self, slots: Mapping[str, _Slot], weights: Sequence[Sequence[Flat]]) -> None:
+        """The parameters take all of the flat groups, but what fills them up: a multiple of twice
+        the ranks in stages 1 and 2."""
+        ends = {slot.group: slot.at + (slot.each or prod(slot.shape)) for slot in slots.values()}
+        if self.stage == 3:
+            ends = {0: max(ends.values(), default=0)}
+        for group, end in ends.items():
+            for flat in weights[group]:
+                left = flat.numel - end
+                if left > (0 if self.stage == 3 else 2 * len(self.ranks)):
+                    raise UnreadableError(
+                        f"{left:,} elements are left over behind the parameters of group {group}: "
+                        "files of several saves?"
+                    )
+
+    def _take(self, name: str, slot: _Slot, vectors: Sequence[Flat]) -> TensorRef:
+        """A parameter, or a moment of it, out of the flat groups that have it."""
+        each = prod(slot.shape) if slot.each is None else slot.each
+        try:
+            pieces = [piece for flat in vectors for piece in flat.cut(slot.at, each)]
+            return joined(vectors[0].dtype, slot.shape, pieces, self.name)
+        except UnreadableError as e:
+            raise UnreadableError(f"{name!r:.200} of {list(slot.shape)}: {e.reason}") from None
+
+    def _module(self, trained: Mapping[str, TensorRef]) -> Any:
         """The model's state_dict: what trains in fp32, what is frozen, buffers, and ties."""
-        module = mapping(self.model.get("module"))
-        if module is None:
-            raise self._broken("its model states have no 'module'")
-        found: dict[str, TensorRef] = {}
-        frozen = mapping(self.model.get("frozen_param_shapes")) or {}
-        for name, shape in frozen.items():
-            found[name] = self._frozen(name, _shape(shape))
-        for name, (pieces, shape) in self._flat().items():
-            ref = pieces(self._weights)
-            assert ref is not None
-            found[name] = ref.replace(shape=shape)
-        buffers = self.model.get("buffer_names")
-        for name in buffers if isinstance(buffers, list) else ():
-            ref = module.get(name)
-            if isinstance(ref, TensorRef):
-                found[name] = _in_fp32(ref)
+        module = mapping(self.model["module"]) or {}
+        found: dict[Any, Any] = dict(module)
+        frozen = _shapes(mapping(self.model.get("frozen_param_shapes")) or {})
+        for name, ref in module.items():
+            if isinstance(ref, TensorRef):  # buffers; in stages 1 and 2 what is frozen, too
+                found[name] = in_fp32(ref)
+        found |= {name: self._frozen(name, shape) for name, shape in frozen.items()} | {**trained}
+        known = {*frozen, *trained}
         for alias, name in (mapping(self.model.get("shared_params")) or {}).items():
-            if name in found:
+            if isinstance(name, str) and name in known:
                 found[alias] = found[name]
-        missing = [name for name in module if name not in found]
-        for name in missing:
-            ref = module[name]
-            if isinstance(ref, TensorRef) and not ref.numel:
-                raise self._broken(f"the weights of {name!r:.200} are in none of its files")
-            if isinstance(ref, TensorRef):
-                found[name] = _in_fp32(ref)  # frozen, in stages 1 and 2
-        entries = {name: found.get(name, value) for name, value in module.items()}
-        return with_entries(self.model["module"], {**entries, **found})
-
-    def _weights(self, rank: int) -> list[TensorRef]:
-        return self.ranks[rank].weights
+                known.add(alias)
+        buffers = self.model.get("buffer_names")
+        for name, ref in found.items():
+            held = name in known or (isinstance(buffers, list) and name in buffers)
+            if not held and isinstance(ref, TensorRef) and not ref.numel:
+                raise UnreadableError(f"the weights of {name!r:.200} are in none of its files")
+        return with_entries(self.model["module"], found)
 
     def _frozen(self, name: str, shape: tuple[int, ...]) -> TensorRef:
         parts = []
-        for one in self.models:
+        for rank, one in enumerate(self.models):
             ref = (mapping(one.get("frozen_param_fragments")) or {}).get(name)
             if not isinstance(ref, TensorRef):
-                raise self._broken(f"a rank has no part of the frozen {name!r:.200}")
+                raise UnreadableError(f"rank {rank} has no part of the frozen {name!r:.200}")
             parts.append(ref)
-        if parts[0].numel == prod(shape):
-            return parts[0].replace(shape=shape, stride=None)
-        return _joined(self, name, [[part] for part in parts], shape)
-
-    def _flat(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        """How each trained parameter is taken out of the pieces of the ranks, and its shape."""
-        shapes = self.model.get("param_shapes")
-        groups = [mapping(group) or {} for group in shapes] if isinstance(shapes, list) else []
-        if not groups:
-            raise self._broken("its model states do not say which parameters there are")
-        if _stage(self.ranks[0].fields) == 3:
-            return dict(self._in_slices(groups))
-        return dict(self._in_groups(groups))
-
-    def _in_groups(
-        self, groups: Sequence[Mapping[Any, Any]]
-    ) -> Iterator[tuple[str, tuple[Any, tuple[int, ...]]]]:
-        """Stages 1 and 2: a group is the ranks' pieces one after the other."""
-        paddings = self.ranks[0].fields.get("param_alignment_paddings")
-        for index, group in enumerate(groups):
-            at = 0
-            for i, (name, size) in enumerate(group.items()):
-                shape = _shape(size)
-
-                def pieces(
-                    of: Any,
-                    index: int = index,
-                    at: int = at,
-                    name: str = name,
-                    shape: tuple[int, ...] = shape,
-                ) -> TensorRef:
-                    parts = [of(rank)[index] for rank in range(len(self.ranks))]
-                    return _joined(self, name, [_cut(parts, at, prod(shape))], shape)
-
-                yield name, (pieces, shape)
-                at += prod(shape)
-                if isinstance(paddings, list):
-                    at += paddings[index][i]
-
-    def _in_slices(
-        self, groups: Sequence[Mapping[Any, Any]]
-    ) -> Iterator[tuple[str, tuple[Any, tuple[int, ...]]]]:
-        """Stage 3: each rank has an equal part of each parameter, the last ones padded."""
-        at = 0
-        for group in groups:
-            for name, size in group.items():
-                shape = _shape(size)
-                each = -(-prod(shape) // len(self.ranks))
-
-                def pieces(
-                    of: Any,
-                    at: int = at,
-                    each: int = each,
-                    name: str = name,
-                    shape: tuple[int, ...] = shape,
-                ) -> TensorRef:
-                    parts = [_cut(of(rank), at, each) for rank in range(len(self.ranks))]
-                    return _joined(self, name, parts, shape)
-
-                yield name, (pieces, shape)
-                at += each
+        if parts[0].shape == shape and len(parts) == 1:
+            return in_fp32(parts[0])
+        slot = _Slot(shape, 0, 0, min(parts[0].numel, prod(shape)))
+        try:
+            return in_fp32(self._take(name, slot, [Flat([part]) for part in parts]))
+        except UnreadableError as e:
+            raise UnreadableError(f"the frozen {e.reason}") from None
 
     # ------------------------------------------------------------------ the optimizer
 
-    def _optimizer(self) -> dict[str, Any] | None:
+    def _optimizer(
+        self, groups: Sequence[Mapping[str, Any]], slots: Mapping[str, _Slot]
+    ) -> dict[str, Any] | None:
         """The optimizer as one that was never sharded: a state for each parameter, in the order of
         its groups, with their names."""
         states = [one.state for one in self.ranks if one.state is not None]
-        if len(states) < len(self.ranks):
+        options = [mapping(one) or {} for one in states[0]["param_groups"]] if states else []
+        inner = [mapping(one["state"]) or {} for one in states]
+        sound = all(
+            type(key) is int and mapping(value) is not None
+            for one in inner
+            for key, value in one.items()
+        )
+        if len(states) < len(self.ranks) or len(options) != len(groups) or not sound:
             self.warnings.append(
                 warning("the optimizer is laid out in a way that is not known: left out")
             )
             return None
-        first = states[0]
-        old = first.get("param_groups")
-        if not isinstance(old, list):
-            return None
-        flat = self._flat()
-        shapes = [mapping(group) or {} for group in self.model["param_shapes"]]
-        inner = [mapping(one["state"]) or {} for one in states]
-        state: dict[int, dict[str, Any]] = {}
-        groups: list[dict[Any, Any]] = []
-        for index, names in enumerate(shapes):
-            numbers = range(len(state), len(state) + len(names))
-            for number, name in zip(numbers, names, strict=True):
-                state[number] = self._state_of(index, flat[name], inner)
-            options = mapping(old[index]) if index < len(old) else None
-            groups.append({**(options or {}), "params": list(numbers), "param_names": list(names)})
-        if not any(state.values()):
-            state = {}
-        return {"state": state, "param_groups": groups}
+        moments = [self._moments(index, inner) for index in range(len(groups))]
+        names = [name for group in groups for name in group]
+        numbers = {name: number for number, name in enumerate(names)}
+        state = {
+            numbers[name]: {
+                key: self._take(name, slot, value.flats)
+                if isinstance(value, _Vectors)
+                else value.replace(storage=ValuesStorage(value), offset=0, base=0)
+                if isinstance(value, TensorRef)  # one each: they are counted on by themselves
+                else value
+                for key, value in moments[slot.group].items()
+            }
+            for name, slot in slots.items()
+        }
+        return {
+            "state": state if any(state.values()) else {},
+            "param_groups": [
+                {**old, "params": [numbers[name] for name in group], "param_names": [*group]}
+                for old, group in zip(options, groups, strict=True)
+            ],
+        }
 
-    def _state_of(
-        self, group: int, flat: tuple[Any, tuple[int, ...]], states: Sequence[Mapping[Any, Any]]
-    ) -> dict[str, Any]:
-        """The state of one parameter, of the pieces of its group."""
-        pieces, shape = flat
-        if _stage(self.ranks[0].fields) == 3:
-            keys, of_group = sorted(states[0]), None
-        else:
-            keys, of_group = [group] if group in states[0] else [], group
+    def _moments(self, group: int, states: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+        """The state of a group: of what is by element its vectors, all else as the first rank
+        has it."""
+        first = 0 if self.stage == 3 else group
+        entries = mapping(states[0].get(first)) or {}
+        pieces = self.ranks[0].weights[0 if self.stage == 3 else group]
+        least = pieces.numel if isinstance(pieces, TensorRef) else 0
+        numbers = range(len(self.ranks[0].weights))
         found: dict[str, Any] = {}
-        entries = mapping(states[0][keys[0]]) if keys else None
-        for key, value in (entries or {}).items():
-            if isinstance(value, TensorRef) and value.numel > 1 and len(value.shape) == 1:
-
-                def of(rank: int, key: Any = key) -> list[Any]:
-                    every = states[rank]
-                    return [
-                        (mapping(every[at]) or {})[key]
-                        for at in (sorted(every) if of_group is None else range(of_group + 1))
-                        if at in every
-                    ]
-
-                found[key] = pieces(of).replace(shape=shape)
-            elif isinstance(value, TensorRef):  # one each: they are counted on by themselves
-                found[key] = value.replace(storage=ValuesStorage(value), offset=0, base=0)
+        for key, value in entries.items():
+            by_element = (
+                isinstance(value, TensorRef)
+                and len(value.shape) == 1
+                and value.numel >= least
+                and key != "step"
+            )
+            if by_element:
+                of_ranks = [
+                    [(mapping(one.get(at)) or {}).get(key) for at in numbers] for one in states
+                ]
+                found[key] = _Vectors(self._vectors(of_ranks, group))
             else:
                 found[key] = value
         return found
@@ -347,63 +422,27 @@ def _after(root: dict[Any, Any], key: str, new: str, value: Any) -> dict[Any, An
     return made
 
 
-def _stage(fields: Mapping[Any, Any]) -> int:
-    """1, 2 or 3; bf16's optimizer, which does not say, is laid out as 1."""
-    stage = fields.get("zero_stage", 1)
-    if isinstance(stage, Obj):  # an Enum's member
-        stage = stage.args[0] if stage.args else None
-    if stage not in (1, 2, 3):
-        raise UnsupportedError(f"ZeRO of the stage {stage!r:.20}")
-    return int(stage)
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    if isinstance(node, Obj) and len(node.args) == 1:
-        node = node.args[0]
-    if not isinstance(node, tuple | list) or not all(type(n) is int and n >= 0 for n in node):
-        raise UnreadableError("a shape of a parameter that is none")
-    return tuple(node)
-
-
-def _cut(parts: Sequence[TensorRef], start: int, size: int) -> list[TensorRef]:
-    """``size`` elements from ``start`` on, of vectors one after the other: views of them."""
-    found = []
-    for part in parts:
-        if not isinstance(part, TensorRef) or len(part.shape) != 1:
-            raise UnreadableError("a flat group that is no vector")
-        n = min(part.numel - start, size) if start < part.numel else 0
-        if n > 0:
-            step = part.stride[0]
-            view = part.replace(shape=(n,), offset=part.offset + start * step, stride=(step,))
-            found.append(view)
-            size -= n
-        start = max(start - part.numel, 0)
-    if size:
-        raise UnreadableError(f"{size:,} elements are missing at its end")
+def _shapes(group: Mapping[Any, Any] | None) -> dict[str, tuple[int, ...]]:
+    if group is None or not all(isinstance(name, str) for name in group):
+        raise UnreadableError("its parameters have no names")
+    found = {}
+    for name, size in group.items():
+        try:
+            found[name] = torch_size(size)
+        except UnreadableError as e:
+            raise UnreadableError(f"the shape of {name!r:.200}: {e.reason}") from None
     return found
 
 
-def _joined(
-    save: _Save, name: str, parts: Sequence[Sequence[TensorRef]], shape: tuple[int, ...]
-) -> TensorRef:
-    """A tensor of vectors one after the other, without what is too much at their end."""
-    numel, at = prod(shape), 0
-    chunks = []
-    dtype: DType | None = None
-    for part in (one for several in parts for one in several):
-        n = min(part.numel, numel - at)
-        dtype = dtype or part.dtype
-        if n > 0 or not numel:
-            view = part if n == part.numel else part.replace(shape=(n,))
-            chunks.append(Chunk((at,), (n,), lambda view=view: view, save.name))  # type: ignore[misc]
-            at += n
-    if at != numel or dtype is None:
-        raise save._broken(f"{numel - at:,} of {numel:,} elements of {name!r:.200} are missing")
-    return TensorRef(dtype, shape, ChunkedStorage(dtype, (numel,), chunks))
-
-
-def _in_fp32(ref: TensorRef) -> TensorRef:
-    """A buffer as ``zero_to_fp32`` has it: what was saved in half precision, in fp32."""
-    if ref.dtype.name not in ("bfloat16", "float16"):
-        return ref
-    return TensorRef(BY_NAME["float32"], ref.shape, Widened(ref))
+def _paddings(node: Any, group: int, parameters: int) -> list[int]:
+    """What fills up each parameter of a group, where a save says so."""
+    if node is None:
+        return [0] * parameters
+    of_group = node[group] if isinstance(node, list) and group < len(node) else None
+    if (
+        not isinstance(of_group, list)
+        or len(of_group) != parameters
+        or not all(type(n) is int and 0 <= n < 1 << 60 for n in of_group)
+    ):
+        raise UnreadableError(f"its param_alignment_paddings of group {group} are none")
+    return of_group
