@@ -59,7 +59,7 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
         with _no_collector():
             ckpt = detect(place).read(place)
         note = of_one_rank(place, ckpt.root)
-        ckpt = ckpt.replace(resources=tuple(place.sources), read=ckpt.root)
+        ckpt = ckpt.replace(resources=(*place.sources, _Later(place)), read=ckpt.root)
         if note is not None:
             ckpt = ckpt.replace(warnings=(*ckpt.warnings, note))
         if key is not None:
@@ -69,6 +69,15 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
     except BaseException:
         place.close()
         raise
+
+
+class _Later:
+    """What of a place is opened when it is written."""
+
+    bytes_read = 0
+
+    def __init__(self, place: Place) -> None:
+        self.close = place.close
 
 
 @contextmanager

@@ -51,12 +51,13 @@ class Folder(NamedTuple):
     Attributes:
         files: the file of each part of the tree, by its key at the top; of shards their index;
             under ``""`` where one file holds all.
-        beside: what else stands there and goes along into a new folder.
-        left: what does not: other folders, the weights once more in another format.
+        beside: what else stands there and goes along into a new folder; each is opened when it
+            is asked for, and may turn out to be none that does: ModelctlError.
+        left: what does not: the weights once more in another format.
     """
 
     files: Mapping[str, str]
-    beside: Mapping[str, Storage]
+    beside: Mapping[str, Callable[[], Storage]]
     left: Sequence[str] = ()
 
 

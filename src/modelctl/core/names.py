@@ -175,18 +175,25 @@ def alphabetical(names: Sequence[str]) -> bool:
 
 
 def _is_sorted_inside(names: Sequence[str]) -> bool:
-    """Whether in nearly every module what is inside of it comes sorted."""
+    """Whether in nearly every module what is inside of it comes sorted. A ``weight`` before its
+    ``bias``, and numbers that go down, are no sort's; a ``bias`` before its ``weight`` is."""
     inside: dict[str, dict[str, None]] = {}
     for name in names:
         segments = name.split(".")
         for i, segment in enumerate(segments):
             inside.setdefault(".".join(segments[:i]), {})[segment] = None
-    found = []
+    count = odd = turned = 0
     for children in inside.values():
         order = [*children]
-        if len(order) > 1:
-            found.append(order in (sorted(order), sorted(order, key=natural)))
-    return 10 * found.count(False) <= len(found) if found else False
+        if len(order) < 2:
+            continue
+        count += 1
+        is_sorted = order in (sorted(order), sorted(order, key=natural))
+        if not is_sorted and ("weight" in children or all(map(str.isdecimal, order))):
+            return False
+        odd += not is_sorted
+        turned += "weight" in children and "bias" in children
+    return count > 0 and odd <= max(1 if turned else 0, count // 10)
 
 
 # ---------------------------------------------------------------------- parameters and buffers

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -49,6 +50,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 # The weights in a format of others.
 _OF_OTHERS = re.compile(r"(tf_model|flax_model|rust_model|.*\.onnx|.*\.gguf|.*\.mlmodel)", re.I)
 _MOST_JSON = 256 << 20
+_MOST_BESIDE = 1000
 _WRITERS: tuple[WritableFormat, ...] = (Safetensors(), TorchZip())
 
 
@@ -157,7 +159,8 @@ class Folder(WritableFolder):
         assert folder is not None
         roots = _roots(ckpt)
         before = _roots(ckpt.replace(root=ckpt.read)) if ckpt.read is not None else {}
-        files = [] if in_place else [_copied(*one) for one in folder.beside.items()]
+        along, left = ([], []) if in_place else _along(folder)
+        files = [_copied(*one) for one in along]
         stale: list[str] = []
         last: list[FileLayout] = []
         for key, name in folder.files.items():
@@ -171,7 +174,8 @@ class Folder(WritableFolder):
                     stale += made.superseded
                 else:
                     (last if key in ("", "model") else files).append(_one(part, name))
-        return Layout([*files, *last], stale, () if in_place else [*_left(folder)])
+        notes = () if in_place else [*_left([name for name, _ in along], left)]
+        return Layout([*files, *last], stale, notes)
 
 
 def _roots(ckpt: Checkpoint) -> Mapping[str, Any]:
@@ -224,12 +228,22 @@ def _copied(name: str, storage: Storage) -> FileLayout:
     return out.file(name)
 
 
-def _left(folder: Parts) -> Iterator[Note]:
-    if folder.beside:
-        names = list(folder.beside)
-        yield info(f"{count(len(names), 'file')} beside it went along: {some(names, 4)}")
-    if folder.left:
-        yield warning(f"left behind: {some(list(folder.left))}", "copy them where they are wanted")
+def _along(folder: Parts) -> tuple[list[tuple[str, Storage]], list[str]]:
+    """What goes along, opened; and what does not: other folders, links."""
+    found, left = [], [*folder.left]
+    for name, opened in folder.beside.items():
+        try:
+            found.append((name, opened()))
+        except ModelctlError:
+            left.append(name)
+    return found, sorted(left)
+
+
+def _left(along: Sequence[str], left: Sequence[str]) -> Iterator[Note]:
+    if along:
+        yield info(f"{count(len(along), 'file')} beside it went along: {some(along, 4)}")
+    if left:
+        yield warning(f"left behind: {some(left)}", "copy them where they are wanted")
 
 
 # ---------------------------------------------------------------------- what is in a folder
@@ -248,23 +262,25 @@ def _weights(place: Place, inner: Place, found: str) -> set[str]:
     return {found, *index["weight_map"].values()}
 
 
-def _beside(place: Place, own: Collection[str]) -> tuple[dict[str, Storage], list[str]]:
+def _beside(
+    place: Place, own: Collection[str]
+) -> tuple[dict[str, Callable[[], Storage]], list[str]]:
     """What else is in a folder: what goes along with it, and what does not."""
-    along: dict[str, Storage] = {}
-    left: list[str] = []
-    for name in place.names:
-        if name in own:
-            continue
-        if name in _MODELS or SHARD.search(name) or _OF_OTHERS.match(name):
-            left.append(name)  # the weights once more, as they were
-            continue
-        try:
-            source = place.inside(name).source
-        except ModelctlError:  # a folder, a link, …
-            left.append(name)
-            continue
-        along[name] = RunStorage(source, 0, source.size)
-    return along, left
+    others = [name for name in place.names if name not in own]
+    if len(others) > _MOST_BESIDE:  # no checkpoint's own
+        return {}, [f"{len(others):,} other files"]
+    left = [name for name in others if _is_weights(name)]
+    return {name: partial(_whole, place, name) for name in others if name not in left}, left
+
+
+def _is_weights(name: str) -> bool:
+    """Whether it is the weights once more, as they were."""
+    return name in _MODELS or bool(SHARD.search(name) or _OF_OTHERS.match(name))
+
+
+def _whole(place: Place, name: str) -> Storage:
+    source = place.inside(name).source
+    return RunStorage(source, 0, source.size)
 
 
 def _json(place: Place) -> Any:
