@@ -15,7 +15,9 @@ from .names import nearest
 from .nodes import children, mapping
 from .notes import Note
 from .numbers import plain_number
+from .packed import PackedWeights, find_packed, read_config
 from .sections import Sections, find_sections
+from .sections.pairing import under
 from .storages import Storage
 from .tensors import TensorRef
 from .text import some
@@ -174,6 +176,26 @@ class Checkpoint:
     def sections(self) -> Sections:
         """Where the model, its EMA copies, the optimizer … are in the tree."""
         return find_sections(self.root, self.key)
+
+    @cached_property
+    def shown(self) -> Mapping[str, Any]:
+        """What reports show of the model: its entries; those of all models, under the path of each,
+        where none is clearly the one that is meant."""
+        sections = self.sections
+        if sections.certain:
+            return sections.models[0].entries if sections.models else {}
+        return {
+            under(model) + name: node
+            for model in sections.models
+            for name, node in model.entries.items()
+        }
+
+    @cached_property
+    def packed(self) -> PackedWeights:
+        """Which of the model's weights are quantized, and how, as far as names, shapes and the
+        config beside the file tell."""
+        config = read_config(self.folder.beside) if self.folder is not None else None
+        return find_packed(self.shown, config, self.metadata)
 
     def __getitem__(self, path: str) -> Any:
         """What stands at a dotted path (``ckpt["epoch"]``, ``ckpt["model.fc.weight"]``): a plain

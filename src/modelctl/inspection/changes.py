@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint
-from ..core.names import parameters
 from ..core.nodes import mapping
 from .ls import trainability
 
@@ -74,7 +73,7 @@ def _trains(before: Checkpoint, after: Checkpoint, old_names: dict[str, str]) ->
     buffers = {name for name, ref in source.items() if ref.role == "buffer"}
     found = [
         Trains(name, was.get(old_names.get(name, name)), now.get(name))
-        for name in parameters(tensors)
+        for name in after.packed.parameters(tensors)
         if old_names.get(name, name) not in buffers
     ]
     told = any(one.after is not None and one.before is not one.after for one in found)
@@ -85,6 +84,7 @@ def fold_trains(rows: list[Trains]) -> list[Trains]:
     """A row a module where all in it agree, as far up as they do, and one for modules that differ
     only by their numbers; in the order of the model."""
     folded: list[Trains] = []
+    said: set[str] = set()
     inside: dict[str, list[Trains]] = {}
     for row in rows:
         parts = row.name.split(".")
@@ -101,7 +101,8 @@ def fold_trains(rows: list[Trains]) -> list[Trains]:
         module = next((one for one in above if one in agreed), None)
         if module is None:
             folded.append(row)
-        elif not folded or folded[-1].name != module:
+        elif module not in said:  # a file may be sorted by dtype: its modules are not in one piece
+            said.add(module)
             folded.append(row._replace(name=module, tensors=len(inside[module])))
     return _fold_numbers(folded)
 

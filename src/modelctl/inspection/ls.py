@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
-from ..core.names import Patterns, as_list, role_of, select
+from ..core.names import Patterns, as_list, select
 from ..core.nodes import Composite
 from ..core.notes import Note, info
 from ..core.pages import Column, Page, Table
 from ..core.records import read_freeze
 from ..core.sections.devices import device_of
-from ..core.sections.pairing import under
 from ..core.tensors import TensorRef
 from ..core.text import count, some
 from ..core.tree import Path, path_text, walk
@@ -124,7 +123,7 @@ def list_tensors(
         grad = ref.requires_grad
         if of == "model":
             bare = name[len(prefix) :]
-            kind, inferred = role_of(bare, ref)
+            kind, inferred = ckpt.packed.role(bare, ref)
             grad = grads.get(bare)
         if role is not None and kind != role:
             continue
@@ -160,7 +159,7 @@ def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Compos
     if section == "model":
         found: dict[str, tuple[TensorRef | Composite, str | None]] = {
             name: (node, "model")
-            for name, node in shown_entries(ckpt).items()
+            for name, node in ckpt.shown.items()
             if isinstance(node, TensorRef | Composite)
         }
     else:
@@ -177,19 +176,6 @@ def _found(ckpt: Checkpoint, section: str) -> dict[str, tuple[TensorRef | Compos
                 f"this file has no tensors in the section '{section}'", hint="--section all"
             )
     return found
-
-
-def shown_entries(ckpt: Checkpoint) -> dict[str, Any]:
-    """What reports show of a checkpoint's model: its entries; those of all models, under the path
-    of each, where none is clearly the one that is meant."""
-    sections = ckpt.sections
-    if sections.certain:
-        return sections.models[0].entries if sections.models else {}
-    return {
-        under(model) + name: node
-        for model in sections.models
-        for name, node in model.entries.items()
-    }
 
 
 def other_models(ckpt: Checkpoint) -> list[Note]:
@@ -225,12 +211,14 @@ def trainability(ckpt: Checkpoint) -> Mapping[str, bool | None]:
     record = read_freeze(ckpt) if ckpt.sections.certain else None
     frozen = set() if record is None else {*record.frozen}
     out: dict[str, bool | None] = {}
-    for name, ref in shown_entries(ckpt).items():
+    for name, ref in ckpt.shown.items():
         if not isinstance(ref, TensorRef):
             continue
-        role, inferred = role_of(name, ref)
+        role, inferred = ckpt.packed.role(name, ref)
         if role == "buffer":
             out[name] = None if inferred else False
+        elif role != "parameter":  # frozen with the weight that it is a piece of; it never trains
+            out[name] = False if name in frozen else None
         else:
             out[name] = ref.requires_grad if record is None else name not in frozen
     return out

@@ -104,7 +104,7 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
         above = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in chosen))
         return Head(above, tuple(chosen), "named by --head", "certain")
     _refuse_removed(ckpt, tensors)
-    trained = parameters(tensors)
+    trained = parameters(ckpt.packed.unpacked(tensors))  # quantized ones with their real shapes
     modules, ordered = _modules(trained), not alphabetical(list(trained))
     layers = [
         layer

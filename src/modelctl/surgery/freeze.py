@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
-from ..core.names import Patterns, as_list, parameters, select
+from ..core.names import Patterns, as_list, select
 from ..core.notes import info, warning
 from ..core.records import FREEZE, frozen_names, read_freeze, unread_freeze, write_records
 from ..core.tree import rebuild
@@ -40,7 +40,7 @@ def freeze(
     """
     check_choice("optimizer", optimizer, ("keep", "drop"))
     model = ckpt.sections.model()
-    known = parameters(model.tensors())
+    known = ckpt.packed.parameters(model.tensors())
     chosen = {*select(list(known), pattern, exclude=exclude, regex=regex, what="parameter")}
     before = frozen_names(ckpt)
     # tied names are one parameter: it trains or it doesn't
@@ -101,7 +101,7 @@ def unfreeze(
         NoMatchError: a pattern matches no parameter, or none of the matched ones is frozen.
     """
     model = ckpt.sections.model()
-    known = parameters(model.tensors())
+    known = ckpt.packed.parameters(model.tensors())
     chosen = set(select(list(known), pattern, exclude=exclude, regex=regex, what="parameter"))
     before = frozen_names(ckpt)
     if not chosen & before:

@@ -197,6 +197,7 @@ SUMMARY: dict[str, Any] = {
         "by_dtype": dict,
         "devices": dict,
         "macs": (int, None),
+        "quantization": (dict, None),
     },
     "rows": [
         {
@@ -213,6 +214,7 @@ SUMMARY: dict[str, Any] = {
             "trainable": (int, None),
             "out_shape": (list, None),
             "macs": (int, None),
+            "quantization": (dict, None),
         }
     ],
     "tensors": [

@@ -56,7 +56,7 @@ def shapes_of(ckpt: Checkpoint) -> dict[str, Shape]:
     """The shapes of the model's tensors by name, or of all in the file where no model is clear."""
     sections = ckpt.sections
     if sections.models and sections.certain:
-        entries = sections.models[0].entries.items()
+        entries = ckpt.packed.unpacked(sections.models[0].entries).items()
         return {name: v.shape for name, v in entries if isinstance(v, TensorRef | Composite)}
     return {name: ref.shape for name, ref in ckpt.tensors().items()}
 

@@ -12,22 +12,34 @@ from ...core.notes import Note
 from ...core.pages import Column, Line, Page, Table
 from ...core.sections.devices import devices_text
 from ...core.tensors import TensorRef
-from ...core.text import count, size
-from ..ls import TensorRow, list_tensors, shown_entries, trainability
+from ...core.text import count, size, some
+from ..ls import TensorRow, list_tensors, trainability
 from ..printed import Printed
 from ..stats import Stats
+from .quantized import Quantized
 from .rows import Row
 from .training import Training
 
 # How many of many names, and of tied ones, people read.
 _MOST, _MOST_TIED = 12, 4
+_PLURALS = {
+    "scale": "scales",
+    "zero_point": "zero points",
+    "group index": "group indices",
+    "input scale": "input scales",
+    "shape": "shapes",
+    "codebook": "codebooks",
+    "quant_state": "quant states",
+}
 _GUESSED = "     ~ inferred from names and shapes"
 
 
 class Totals(NamedTuple):
     """``params`` counts by name, ``params_unique`` tied ones once (rows sum to that one);
     ``trainable`` and ``frozen`` are None where the file doesn't say; ``devices`` are those that
-    tensors of the whole file were saved on, None where it doesn't say."""
+    tensors of the whole file were saved on, None where it doesn't say. ``param_bytes`` is what
+    parameters are stored in; of quantized weights ``pieces`` counts the elements of what belongs to
+    them (scales, zero points), which are neither parameters nor buffers."""
 
     tensors: int
     params: int
@@ -39,6 +51,9 @@ class Totals(NamedTuple):
     bytes_stored: int
     by_dtype: dict[str, int]
     devices: dict[str, int] | None = None
+    param_bytes: int = 0
+    quantized: Quantized | None = None
+    pieces: Mapping[str, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -48,7 +63,13 @@ class Totals(NamedTuple):
             "by_dtype": self.by_dtype,
             "devices": self.devices,
             "macs": None,
+            "quantization": self._quantization(),
         }
+
+    def _quantization(self) -> dict[str, Any] | None:
+        if self.quantized is None:
+            return None
+        return {**self.quantized.as_dict(), "pieces": dict(self.pieces or {})}
 
 
 def counts(totals: Any) -> dict[str, int | None]:
@@ -159,6 +180,7 @@ class Summary(Printed):
         known = self.totals.trainable is not None
         ran = any(row.out_shape is not None for row in self.rows)  # recorded in the file
         inferred = any(row.inferred for row in self.rows)
+        packed = self.totals.quantized is not None
         columns = [
             Column("name", "name"),
             Column("kind~" if inferred else "kind", spare=7),
@@ -166,6 +188,7 @@ class Summary(Printed):
             *([Column("output", "shape", spare=6)] if ran else []),
             Column("params", "count", none="-"),
             Column("%", "percent", none="-", spare=3),
+            *([Column("bits", "percent", none="-")] if packed else []),
             *([Column("trainable", "count", none="-", spare=2)] if known else []),
             Column("buffers", "count", none="-", spare=1),
             Column("dtype", spare=4),
@@ -174,19 +197,29 @@ class Summary(Printed):
         rows = [
             (
                 row.path or "(root)",
-                f"{row.repeat} x {row.kind or ''}" if row.repeat > 1 else row.kind,
+                f"{row.repeat} x {kind}" if row.repeat > 1 else kind,
                 row.weight if row.weight is not None else f"{row.tensors} t",
                 *([row.out_shape] if ran else []),
                 row.params,
                 100 * row.params / total if total and row.params else None,
+                *([_bits(row.param_bytes, row.params)] if packed else []),
                 *([row.trainable] if known else []),
                 row.buffers,
                 "+".join(row.dtypes),
                 row.nbytes,
             )
-            for row in self.rows
+            for row, kind in ((row, self._kind(row)) for row in self.rows)
         ]
         return Table(columns, rows)
+
+    def _kind(self, row: Row) -> str:
+        """What the row is; where all weights are quantized alike, the foot says how, once."""
+        kind, packed = row.kind or "", self.totals.quantized
+        if packed is not None and len(packed.schemes) == 1:
+            label = next(iter(packed.schemes))
+            if kind.endswith(label):
+                return kind.removesuffix(label) + label.partition(" ")[0]
+        return kind
 
     def _values(self) -> Table:
         """A row a tensor: what its values are like."""
@@ -219,8 +252,17 @@ class Summary(Printed):
             f"{size(totals.nbytes)} (stored {size(totals.bytes_stored)})",
             f"tied {sum(len(names) - 1 for names in self.tied)}",
         ]
+        bits = _bits(totals.param_bytes, totals.params_unique)
+        if totals.quantized is not None and bits is not None:
+            parts.insert(1, f"{bits:.2f} bits each")
         yield Line()
         yield Line(" " + " · ".join(parts), strong=True)
+        if totals.quantized is not None:
+            found = totals.quantized
+            names = [_PLURALS.get(piece, piece) for piece in totals.pieces or ()]
+            beside = f" with {some(names, 6)}" if names else ""
+            yield Line(f" quantized: {found} · {found.bits or 0:.2f} bits each{beside}")
+            yield Line(f"   {found.known}")
         if totals.trainable is None:
             yield Line(f" trainable ?  a state_dict does not record it{_GUESSED}")
         else:
@@ -243,7 +285,7 @@ class Summary(Printed):
         more = [f"--depth {self.depth + 1}"] if self.depth is not None and self.deeper else []
         if self.depth is not None and not self.stats:
             more.append("--stats")
-        if self.module is None and self.ckpt.outside is None:
+        if self.module is None and self.ckpt.outside is None and not self.ckpt.packed:
             from ..architectures.identify import certain_of
             from ..architectures.index import example_input, find_architecture
 
@@ -255,13 +297,20 @@ class Summary(Printed):
         return more
 
 
+def _bits(nbytes: int, params: int) -> float | None:
+    """Bits that a parameter takes on average; None where there are none."""
+    return 8 * nbytes / params if params else None
+
+
 def file_line(ckpt: Checkpoint, end: str, devices: Mapping[str, int] | None = None) -> str:
     """What a file is, in a line, with the devices that tensors were saved on where these are not
     the cpu alone."""
     sections, origin = ckpt.sections, ckpt.origin
     # a file without a model (an optimizer by itself) has tensors, too
-    entries = shown_entries(ckpt) if sections.models else ckpt.tensors()
-    tensors = sum(isinstance(ref, TensorRef) for ref in entries.values())
+    entries = ckpt.shown if sections.models else ckpt.tensors()
+    tensors = sum(
+        isinstance(ref, TensorRef) or name in ckpt.packed.of for name, ref in entries.items()
+    )
     name = os.path.basename(origin.path) if origin else "checkpoint"
     label = origin.label if origin else "in memory"
     on_disk = size(origin.bytes_on_disk) if origin else ""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Recorded
 from ...core.modules import class_name, hyperparameters, submodules
-from ...core.names import STATISTICS, WRAPPERS, role_of
-from ...core.nodes import Obj, attributes, mapping
+from ...core.names import STATISTICS, WRAPPERS
+from ...core.nodes import Composite, Obj, attributes, mapping
+from ...core.packed import PackedWeights, Weight
 from ...core.tensors import TensorRef
 from ...core.text import shape
+from .quantized import Quantized
+
+# A composite one only where it is a quantized weight of a known kind.
+Tensor = TensorRef | Composite
+_NOTHING = PackedWeights()
 
 
 class Row(NamedTuple):
     """A module, or several alike (``repeat``) in one row. Counts are of elements; each tensor is
-    counted once, where it first occurs. ``out_shape`` is what an exported program recorded."""
+    counted once, where it first occurs. ``out_shape`` is what an exported program recorded,
+    ``param_bytes`` what the parameters are stored in, with the scales of quantized ones."""
 
     path: str
     level: int
@@ -31,6 +39,8 @@ class Row(NamedTuple):
     weight: tuple[int, ...] | None
     dtypes: tuple[str, ...]
     out_shape: tuple[int | str, ...] | None = None
+    param_bytes: int = 0
+    quantized: Quantized | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -47,16 +57,18 @@ class Row(NamedTuple):
             "trainable": self.trainable,
             "out_shape": None if self.out_shape is None else list(self.out_shape),
             "macs": None,
+            "quantization": None if self.quantized is None else self.quantized.as_dict(),
         }
 
 
 def module_rows(
-    tensors: dict[str, TensorRef],
+    tensors: Mapping[str, Tensor],
     once: set[str],
     grads: Any,
     depth: int | None,
     module: Obj | None,
     program: Sequence[Recorded] = (),
+    packed: PackedWeights = _NOTHING,
 ) -> list[Row]:
     """The modules down to ``depth``, each tensor in exactly one of them; of a whole module and of
     an exported program those without tensors, too."""
@@ -75,10 +87,11 @@ def module_rows(
         if one.module and (is_leaf or level == depth):
             groups[one.module] = []
     for name in tensors:
-        parts = name.split(".")[:-1]
+        weight = packed.of.get(name)  # a piece belongs where its weight does
+        parts = (weight.name if weight else name).split(".")[:-1]
         cut = parts if depth is None else parts[: depth + _wrapped(parts)]
         groups.setdefault(".".join(cut), []).append(name)
-    rows = [_row(path, names, tensors, once, grads) for path, names in groups.items()]
+    rows = [_row(path, names, tensors, once, grads, packed) for path, names in groups.items()]
     rows = [_with_class(row, classes[row.path]) if row.path in classes else row for row in rows]
     recorded = {one.module: one for one in program}
     return [_as_recorded(row, recorded.get(row.path)) for row in rows]
@@ -128,46 +141,76 @@ def _wrapped(parts: list[str]) -> int:
 
 
 def _row(
-    path: str, names: list[str], tensors: dict[str, TensorRef], once: set[str], grads: Any
+    path: str,
+    names: list[str],
+    tensors: Mapping[str, Tensor],
+    once: set[str],
+    grads: Any,
+    packed: PackedWeights,
 ) -> Row:
-    params = buffers = nbytes = 0
+    params = buffers = nbytes = param_bytes = 0
     trainable: int | None = 0
     dtypes: dict[str, None] = {}
-    leaf = all(name.rpartition(".")[0] == path for name in names)
+    own: dict[str, tuple[int, ...]] = {}  # shapes by the names in the module
+    inside: dict[str, Weight] = {}
+    leaf, inferred = True, True
     for name in names:
-        ref = tensors[name]
-        dtypes[ref.dtype.short] = None
+        ref, weight = tensors[name], packed.of.get(name)
+        role = _role(name, ref, packed)
+        called = weight.name if weight else name
+        leaf = leaf and called.rpartition(".")[0] == path
+        inferred = inferred and getattr(ref, "role", None) is None
+        if weight or role in ("parameter", "buffer"):
+            own[called.rpartition(".")[2]] = weight.shape if weight else ref.shape
+            dtypes[weight.layout.element if weight else ref.dtype.short] = None
+        if weight:
+            inside[weight.name] = weight
         if name not in once:
             continue
-        nbytes += ref.nbytes
-        if role_of(name, ref)[0] == "buffer":
-            buffers += ref.numel
-        else:
-            params += ref.numel
-            grad = grads.get(name)
-            if grad is None:
-                trainable = None
-            elif trainable is not None and grad:
-                trainable += ref.numel
-    own = {name.rpartition(".")[2]: tensors[name] for name in names} if leaf else {}
-    kind = _kind(path, own) if leaf else _blocks(path, names)
-    weight = own.get("weight")
-    shape = weight.shape if weight is not None else None
-    if shape is None and len(own) == 1:
-        shape = next(iter(own.values())).shape
-    inferred = all(ref.role is None for ref in own.values())
+        size = _bytes_of(name, ref, packed)
+        nbytes += size
+        if role == "buffer":
+            buffers += prod(ref.shape)
+            continue
+        param_bytes += size
+        if role not in ("parameter", "packed"):
+            continue  # a piece of a weight: its elements are no parameters
+        numel = weight.numel if weight else prod(ref.shape)
+        params += numel
+        grad = grads.get(name)
+        if grad is None:
+            trainable = None
+        elif trainable is not None and grad:
+            trainable += numel
+    kind = _kind(path, own if leaf else {}) if leaf else _blocks(path, names)
+    labels = dict.fromkeys(one.label for one in inside.values())
+    if leaf and labels:
+        kind = " ".join((kind or "", *labels)).strip()
+    shape = own.get("weight") if leaf else None
+    if leaf and shape is None and len(own) == 1:
+        shape = next(iter(own.values()))
     return Row(
         *(path, path.count(".") + bool(path), None, kind, inferred, 1, len(names)),
         *(params, buffers, nbytes, trainable, shape, tuple(dtypes)),
+        param_bytes=param_bytes,
+        quantized=Quantized.of(inside.values()),
     )
 
 
-def _kind(path: str, own: dict[str, TensorRef]) -> str | None:
+def _role(name: str, ref: Tensor, packed: PackedWeights) -> str:
+    return "packed" if isinstance(ref, Composite) else packed.role(name, ref)[0]
+
+
+def _bytes_of(name: str, ref: Tensor, packed: PackedWeights) -> int:
+    return packed.of[name].nbytes if isinstance(ref, Composite) else ref.nbytes
+
+
+def _kind(path: str, own: Mapping[str, tuple[int, ...]]) -> str | None:
     """What a module is, by the names and shapes of its own tensors."""
     if "in_proj_weight" in own or "in_proj_bias" in own:
         return "attention"
     if "weight_ih_l0" in own:
-        sizes = [own[name].shape for name in ("weight_ih_l0", "weight_hh_l0") if name in own]
+        sizes = [own[name] for name in ("weight_ih_l0", "weight_hh_l0") if name in own]
         whole = len(sizes) == 2 and all(len(size) == 2 for size in sizes)
         gates = sizes[0][0] // max(sizes[1][1], 1) if whole else 0
         return {4: "lstm", 3: "gru"}.get(gates, "rnn")
@@ -176,10 +219,10 @@ def _kind(path: str, own: dict[str, TensorRef]) -> str | None:
     weight = own.get("weight")
     if weight is None:
         return "tensor" if len(own) == 1 else None
-    dims = len(weight.shape)
+    dims = len(weight)
     last = path.rpartition(".")[2].lower()
     if dims >= 3:
-        return "conv " + shape(weight.shape[2:])
+        return "conv " + shape(weight[2:])
     if dims == 2:
         embeds = "emb" in last or last in ("wte", "wpe")
         return "embedding" if embeds and "bias" not in own else "linear"
@@ -194,7 +237,7 @@ def _blocks(path: str, names: list[str]) -> str:
     return f"{len(inner)} module{'s' * (len(inner) != 1)}"
 
 
-def labelled(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:
+def labelled(rows: list[Row], tensors: Collection[str]) -> list[Row]:
     """Rows whose module is a list of blocks, under the numbers of its blocks: ``layer1.{0-2}``."""
     out = []
     for row in rows:
@@ -208,7 +251,7 @@ def labelled(rows: list[Row], tensors: dict[str, TensorRef]) -> list[Row]:
     return out
 
 
-def makeups(tensors: dict[str, TensorRef]) -> dict[str, list[Any]]:
+def makeups(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
     """For each module the tensors in it, by their names there: what is the same in blocks that
     are alike."""
     found: dict[str, list[Any]] = {}
@@ -232,4 +275,6 @@ def joined(path: str, rows: list[Row]) -> Row:
         buffers=sum(row.buffers for row in rows),
         nbytes=sum(row.nbytes for row in rows),
         trainable=None if None in trainable else sum(n or 0 for n in trainable),
+        param_bytes=sum(row.param_bytes for row in rows),
+        quantized=Quantized.sum(row.quantized for row in rows),
     )

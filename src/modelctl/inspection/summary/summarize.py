@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from shlex import quote
 from typing import Any, Literal
 
 from ...core.checkpoint import Checkpoint
 from ...core.cutting import wasted
 from ...core.modules import class_of, is_training, submodules
-from ...core.names import WRAPPERS, common_prefix, natural, role_of
+from ...core.names import WRAPPERS, common_prefix, natural
 from ...core.nodes import Composite, Obj
 from ...core.notes import Note, warning
+from ...core.packed import PackedWeights
+from ...core.packed.find import parts_of
 from ...core.pages import Progress
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.sections.devices import devices_of
 from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ..dangers import would_run
-from ..ls import other_models, shown_entries, trainability
+from ..ls import other_models, trainability
 from ..stats import Stats, has_stats, tensor_stats
 from .folding import folded
+from .quantized import Quantized, pieces
 from .report import Summary, Totals
-from .rows import Row, joined, labelled, makeups, module_rows
+from .rows import Row, Tensor, joined, labelled, makeups, module_rows
 from .training import training_of
 
 _WRAPPED_BY = {
@@ -57,19 +61,22 @@ def summarize(
     sections = ckpt.sections
     above = 0  # levels that lead to the models
     if not sections.models and (sections.optimizers or not ckpt.tensors()):
-        tensors: dict[str, TensorRef] = {}
+        tensors: dict[str, Tensor] = {}
     elif not sections.models:
-        tensors = ckpt.tensors()
+        tensors = {**ckpt.tensors()}
     else:
-        shown = shown_entries(ckpt)
-        tensors = {name: ref for name, ref in shown.items() if isinstance(ref, TensorRef)}
+        tensors = {
+            name: ref
+            for name, ref in ckpt.shown.items()
+            if isinstance(ref, TensorRef) or (isinstance(ref, Composite) and name in ckpt.packed.of)
+        }
         if not sections.certain:
             above = max(len(model.path) for model in sections.models)
     grads = trainability(ckpt)
     first: dict[Any, str] = {}
     shared: dict[str, list[str]] = {}
     for name, ref in tensors.items():
-        kept = first.setdefault(ref.identity, name)
+        kept = first.setdefault(ref.identity if isinstance(ref, TensorRef) else id(ref), name)
         if kept != name:
             shared.setdefault(kept, [kept]).append(name)
     once = set(first.values())
@@ -84,7 +91,7 @@ def summarize(
 
     def rows_to(level: int | None, most: int) -> list[Row]:
         levels = None if level is None else level + above
-        rows = module_rows(tensors, once, grads, levels, module, program)
+        rows = module_rows(tensors, once, grads, levels, module, program, ckpt.packed)
         if fold or (fold is None and len(rows) > most):
             return folded(rows, lambda row: (inside.get(row.path), row.out_shape), joined)
         return rows
@@ -102,10 +109,11 @@ def summarize(
     }.get(sort)
     if order is not None:
         rows.sort(key=order)
-    values = _values(ckpt, {name: tensors[name] for name in tensors if name in once and stats},
+    plain = {name: ref for name, ref in tensors.items() if isinstance(ref, TensorRef)}
+    values = _values(ckpt, {name: plain[name] for name in plain if name in once and stats},
                      progress)  # fmt: skip
     training = training_of(ckpt)
-    totals = _totals(tensors, once, grads)._replace(devices=devices_of(ckpt))
+    totals = _totals(tensors, once, grads, ckpt.packed)._replace(devices=devices_of(ckpt))
     past = read_record(ckpt, HISTORY)
     removed = read_record(ckpt, REMOVED)
     return Summary(
@@ -117,7 +125,7 @@ def summarize(
         None if module is None else f"{class_of(module)}, {_mode(module)}",
         depth,
         values,
-        [*([warning(unread)] if unread else []), *_warnings(ckpt, tensors, totals)],
+        [*([warning(unread)] if unread else []), *_warnings(ckpt, plain, totals)],
         list(map(str, past)) if isinstance(past, list) else [],
         removed if isinstance(removed, list) else [],
         deeper=depth is not None and depth < deepest,
@@ -160,31 +168,41 @@ def _mode(module: Obj) -> str:
 # ---------------------------------------------------------------------- totals
 
 
-def _totals(tensors: dict[str, TensorRef], once: set[str], grads: Any) -> Totals:
-    params = unique = buffers = nbytes = 0
+def _totals(
+    tensors: Mapping[str, Tensor], once: set[str], grads: Any, packed: PackedWeights
+) -> Totals:
+    params = unique = buffers = nbytes = param_bytes = 0
     trainable = frozen = 0
     unknown = False
     by_dtype: dict[str, int] = {}
     stored: dict[int, int] = {}
     for name, ref in tensors.items():
-        role = role_of(name, ref)[0]
-        if role == "parameter":
-            params += ref.numel
-        stored[id(ref.storage)] = ref.storage.nbytes
+        weight = packed.of.get(name)
+        parts = [ref] if isinstance(ref, TensorRef) else [one for _, one in parts_of(ref)]
+        role = packed.role(name, ref)[0] if isinstance(ref, TensorRef) else "packed"
+        numel = weight.numel if weight and role == "packed" else prod(ref.shape)
+        if role in ("parameter", "packed"):
+            params += numel
+        stored.update((id(one.storage), one.storage.nbytes) for one in parts)
         if name not in once:
             continue
-        nbytes += ref.nbytes
-        by_dtype[ref.dtype.name] = by_dtype.get(ref.dtype.name, 0) + ref.numel
+        size = ref.nbytes if isinstance(ref, TensorRef) else packed.of[name].nbytes
+        nbytes += size
+        for one in parts:
+            by_dtype[one.dtype.name] = by_dtype.get(one.dtype.name, 0) + one.numel
         if role == "buffer":
-            buffers += ref.numel
+            buffers += numel
             continue
-        unique += ref.numel
+        param_bytes += size
+        if role not in ("parameter", "packed"):
+            continue
+        unique += numel
         grad = grads.get(name)
         unknown |= grad is None
         if grad:
-            trainable += ref.numel
+            trainable += numel
         else:
-            frozen += ref.numel
+            frozen += numel
     return Totals(
         tensors=len(tensors),
         params=params,
@@ -195,6 +213,9 @@ def _totals(tensors: dict[str, TensorRef], once: set[str], grads: Any) -> Totals
         nbytes=nbytes,
         bytes_stored=sum(stored.values()),
         by_dtype=by_dtype,
+        param_bytes=param_bytes,
+        quantized=Quantized.of(packed.weights.values()),
+        pieces=pieces(packed, tensors),
     )
 
 
@@ -207,7 +228,11 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
     yield from would_run(ckpt)
     yield from ckpt.warnings
     yield from other_models(ckpt)
-    composites = [node for node in shown_entries(ckpt).values() if isinstance(node, Composite)]
+    composites = [
+        node
+        for name, node in ckpt.shown.items()
+        if isinstance(node, Composite) and name not in ckpt.packed.of
+    ]
     if composites:
         kinds = ", ".join(sorted({node.layout for node in composites}))
         yield warning(

@@ -27,6 +27,7 @@ from .optimizer import (
     rename_parameters,
 )
 from .optimizer_names import surviving
+from .packed import apart, renamed_metadata
 from .state_dict import Plan, Renaming, rename_state_dict
 from .whole_module import rename_module
 
@@ -64,7 +65,12 @@ def remap(
     if removed.issuperset(model.tensors()):
         raise RefusedError("no tensor would be left in the model")
     changes: dict[int, Any] = {}
-    notes = [] if model.is_module else list(_left_behind(beside(model), renaming))
+    notes = [*apart(ckpt.packed, renaming)]
+    if not model.is_module:
+        notes += _left_behind(beside(model), renaming)
+    if renaming:
+        said = renamed_metadata(ckpt.metadata, ckpt.packed, renaming)
+        ckpt = ckpt if said == ckpt.metadata else ckpt.replace(metadata=said)
     for copy in sections.ema:
         of_copy = _of_copy(copy, model, copies or plan, renaming)
         changes[id(copy.node)] = _renamed(copy, of_copy, record=False)
