@@ -15,6 +15,7 @@ from .base import Format, Writable
 from .distributed.dcp import DistributedCheckpoint
 from .distributed.hf_shards import PartsInSafetensors
 from .distributed.ranks import RankFiles
+from .distributed.universal import UniversalZero
 from .distributed.zero import Zero
 from .folders import SHARD, SUFFIXES, Folder
 from .guests import Broken, third_party
@@ -25,7 +26,8 @@ from .single import SINGLE, guest_of, known_to
 
 # Those whose checkpoints are folders.
 _FOLDERS: Sequence[Format] = (
-    *(DistributedCheckpoint(), PartsInSafetensors(), Zero(), RankFiles(), Pipeline(), Folder()),
+    *(DistributedCheckpoint(), PartsInSafetensors(), UniversalZero(), Zero(), RankFiles()),
+    *(Pipeline(), Folder()),
 )
 BUILT_IN: Sequence[Format] = (
     *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),

@@ -138,6 +138,26 @@ class FileSource(OpenFile):
         return self._whole[offset : offset + size]
 
 
+class Reopened(Source):
+    """A file that is opened for each read: of thousands, few are open at once.
+
+    Raises:
+        ModelctlError: it can't be opened, or is no regular file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        file = FileSource(path)
+        file.close()
+        super().__init__(str(path), file.size)
+
+    def _fetch(self, offset: int, size: int) -> bytes:
+        file = FileSource(self.name)
+        try:
+            return file.read(offset, min(size, file.size - offset))
+        finally:
+            file.close()
+
+
 def _open(path: str | os.PathLike[str]) -> int:
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:

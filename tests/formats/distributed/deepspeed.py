@@ -162,6 +162,35 @@ def save(folder: Path, run: Run, how: Layout, **client: Any) -> Path:
     return folder
 
 
+def universal(folder: Path, run: Run, how: Layout, **client: Any) -> Path:
+    """What ds_to_universal.py makes of a save; in stage 3 it leaves the tensors flat."""
+    save(folder, run, how, **client)
+    inner = folder / TAG
+    (folder / "latest_universal").write_text(TAG)
+    of = dict(run.model.named_parameters())
+    with deepspeed():
+        (path,) = inner.glob("*zero_pp_rank_0_*optim_states.pt")
+        fields = torch.load(path, weights_only=False)["optimizer_state_dict"]
+        for one in inner.glob("*optim_states.pt"):
+            one.unlink()
+        for name in (name for group in run.groups for name in group):
+            (inner / "zero" / name).mkdir(parents=True)
+            state = dict(run.optimizer.state[of[name]])
+            step = state.pop("step")
+            for key, value in (state | {"fp32": of[name].detach()}).items():
+                held = value.reshape(-1) if how.stage == 3 else {"cat_dim": 0, "param": value}
+                torch.save(held, inner / "zero" / name / f"{key}.pt")
+            if how.stage != 3:
+                torch.save(step, inner / "zero" / name / "step.pt")
+        if how.stage == 3:
+            options = fields["optimizer_state_dict"]["param_groups"]
+        else:
+            options = fields.pop("base_optimizer_state")["param_groups"]
+            del fields["single_partition_of_fp32_groups"]
+        torch.save(fields | {"param_groups": options}, inner / "zero" / "optimizer_state.pt")
+    return folder
+
+
 def _name(how: Layout, rank: int | None) -> str:
     of = f"zero_pp_rank_{rank}_" if how.stage == 3 else ""
     return f"{of}mp_rank_00_model_states.pt"

@@ -32,6 +32,9 @@ LAYOUTS = {
     "1-more-ranks-than-elements": ds.Layout(1, 40),
     "3-more-ranks-than-elements": ds.Layout(3, 40, sub_group=1),
 }
+# Their `mp` tells them from those that are not converted.
+UNIVERSAL = [ds.Layout(1, 2, mp=0), ds.Layout(3, 2, mp=0)]
+LAYOUTS |= {f"universal-{how.stage}": how for how in UNIVERSAL}
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -41,7 +44,8 @@ def how(request: pytest.FixtureRequest) -> ds.Layout:
 
 @pytest.fixture
 def folder(tmp_path: Path, how: ds.Layout) -> Path:
-    return ds.save(tmp_path / "run", ds.trained(), how, epoch=4)
+    make = ds.universal if how in UNIVERSAL else ds.save
+    return make(tmp_path / "run", ds.trained(), how, epoch=4)
 
 
 def values(ckpt: mc.Checkpoint) -> dict[str, Any]:

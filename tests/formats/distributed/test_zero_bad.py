@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import modelctl as mc
-from modelctl.errors import ModelctlError, UnsupportedError
+from modelctl.errors import ModelctlError, UnreadableError, UnsupportedError
 
 torch = pytest.importorskip("torch")
 
@@ -265,3 +265,58 @@ def test_a_summary_of_many_ranks_and_parameters_is_quick_and_small(tmp_path):
     assert "ZeRO-3, 16 ranks" in found
     assert float(found.split("Name:")[0].split()[-1]) < 2
     assert int(found.split("VmHWM:")[1].split()[0]) < 256 << 10
+
+
+@pytest.fixture
+def universal(tmp_path: Path, stage: int) -> Path:
+    return ds.universal(tmp_path / "run", ds.trained(), ds.Layout(stage, 2))
+
+
+def of_parameter(folder: Path, file: str, name: str = "a.bias") -> Path:
+    return folder / ds.TAG / "zero" / name / file
+
+
+def test_universal_without_a_parameter(universal):
+    shutil.rmtree(of_parameter(universal, ""))
+    refused(universal, "zero/'a.bias' is missing")
+
+
+def test_universal_without_the_weights_of_one(universal):
+    of_parameter(universal, "fp32.pt").unlink()
+    refused(universal, "zero/'a.bias' has no weights in fp32.pt")
+
+
+def test_universal_with_a_moment_of_another_shape(universal):
+    torch.save(torch.zeros(3), of_parameter(universal, "exp_avg.pt"))
+    refused(universal, r"zero/'a.bias': exp_avg is of \[3\], the weights of \[7\]")
+
+
+def test_universal_without_its_options_leaves_the_optimizer_out(universal):
+    of_parameter(universal, "", "optimizer_state.pt").unlink()
+    with mc.open(universal) as ckpt:
+        assert any("left out" in one.text for one in ckpt.warnings)
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {"param": 3}, {"param": {}}, torch.zeros(2, 2)])
+@pytest.mark.parametrize("file", ["fp32.pt", "exp_avg.pt", "step.pt", "odd.pt"])
+def test_universal_with_whatever_in_a_file(universal, file, value):
+    torch.save(value, of_parameter(universal, file))
+    said = "a.bias"
+    try:
+        with mc.open(universal) as ckpt:
+            assert [ref.tobytes() for ref in ckpt.tensors().values()]
+    except UnreadableError as e:
+        said = e.message
+    assert "a.bias" in said
+
+
+def test_universal_of_more_parameters_than_files_may_be_open(universal):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(one.name) for one in Path("/dev/fd").iterdir()) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        with mc.open(universal) as ckpt:
+            assert all(ref.tobytes() for ref in ckpt.state_dict().values())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 from ...core.dtypes import BY_NAME, DType
-from ...core.tensors import TensorRef, Widened
+from ...core.tensors import TensorRef, ValuesStorage, Widened
 from ...errors import UnreadableError
 from ...storage.chunked import Chunk, ChunkedStorage
+from .metadata import torch_size
 
 # So many elements, and what gives them as a vector.
 Piece = tuple[int, Callable[[], TensorRef]]
@@ -90,3 +92,37 @@ def in_fp32(ref: TensorRef) -> TensorRef:
     if ref.dtype.name not in ("bfloat16", "float16"):
         return ref
     return TensorRef(BY_NAME["float32"], ref.shape, Widened(ref))
+
+
+def own(value: Any) -> Any:
+    """A value of one parameter's state, with bytes of its own where it is a tensor: steps are
+    counted on in place."""
+    if not isinstance(value, TensorRef):
+        return value
+    return value.replace(storage=ValuesStorage(value), offset=0, base=0, stride=None)
+
+
+def shapes_of(group: Mapping[Any, Any] | None) -> dict[str, tuple[int, ...]]:
+    if group is None or not all(isinstance(name, str) for name in group):
+        raise UnreadableError("its parameters have no names")
+    found = {}
+    for name, size in group.items():
+        try:
+            found[name] = torch_size(size)
+        except UnreadableError as e:
+            raise UnreadableError(f"the shape of {name!r:.200}: {e.reason}") from None
+    return found
+
+
+def paddings_of(node: Any, group: int, parameters: int) -> list[int]:
+    """What fills up each parameter of a group, where a save says so."""
+    if node is None:
+        return [0] * parameters
+    of_group = node[group] if isinstance(node, list) and group < len(node) else None
+    if (
+        not isinstance(of_group, list)
+        or len(of_group) != parameters
+        or not all(type(n) is int and 0 <= n < 1 << 60 for n in of_group)
+    ):
+        raise UnreadableError(f"its param_alignment_paddings of group {group} are none")
+    return of_group

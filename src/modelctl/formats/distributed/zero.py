@@ -12,25 +12,24 @@ from typing import Any, NamedTuple
 from ...core.checkpoint import Checkpoint, Origin
 from ...core.nodes import Obj, attributes, mapping, with_entries
 from ...core.notes import Note, warning
-from ...core.tensors import TensorRef, ValuesStorage
+from ...core.tensors import TensorRef
 from ...core.text import count, some
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...storage.places import Place
 from ..base import Format
 from ..pytorch.zip import TorchZip
-from .flat import Flat, in_fp32, joined
-from .metadata import torch_size
+from .flat import Flat, in_fp32, joined, own, paddings_of, shapes_of
 
-_MODEL = re.compile(r"(?:(?:bf16_)?zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+MODEL = re.compile(r"(?:(?:bf16_)?zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _ELSEWHERE = re.compile(r"layer_\d+.*[-_]model_states\.pt")
 _FILES = TorchZip()
 # What a rank says of its own pieces, and what the joined tree has in their place.
-_OF_RANKS = (
+OF_RANKS = (
     *("optimizer", "buffer_names", "param_shapes", "frozen_param_shapes"),
     *("frozen_param_fragments", "shared_params", "ds_config"),
 )
-_AGAIN = "copy the folder again, with the files of all ranks"
+AGAIN = "copy the folder again, with the files of all ranks"
 
 
 class Zero(Format):
@@ -40,16 +39,16 @@ class Zero(Format):
     label = "DeepSpeed"
 
     def sniff(self, place: Place) -> bool:
-        tagged = _tagged(place)
-        return tagged is not None and any(map(_MODEL.fullmatch, tagged.names))
+        tagged = tagged_of(place)
+        return tagged is not None and any(map(MODEL.fullmatch, tagged.names))
 
     def read(self, place: Place) -> Checkpoint:
-        tagged = _tagged(place)
+        tagged = tagged_of(place)
         assert tagged is not None
         try:
-            return _Save(tagged, place.name).checkpoint()
+            return Save(tagged, place.name).checkpoint()
         except UnreadableError as e:
-            raise e if e.path else UnreadableError(e.reason, path=place.name, hint=_AGAIN) from None
+            raise e if e.path else UnreadableError(e.reason, path=place.name, hint=AGAIN) from None
 
     def explain(self, place: Place) -> ModelctlError | None:
         tag = _latest(place)
@@ -62,21 +61,21 @@ class Zero(Format):
         )
 
 
-def _latest(place: Place) -> str:
+def _latest(place: Place, name: str = "latest") -> str:
     """What ``latest`` says; nothing where there is none."""
-    if "latest" not in place.names:
+    if name not in place.names:
         return ""
-    latest = place.inside("latest")
+    latest = place.inside(name)
     if latest.is_folder or latest.size > 1024:
         return ""
     return latest.head.decode("utf-8", "replace").strip()
 
 
-def _tagged(place: Place) -> Place | None:
+def tagged_of(place: Place, latest: str = "latest") -> Place | None:
     """The folder that ``latest`` names, or itself; None of what is no folder."""
     if not place.is_folder:
         return None
-    tag = _latest(place)
+    tag = _latest(place, latest)
     inner = place.inside(tag) if tag in place.names else place
     return inner if inner.is_folder else place
 
@@ -118,7 +117,7 @@ class _Vectors(NamedTuple):
     flats: list[Flat]
 
 
-class _Save:
+class Save:
     """The files of one save, of all ranks.
 
     Raises:
@@ -126,14 +125,18 @@ class _Save:
         UnsupportedError: of several model parallel ranks, pipeline stages or experts.
     """
 
-    def __init__(self, place: Place, name: str) -> None:
-        self.place, self.name = place, name
+    def __init__(self, place: Place, name: str, *, whole: bool = False) -> None:
+        """
+        Args:
+            whole: what trains lies elsewhere, joined; only its first model parallel rank is read.
+        """
+        self.place, self.name, self.whole = place, name, whole
         self.read: list[Checkpoint] = []
         self.warnings: list[Note] = []
         elsewhere = [one for one in place.names if _ELSEWHERE.fullmatch(one)]
         if elsewhere:
             raise self._unknown(f"pipeline stages or experts ({some(elsewhere, 2)})")
-        self.models = [mapping(root) or {} for root in self._roots(_MODEL)]
+        self.models = [mapping(root) or {} for root in self._roots(MODEL)]
         self.model = self.models[0]
         if mapping(self.model.get("module")) is None:
             raise UnreadableError("its model states have no 'module'")
@@ -154,6 +157,8 @@ class _Save:
         """What the files of this kind hold, in the order of their ranks."""
         found: dict[int, str] = {}
         for match in filter(None, map(pattern.fullmatch, self.place.names)):
+            if self.whole and int(match[2]):
+                continue
             if int(match[2]):
                 raise self._unknown(f"several model parallel ranks ({match[0]})")
             other = found.setdefault(int(match[1] or 0), match[0])
@@ -193,19 +198,19 @@ class _Save:
         root = dict(self.model)
         if self.ranks:
             self._check_ranks()
-            groups = self._groups()
+            groups = self.groups()
             slots = self._slots(groups)
             pieces = [one.weights for one in self.ranks]
             weights = [self._vectors(pieces, index) for index in range(len(groups))]
             self._check_used(slots, weights)
-            root["module"] = self._module(
+            root["module"] = self.module(
                 {name: self._take(name, slot, weights[slot.group]) for name, slot in slots.items()}
             )
-            for key in _OF_RANKS:
+            for key in OF_RANKS:
                 root.pop(key, None)
             optimizer = self._optimizer(groups, slots)
             if optimizer is not None:
-                root = _after(root, "module", "optimizer", optimizer)
+                root = after(root, "module", "optimizer", optimizer)
             scaler = self.ranks[0].fields.get("loss_scaler")
             if isinstance(scaler, Obj):  # plain numbers: nobody needs DeepSpeed to read them
                 root["loss_scaler"] = dict(attributes(scaler))
@@ -242,7 +247,7 @@ class _Save:
     def _without_ranks(self) -> None:
         """The file of the model alone: what trains in fp32 is in the optimizer's."""
         module = mapping(self.model["module"]) or {}
-        named = [name for group in self._groups() for name in group]
+        named = [name for group in self.groups() for name in group]
         if any(isinstance(ref := module.get(n), TensorRef) and not ref.numel for n in named):
             raise UnreadableError("the files with its weights, …_optim_states.pt, are missing")
         self.warnings.append(
@@ -253,13 +258,13 @@ class _Save:
             )
         )
 
-    def _groups(self) -> list[dict[str, tuple[int, ...]]]:
+    def groups(self) -> list[dict[str, tuple[int, ...]]]:
         """The shape of each parameter that trains, by its group."""
         shapes = self.model.get("param_shapes")
         groups = [mapping(group) for group in shapes] if isinstance(shapes, list) else []
         if not groups:
             raise UnreadableError("its model states do not say which parameters there are")
-        return [_shapes(group) for group in groups]
+        return [shapes_of(group) for group in groups]
 
     def _slots(self, groups: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, _Slot]:
         """Where each parameter lies."""
@@ -267,7 +272,7 @@ class _Save:
         slots: dict[str, _Slot] = {}
         at = 0
         for index, group in enumerate(groups):
-            of_group = _paddings(paddings, index, len(group))
+            of_group = paddings_of(paddings, index, len(group))
             at = at if self.stage == 3 else 0
             for (name, shape), padding in zip(group.items(), of_group, strict=True):
                 each = -(-prod(shape) // len(self.ranks)) if self.stage == 3 else None
@@ -308,11 +313,11 @@ class _Save:
         except UnreadableError as e:
             raise UnreadableError(f"{name!r:.200} of {list(slot.shape)}: {e.reason}") from None
 
-    def _module(self, trained: Mapping[str, TensorRef]) -> Any:
+    def module(self, trained: Mapping[str, TensorRef]) -> Any:
         """The model's state_dict: what trains in fp32, what is frozen, buffers, and ties."""
         module = mapping(self.model["module"]) or {}
         found: dict[Any, Any] = dict(module)
-        frozen = _shapes(mapping(self.model.get("frozen_param_shapes")) or {})
+        frozen = shapes_of(mapping(self.model.get("frozen_param_shapes")) or {})
         for name, ref in module.items():
             if isinstance(ref, TensorRef):  # buffers; in stages 1 and 2 what is frozen, too
                 found[name] = in_fp32(ref)
@@ -371,9 +376,7 @@ class _Save:
             numbers[name]: {
                 key: self._take(name, slot, value.flats)
                 if isinstance(value, _Vectors)
-                else value.replace(storage=ValuesStorage(value), offset=0, base=0)
-                if isinstance(value, TensorRef)  # one each: they are counted on by themselves
-                else value
+                else own(value)
                 for key, value in moments[slot.group].items()
             }
             for name, slot in slots.items()
@@ -412,7 +415,7 @@ class _Save:
         return found
 
 
-def _after(root: dict[Any, Any], key: str, new: str, value: Any) -> dict[Any, Any]:
+def after(root: dict[Any, Any], key: str, new: str, value: Any) -> dict[Any, Any]:
     """A dict with an entry behind another."""
     made: dict[Any, Any] = {}
     for name, old in root.items():
@@ -420,29 +423,3 @@ def _after(root: dict[Any, Any], key: str, new: str, value: Any) -> dict[Any, An
         if name == key:
             made[new] = value
     return made
-
-
-def _shapes(group: Mapping[Any, Any] | None) -> dict[str, tuple[int, ...]]:
-    if group is None or not all(isinstance(name, str) for name in group):
-        raise UnreadableError("its parameters have no names")
-    found = {}
-    for name, size in group.items():
-        try:
-            found[name] = torch_size(size)
-        except UnreadableError as e:
-            raise UnreadableError(f"the shape of {name!r:.200}: {e.reason}") from None
-    return found
-
-
-def _paddings(node: Any, group: int, parameters: int) -> list[int]:
-    """What fills up each parameter of a group, where a save says so."""
-    if node is None:
-        return [0] * parameters
-    of_group = node[group] if isinstance(node, list) and group < len(node) else None
-    if (
-        not isinstance(of_group, list)
-        or len(of_group) != parameters
-        or not all(type(n) is int and 0 <= n < 1 << 60 for n in of_group)
-    ):
-        raise UnreadableError(f"its param_alignment_paddings of group {group} are none")
-    return of_group
