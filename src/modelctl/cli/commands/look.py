@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from ...errors import ModelctlError, SeveralError, UsageError
 from .. import options as o
 from ..live_options import inputs
 from ..output import Output
-from ..signature import Argument, Option, looks
+from ..signature import Argument, Option, as_path, looks
 
 if TYPE_CHECKING:
     from ...inspection.summary.report import Summary
@@ -92,7 +93,7 @@ def summary(
     except SeveralError as e:
         if is_live:
             raise
-        return _overview(out, [Path(one) for one in e.found], stats, key, follow_symlinks)
+        return _overview(out, [as_path(one) for one in e.found], stats, key, follow_symlinks)
     with opened as ckpt:
         if is_live:
             from ...nn.view.from_file import view
@@ -126,7 +127,7 @@ def summary(
 
 
 def _overview(
-    out: Output, sources: list[Path], stats: bool, key: str | None, follow_symlinks: bool
+    out: Output, sources: Sequence[Path | str], stats: bool, key: str | None, follow_symlinks: bool
 ) -> int:
     """A row for each of several files; those that can't be read don't hide the others."""
     from ... import files
