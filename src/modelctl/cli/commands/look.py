@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...core.notes import info
 from ...errors import ModelctlError, SeveralError, UsageError
+from ...storage.far.urls import shown
 from .. import options as o
 from ..live_options import inputs
 from ..output import Output
@@ -136,13 +137,14 @@ def _overview(
 
     seen = Overview()
     with out.progress() as progress:
-        for path in sources:
+        for source in sources:
+            path = shown(source)
             try:
-                with files.open(path, key=key, follow_symlinks=follow_symlinks) as ckpt:
+                with files.open(source, key=key, follow_symlinks=follow_symlinks) as ckpt:
                     found = summarize(ckpt, None, False, stats=stats, progress=progress)
-                seen.append(Seen(str(path), found))
+                seen.append(Seen(path, found))
             except ModelctlError as e:
-                seen.append(Seen(str(path), error=e))
+                seen.append(Seen(path, error=e))
     out.show(seen)
     return 2 if seen.failed else int(seen.finding)
 

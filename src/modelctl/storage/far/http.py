@@ -80,7 +80,7 @@ class Client:
                 if answer.status not in _AGAIN or not left:
                     return answer
                 wish = _wish(answer.headers.get("retry-after"))
-            except (OSError, http.client.HTTPException) as e:
+            except (OSError, http.client.HTTPException, ValueError) as e:
                 if not left or self._closed or isinstance(e, _FINAL):
                     raise _unreachable(url, e) from None
             time.sleep(max(min(wish, _LONGEST), pause * random.uniform(0.8, 1.2)))
@@ -283,12 +283,12 @@ class HttpObject(FarObject):
 
 def http_object(url: str) -> HttpObject:
     """What is at an http(s) URL. Raises what :class:`HttpObject` raises."""
-    parts = urlsplit(url)
     try:
-        _ = parts.port
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        parts = urlsplit("")
-    if not parts.hostname:
+        has_host = False
+    if not has_host:
         raise ModelctlError(f"{shown(url)}: no URL with a host in it")
     return HttpObject(url, Client(url))
 
@@ -397,6 +397,7 @@ _FINAL: tuple[type[Exception], ...] = (
     ssl.SSLCertVerificationError,
     socket.gaierror,
     http.client.InvalidURL,
+    ValueError,  # what a redirect leads to is no URL, a name no host's
 )
 
 
