@@ -11,16 +11,21 @@ from modelctl.errors import ModelctlError, UnreadableError
 from modelctl.storage.far import http
 from modelctl.storage.far.blocks import HEAD, PART, FarSource
 from modelctl.storage.far.http import http_object
+from modelctl.storage.far.urls import shown
 
 from .server import Handler, Server
 
 DATA = bytes(n * 7 % 251 for n in range(3 << 20))
 
 
+def opened_at(url: str) -> FarSource:
+    return FarSource(shown(url), lambda: http_object(url))
+
+
 @pytest.fixture
 def opened(server: Server):
     server.files["x.bin"] = DATA
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     yield source
     source.close()
 
@@ -61,7 +66,7 @@ def test_many_ranges_come_together(opened: FarSource, server: Server) -> None:
 
 def test_what_is_announced_comes_at_once_and_no_more(server: Server) -> None:
     server.files["x.bin"] = DATA * 8
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     server.forget()
     running, most, lock = 0, 0, threading.Lock()
 
@@ -86,7 +91,7 @@ def test_what_is_announced_comes_at_once_and_no_more(server: Server) -> None:
 
 def test_no_part_is_held_when_it_was_read(server: Server) -> None:
     server.files["x.bin"] = DATA * 8
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     source.will_read([(HEAD, 20 << 20)])
     for at in range(HEAD, HEAD + (20 << 20), 1 << 20):
         source.read(at, 1 << 20)
@@ -95,7 +100,7 @@ def test_no_part_is_held_when_it_was_read(server: Server) -> None:
 
 def test_threads_read_what_is_announced(server: Server) -> None:
     server.files["x.bin"] = DATA * 4
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     spans = [(at, 300_000) for at in range(1 << 20, 11 << 20, 300_000)]
     source.will_read(spans)
     found: dict[int, bytes] = {}
@@ -113,7 +118,7 @@ def test_threads_read_what_is_announced(server: Server) -> None:
 
 def test_a_range_in_another_order_than_announced(server: Server) -> None:
     server.files["x.bin"] = DATA * 8
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     spans = [(at, 1 << 20) for at in range(1 << 20, 21 << 20, 1 << 20)]
     source.will_read(spans)
     for at, size in reversed(spans):
@@ -192,7 +197,7 @@ def test_it_changes_its_date(server: Server) -> None:
 
     server.turns.append(dated("Mon, 01 Jan 2024 00:00:00 GMT"))
     server.turns.append(dated("Tue, 02 Jan 2024 00:00:00 GMT"))
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     with pytest.raises(UnreadableError, match="it changed while it was read: its date is Tue"):
         source.read(1 << 20, 10)
 
@@ -288,7 +293,7 @@ def test_closed_while_somebody_waits(opened: FarSource, server: Server) -> None:
 def test_a_small_file_without_ranges(server: Server) -> None:
     server.ranges = False
     server.files["x.bin"] = DATA[:600_000]
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     assert source.read(500_000, 10) == DATA[500_000:500_010]
     assert len(server.asked) == 2
 
@@ -317,7 +322,7 @@ def test_a_redirect_is_followed_and_remembered(server: Server, other: Server) ->
     server.turns.extend(
         [lambda handler: handler.say(302, b"", {"Location": other.url + "/far.bin?sig=1"})] * 9
     )
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     assert source.read(1 << 20, 10) == DATA[1 << 20 : (1 << 20) + 10]
     assert len(server.asked) == 1
     assert [one.path for one in other.asked] == ["/far.bin?sig=1"] * 2
@@ -329,7 +334,7 @@ def test_where_it_led_to_is_no_longer_valid(server: Server, other: Server) -> No
     server.turns.extend(
         [lambda handler: handler.say(302, b"", {"Location": other.url + "/far.bin"})] * 9
     )
-    source = FarSource(http_object(server.url + "/x.bin"))
+    source = opened_at(server.url + "/x.bin")
     other.turns.append(lambda handler: handler.say(403, b"expired"))
     assert source.read(1 << 20, 10) == DATA[1 << 20 : (1 << 20) + 10]
     assert len(server.asked) == 2
@@ -340,7 +345,7 @@ def test_who_asks_is_told_to_nobody_else(server: Server, other: Server) -> None:
     server.turns.append(lambda h: h.say(302, b"", {"Location": server.url + "/again.bin"}))
     server.turns.append(lambda h: h.say(302, b"", {"Location": other.url + "/far.bin"}))
     url = server.url.replace("//", "//me:pass%20word@") + "/x.bin"
-    source = FarSource(http_object(url))
+    source = opened_at(url)
     assert source.read(0, 4) == DATA[:4]
     assert [one.headers.get("authorization") for one in server.asked] == [
         "Basic bWU6cGFzcyB3b3Jk",
@@ -378,7 +383,7 @@ def test_no_secret_in_an_error(server: Server, status: int) -> None:
 def test_by_a_proxy(server: Server, monkeypatch) -> None:
     server.files["http://far.test/x.bin"] = DATA
     monkeypatch.setenv("http_proxy", server.url.replace("//", "//me:pass@"))
-    source = FarSource(http_object("http://far.test/x.bin"))
+    source = opened_at("http://far.test/x.bin")
     assert source.read(1 << 20, 10) == DATA[1 << 20 : (1 << 20) + 10]
     assert server.asked[0].headers["proxy-authorization"] == "Basic bWU6cGFzcw=="
     assert server.asked[0].headers["host"] == "far.test"

@@ -46,13 +46,17 @@ class FakeHub:
             return handler.say(302, b"", {"Location": f"{self.cdn.url}/cdn/{resolve[2]}?sig=1"})
         return handler.say(404)
 
+    def size(self, path: str) -> int:
+        return len(self.cdn.files.get(f"cdn/{path}", b""))
+
     def tree(self, handler: Handler, folder: str, start: int) -> bool:
-        names = [unquote(name)[4:] for name in self.cdn.files]
+        names = [name[4:] for name in self.cdn.files]
         below = sorted(n[len(folder) :].lstrip("/") for n in names if n.startswith(folder))
         listed = {n.partition("/")[0]: "directory" if "/" in n else "file" for n in below}
         rows = [
-            {"type": kind, "path": f"{folder}/{name}".lstrip("/"), "size": 1, "oid": "x"}
+            {"type": kind, "path": path, "size": self.size(path), "oid": "x"}
             for name, kind in listed.items()
+            for path in [f"{folder}/{name}".lstrip("/")]
         ]
         more = {}
         if start + self.page < len(rows):
@@ -200,3 +204,17 @@ def test_what_stands_beside_goes_along(repo: FakeHub, capsys) -> None:
     assert Path("new/config.json").read_bytes() == b"{}"
     with modelctl.open("new") as ckpt:
         assert list(ckpt.state_dict()) == ["weight"]
+
+
+def test_what_stands_beside_is_opened_when_it_is_read(repo: FakeHub) -> None:
+    with modelctl.open("hf://org/repo") as ckpt:
+        assert ckpt.folder is not None
+        assert list(ckpt.folder.beside) == ["config.json"]
+    assert [one.path.partition("?")[0] for one in repo.cdn.asked] == ["/cdn/model.safetensors"]
+    assert len(repo.server.asked) == 3
+
+
+def test_it_is_not_what_was_listed(repo: FakeHub, monkeypatch) -> None:
+    monkeypatch.setattr(FakeHub, "size", lambda self, path: 77)
+    with pytest.raises(ModelctlError, match=r"it changed: it has .* the listing of its folder"):
+        modelctl.open("hf://org/repo")

@@ -15,6 +15,7 @@ from threading import Event, Lock, RLock, Thread
 from typing import NamedTuple
 
 from ...core.storages import CHUNK, Source
+from ...errors import UnreadableError
 
 BLOCK = 16 << 10
 # The beginning and the end of a file: headers, directories and pickles lie there.
@@ -64,21 +65,27 @@ class _Guard(NamedTuple):
 
 
 class FarSource(Source):
-    """An object far away, read in ranges."""
+    """An object far away, read in ranges.
+
+    Args:
+        far: what opens it.
+        size: how long it is, where a listing says so: it is opened when it is first read then.
+    """
 
     costly = True
 
-    def __init__(self, far: FarObject) -> None:
-        super().__init__(far.name, far.size)
-        self._far = far
+    def __init__(self, name: str, far: Callable[[], FarObject], size: int | None = None) -> None:
+        self._object = far() if size is None else None
+        self._open = far
+        super().__init__(name, self._object.size if self._object is not None else size or 0)
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._caching = RLock()
         self._next, self._ahead = -1, 0
         self._plans: list[_Plan] = []
         self._guards: list[_Guard] = []
         self._starts: list[int] = []
-        self._store(0, far.head)
-        self._count(len(far.head))
+        if self._object is not None:
+            self._begin(self._object)
 
     # ------------------------------------------------------------------ what readers call
 
@@ -136,7 +143,8 @@ class FarSource(Source):
         super().close()
         self._plans = []
         self._blocks.clear()
-        self._far.close()
+        if self._object is not None:
+            self._object.close()
 
     def _fetch(self, offset: int, size: int) -> bytes:
         return self._bytes(offset, offset + size)
@@ -144,6 +152,7 @@ class FarSource(Source):
     # ------------------------------------------------------------------ where bytes come from
 
     def _bytes(self, start: int, stop: int) -> bytes:
+        self._far()
         plans = self._plans
         for n, plan in enumerate(plans):
             data = plan.read(start, stop)
@@ -160,8 +169,28 @@ class FarSource(Source):
         assert whole is not None
         return whole
 
+    def _begin(self, far: FarObject) -> None:
+        self._store(0, far.head)
+        self._count(len(far.head))
+
+    def _far(self) -> FarObject:
+        """What is far away, open."""
+        with self._caching:
+            if self._object is None:
+                far = self._open()
+                if far.size != self.size:
+                    raise UnreadableError(
+                        f"it changed: it has {far.size:,} bytes, the listing of its folder says "
+                        f"{self.size:,}",
+                        path=self.name,
+                        hint="do it again",
+                    )
+                self._object = far
+                self._begin(far)
+            return self._object
+
     def _fetched(self, start: int, stop: int) -> bytes:
-        data = self._far.fetch(start, stop)
+        data = self._far().fetch(start, stop)
         self._count(len(data))
         return data
 

@@ -81,10 +81,15 @@ class Filesystem(Store):
             raise no_such_place(self, path)
         return _Object(self._fs, path, self.shown(path))
 
-    def names(self, path: str) -> list[str] | None:
+    def is_folder(self, path: str) -> bool:
         info = self._info(path)
-        if info is None or info.get("type") != "directory":
-            return None
+        return info is not None and info.get("type") == "directory"
+
+    def size(self, path: str) -> int | None:
+        size = (self._info(path) or {}).get("size")
+        return size if type(size) is int else None
+
+    def names(self, path: str) -> list[str]:
         found = _in_time(lambda: self._fs.ls(path, detail=True), self.shown(path))
         names = []
         for one in found:

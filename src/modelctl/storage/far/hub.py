@@ -61,7 +61,7 @@ class Hub(Store):
         token = _token() if _may_hear(self._endpoint) else None
         self._client = Client(self._endpoint, None if token is None else f"Bearer {token}")
         self._kind, self._repo, self._said = kind, repo, revision
-        self._folders: dict[str, dict[str, str] | None] = {}
+        self._folders: dict[str, dict[str, int | None] | None] = {}
         self._commit: str | None = None
 
     def open(self, path: str) -> FarObject:
@@ -72,12 +72,16 @@ class Hub(Store):
         url = f"{self._endpoint}/{where}/{quote(path)}"
         return HttpObject(url, self._client, name=self.shown(path), way_out=_WAY_OUT)
 
-    def names(self, path: str) -> list[str] | None:
+    def is_folder(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
-        if path and (self._listed(folder) or {}).get(name) != "directory":
-            return None
-        listed = self._listed(path)
-        return None if listed is None else sorted(listed)
+        return not path or (self._listed(folder) or {}).get(name, 0) is None
+
+    def names(self, path: str) -> list[str]:
+        return sorted(self._listed(path) or {})
+
+    def size(self, path: str) -> int | None:
+        folder, _, name = path.rpartition("/")
+        return (self._listed(folder) or {}).get(name)
 
     def shown(self, path: str) -> str:
         repo = _KINDS[self._kind] + self._repo
@@ -99,23 +103,23 @@ class Hub(Store):
             self._commit = sha if isinstance(sha, str) else said
         return self._commit
 
-    def _listed(self, folder: str) -> dict[str, str] | None:
-        """What is in a folder, with its kind; None where there is no such folder."""
+    def _listed(self, folder: str) -> dict[str, int | None] | None:
+        """What is in a folder: of files their size, of folders None; None where there is no such
+        folder."""
         if folder not in self._folders:
-            parent, _, name = folder.rpartition("/")
-            is_one = not folder or (self._listed(parent) or {}).get(name) == "directory"
-            self._folders[folder] = self._tree(folder) if is_one else None
+            self._folders[folder] = self._tree(folder) if self.is_folder(folder) else None
         return self._folders[folder]
 
-    def _tree(self, folder: str) -> dict[str, str]:
-        names: dict[str, str] = {}
+    def _tree(self, folder: str) -> dict[str, int | None]:
+        names: dict[str, int | None] = {}
         below = f"/tree/{quote(self._at, safe='')}" + (f"/{quote(folder)}" if folder else "")
         for _ in range(_MOST_PAGES):
             found, below = self._ask(below, folder)
             for one in found if isinstance(found, list) else ():
-                path, kind = one.get("path"), one.get("type")
-                if isinstance(path, str) and isinstance(kind, str):
-                    names[path.rpartition("/")[2]] = kind
+                path, size = one.get("path"), one.get("size")
+                is_file = one.get("type") == "file"
+                if isinstance(path, str) and (type(size) is int or not is_file):
+                    names[path.rpartition("/")[2]] = size if is_file else None
             if not below:
                 return names
         raise ModelctlError(f"{self.shown(folder)}: a folder of too many files")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from ...core.storages import Source
-from ...errors import UnreadableError, UsageError
+from ...errors import ModelctlError, UnreadableError, UsageError
 from ..places import Place
 from .blocks import FarSource
 from .stores import Store, Web
@@ -21,13 +23,15 @@ class FarPlace(Place):
         self._near: dict[str, FarPlace] = of._near if isinstance(of, FarPlace) else {}
         self._source = None
         self.name = store.shown(path)
-        self._listed = store.names(path)
-        self.is_folder = self._listed is not None
+        self.is_folder = store.is_folder(path)
 
     @property
     def source(self) -> Source:
         if self._source is None:
-            self._source = FarSource(self._store.open(self._far))
+            if self.is_folder:
+                raise ModelctlError(f"{self.name}: a folder, so it is no file")
+            store, path = self._store, self._far
+            self._source = FarSource(self.name, lambda: store.open(path), store.size(path))
             self.sources.append(self._source)
         return self._source
 
@@ -38,9 +42,9 @@ class FarPlace(Place):
     def filename(self) -> str:
         return self._store.filename(self._far)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
-        return self._listed or []
+        return self._store.names(self._far) if self.is_folder else []
 
     def member(self, name: str) -> Place:
         return self._one(self._store.join(self._far, name))
@@ -73,7 +77,7 @@ class _Inside(FarPlace):
         self._store, self._far = of._store, of._far
         self.sources, self._near = of.sources, of._near
         self._source, self.name = source, source.name
-        self._listed, self.is_folder = None, False
+        self.is_folder = False
 
 
 def store_of(url: Url) -> tuple[Store, str]:

@@ -22,8 +22,16 @@ class Store(ABC):
             ModelctlError: nothing does, or it can't be read.
         """
 
-    def names(self, path: str) -> list[str] | None:
-        """The names in a folder, sorted; None where the path is none, or nothing tells."""
+    def is_folder(self, path: str) -> bool:
+        """Whether a path is known to be a folder."""
+        return False
+
+    def names(self, path: str) -> list[str]:
+        """The names in a folder, sorted; none where nothing tells."""
+        return []
+
+    def size(self, path: str) -> int | None:
+        """How long a file is, where that is known without opening it."""
         return None
 
     def join(self, folder: str, name: str) -> str:
@@ -77,7 +85,9 @@ class Web(Store):
 def no_such_place(store: Store, path: str) -> ModelctlError:
     """The error for what isn't there; its hint has the names beside it that are alike."""
     folder, name = path.rpartition("/")[0], store.filename(path)
-    near = difflib.get_close_matches(name, store.names(folder) or [], n=2, cutoff=0.6)
+    near = difflib.get_close_matches(
+        name, store.names(folder) if store.is_folder(folder) else [], n=2, cutoff=0.6
+    )
     meant = " or ".join(store.shown(store.join(folder, one)) for one in near)
     return ModelctlError(
         f"{store.shown(path)}: no such file or folder", hint=f"{meant}?" if near else None
