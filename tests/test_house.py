@@ -44,6 +44,7 @@ ONLY = {
     "torch": ("nn", "testing"),
     "torchvision": ("nn",),
     "safetensors": ("nn",),
+    "fsspec": ("storage.far.filesystems",),
     "timm": ("nn",),
     "rich": ("cli.output", "progress"),
     "tabulate": ("cli.output",),
@@ -56,7 +57,7 @@ ONLY = {
     "shelve": (),
     "dill": (),
 }
-NEVER_AT_START = {"numpy", "torch", "rich", "tabulate", "isal"}
+NEVER_AT_START = {"numpy", "torch", "rich", "tabulate", "isal", "fsspec"}
 ALLOWED_LIBRARIES = {*sys.stdlib_module_names, "numpy", "tomli", "isal"}
 # What formats are called; what they can do is asked of them.
 FORMATS = {one.name for one in BUILT_IN} - {"archive", "folder"}

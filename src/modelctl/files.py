@@ -20,6 +20,7 @@ from .formats.destination import Destination, destination
 from .formats.distributed.ranks import of_one_rank
 from .formats.registry import detect, for_writing
 from .pickles.left_out import without_calls
+from .storage.far.urls import url_of
 from .storage.layout import Layout
 from .storage.places import Place
 from .storage.source import FileSource
@@ -44,7 +45,9 @@ class Saved(NamedTuple):
 def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = False) -> Checkpoint:
     """Open a checkpoint: its structure is read, its tensors are not, and nothing is run.
 
-    The content decides on the format, never the suffix; ``"-"`` is stdin. ``key`` is the dotted
+    The content decides on the format, never the suffix; ``"-"`` is stdin. A URL is read where it
+    lies, in ranges: ``https://``, ``hf://org/repo[@revision][/file]``, and what fsspec knows, as
+    ``s3://``. ``key`` is the dotted
     path of the state_dict inside, where the one that is found isn't meant. Links among the shards
     that an index names are followed inside one cache of the Hugging Face hub, others with
     ``follow_symlinks``.
@@ -54,7 +57,7 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
         UnsupportedError: sound, but of a kind that is not read yet.
         NoMatchError: ``key`` is not the path of a state_dict.
     """
-    place = Place(path, follow_links=follow_symlinks)
+    place = _place(path, follow_symlinks)
     try:
         with _no_collector():
             ckpt = detect(place).read(place)
@@ -78,6 +81,16 @@ class _Later:
 
     def __init__(self, place: Place) -> None:
         self.close = place.close
+
+
+def _place(path: PathLike, follow_links: bool) -> Place:
+    """The place that a path or a URL names; what is far is imported where it is asked for."""
+    url = url_of(path)
+    if url is None:
+        return Place(path, follow_links=follow_links)
+    from .storage.far.place import far_place
+
+    return far_place(url)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _info(name: str, info: Argument | Option, is_path: bool) -> Any:
     )
 
 
-def _path(text: str) -> Path:
+def _path(text: str) -> Path | str:
     """A path as it was said; pathlib takes an empty one for the current folder."""
     named(text)
     return as_path(text)

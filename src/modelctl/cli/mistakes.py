@@ -89,7 +89,7 @@ def no_source(command: Command, path: Path) -> NoReturn:
 
 def check_recipe(recipe: Path, sources: Sequence[Path]) -> None:
     """Raises UsageError where the recipe of ``apply`` stands behind what it is for."""
-    swapped = [one for one in sources if one.suffix == ".toml"]
+    swapped = [one for one in sources if Path(one).suffix == ".toml"]
     if swapped and recipe.suffix != ".toml":
         others = [recipe, *(one for one in sources if one != swapped[0])]
         words = " ".join(quote(str(path)) for path in (swapped[0], *others))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from ..errors import UsageError
+from ..storage.far.urls import is_far
 from ..storage.streams import is_stream
 from .output import Output, report_beside
 
@@ -72,8 +73,11 @@ def display(
     """What every command takes."""
 
 
-def as_path(text: str) -> Path:
-    """A path as it was said; pathlib takes ``./-``, which is a file, for ``-``, which is none."""
+def as_path(text: str) -> Path | str:
+    """A path as it was said; pathlib takes ``./-``, which is a file, for ``-``, which is none, and
+    of a URL's two slashes it makes one."""
+    if is_far(text):
+        return text
     path = Path(text)
     return path.absolute() if is_stream(path) and not is_stream(text) else path
 

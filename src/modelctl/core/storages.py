@@ -35,7 +35,10 @@ class Source(ABC):
     Attributes:
         name: what errors call it.
         size: in bytes.
+        costly: whether each read is a round trip, so that few large ones are better than many.
     """
+
+    costly = False
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
@@ -138,6 +141,18 @@ class Source(ABC):
         if group:
             fetch()
         return found
+
+    def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:  # noqa: B027
+        """Say what will be read, and in which order, to one where reads are costly."""
+
+    def has(self, offset: int, size: int) -> bool:
+        """Whether a range can be read without cost."""
+        return True
+
+    def guard(self, start: int, payload: int, stop: int, check: Callable[[bytes], object]) -> None:
+        """Have the bytes from ``start`` to ``payload`` looked at before any of those from
+        ``payload`` to ``stop`` is given to anybody; ``check`` raises where they are not right."""
+        check(self.read(start, payload - start))
 
     def map(self, offset: int, size: int) -> memoryview:
         """``size`` bytes at ``offset`` for random access: mapped, where the system can."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import UnreadableError, UnsupportedError
 from .dtypes import DType, array
-from .storages import CHUNK, Storage, cut
+from .storages import CHUNK, RunStorage, Source, Storage, cut
 
 # An expanded view (stride 0) of more bytes than this, and of so many times those that are stored,
 # is a bomb: four bytes can say four terabytes.
@@ -329,6 +329,27 @@ def _resolved(stored: Iterable[bytes], dtype: DType, bits: dict[str, bool]) -> I
         items = np.frombuffer(left[:whole], "u1").reshape(-1, size)
         yield (items ^ np.frombuffer(signs, "u1")).tobytes()
         left = left[whole:]
+
+
+def announce(ranges: Iterable[tuple[Storage, int, int]]) -> None:
+    """Say to sources where reads are costly which ranges (storage, start, stop) will be read, in
+    their order."""
+    wanted: dict[Source, list[tuple[int, int]]] = {}
+    for storage, start, stop in ranges:
+        if isinstance(storage, RunStorage) and not storage.source.costly:
+            continue  # most: there may be a million
+        for run in storage.runs(start, stop) or ():
+            if run.source.costly:
+                wanted.setdefault(run.source, []).append((run.offset, run.nbytes))
+    for source, spans in wanted.items():
+        source.will_read(spans)
+
+
+def announce_all(refs: Iterable[TensorRef]) -> None:
+    """Say to sources where reads are costly that the bytes of tensors will be read, in their
+    order."""
+    storages = {id(ref.storage): ref.storage for ref in refs}.values()
+    announce((storage, 0, storage.nbytes) for storage in storages)
 
 
 class ValuesStorage(Storage):

@@ -12,6 +12,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.notes import Loss
 from ..core.sections import is_state_dict
 from ..errors import UsageError
+from ..storage.far.urls import check_output
 from ..storage.layout import Layout
 from ..storage.places import named
 from ..storage.source import FileSource
@@ -150,6 +151,7 @@ def destination(
         UsageError: no such format, no size, or a name that does not say what is meant.
     """
     named(path)
+    check_output(path)
     limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
     if is_stream(path) and shard_size is not None:
         raise UsageError("stdout takes one file, no shards", hint="-o FOLDER/")

@@ -15,7 +15,7 @@ from ..core.notes import Note
 from ..core.numbers import bits_differ, gap, numbers
 from ..core.pages import Column, Line, Page, Progress, Table
 from ..core.records import PREFIX
-from ..core.tensors import StorageRef, TensorRef
+from ..core.tensors import StorageRef, TensorRef, announce_all
 from ..core.text import count, prefix_command, shape
 from ..core.tree import path_text, walk
 from .printed import Printed
@@ -242,6 +242,7 @@ def diff(
     both = [(left[name], right[name]) for name in names if name in left and name in right]
     total = sum(one.nbytes for one, other in both if _is_compared(one, other))
     advance = None if progress is None else lambda more: progress(files, more, total)
+    announce_all(ref for pair in both if _is_compared(*pair) for ref in pair)
     for name in names:
         if name not in right:
             found.removed.append(name)

@@ -13,6 +13,7 @@ from ..files import Saved
 from ..formats.base import Writable
 from ..formats.folders import Folder, is_part
 from ..formats.registry import for_writing, known, writable
+from ..storage.far.urls import is_far
 from .naming import is_sharded, opened
 
 
@@ -45,6 +46,7 @@ def about_optimizers(before: Checkpoint) -> Iterator[Note]:
     ``split``), which no edit of the weights reaches."""
     if (
         before.origin is None
+        or is_far(before.origin.path)
         or os.path.isdir(before.origin.path)
         or before.sections.optimizers
         or before.sections.optimizer_objects

@@ -20,6 +20,7 @@ from ..formats.registry import for_writing
 from ..formats.shards.writing import INDEX
 from ..inspection.changes import plan
 from ..inspection.edits import EditReport
+from ..storage.far.urls import check_output, is_far, shown
 from ..storage.places import named
 from ..storage.streams import check_stdout, is_stream
 from ..storage.targets import check_makeable, made_folder
@@ -28,6 +29,7 @@ from ..surgery.recipe import history_line, run
 from .folders import about_files, about_optimizers
 from .linked import about_names, replaced
 from .naming import (
+    filename,
     format_of_stream,
     has_known_suffix,
     is_folder,
@@ -120,6 +122,13 @@ class Job:
             raise UsageError(
                 "where does the result go?", hint="-o FILE, --in-place, or --dry-run to look first"
             )
+        check_output(self.output)
+        far = next(filter(is_far, sources), None)
+        if self.in_place and far is not None:
+            raise UsageError(
+                f"{shown(far)}: what is far can't be edited in place",
+                hint=f"-o {quote(filename(far) or 'FILE')} writes the result here",
+            )
         if self.in_place and any(map(is_stream, sources)):
             raise UsageError("stdin can't be edited in place", hint="-o FILE, or -o -")
         if is_stream(self.output):
@@ -163,13 +172,18 @@ class Job:
         if ckpt.folder is not None and self.stays_folder:
             where = self.output
             if of > 1:
-                where = os.path.join(where, os.path.basename(os.path.abspath(source)))
+                name = (
+                    filename(source)
+                    if is_far(source)
+                    else os.path.basename(os.path.abspath(source))
+                )
+                where = os.path.join(where, name)
             return Target(where, None, os.path.dirname(where.rstrip("/" + os.sep)))
         if of == 1 and not is_folder(self.output):
             return Target(self.output, self.to)
         if self.max_shard_size is not None or (of == 1 and is_sharded(ckpt)):
             return Target(self.output, self.to, os.path.dirname(self.output.rstrip("/" + os.sep)))
-        if of == 1 and os.path.isdir(source) and ckpt.origin is not None:
+        if of == 1 and ckpt.origin is not None and (is_far(source) or os.path.isdir(source)):
             source = ckpt.origin.path  # the file that was found in it
         name = name_in_folder(source, self.to)
         return Target(os.path.join(self.output, name), self.to, self.output)

@@ -9,6 +9,7 @@ from ..core.checkpoint import Checkpoint
 from ..errors import UsageError
 from ..formats.base import Writable, WritableFormat
 from ..formats.registry import for_writing, known, of_suffix, writable
+from ..storage.far.urls import is_far, shown
 from ..storage.source import FileSource
 from ..storage.streams import STREAM, is_stream
 
@@ -75,6 +76,15 @@ def suffix_lies(path: str, format: str) -> bool:
     return says is not None and says.name != format
 
 
+def filename(source: str) -> str:
+    """The last part of a source's name, here or far."""
+    if not is_far(source):
+        return Path(source).name
+    from urllib.parse import unquote
+
+    return unquote(shown(source)).rstrip("/").rpartition("/")[2]
+
+
 def name_in_folder(source: str, to: str | None) -> str:
     """The name of a source's output in a folder.
 
@@ -83,7 +93,7 @@ def name_in_folder(source: str, to: str | None) -> str:
     """
     if is_stream(source):
         raise UsageError("stdin has no name for a file in a folder", hint="-o FOLDER/NAME.pt")
-    name = Path(source).name
+    name = filename(source)
     if to is not None:
         return Path(name).stem + usual_suffix(to)
     return name if has_known_suffix(name) else name + usual_suffix(_USUAL)

@@ -14,13 +14,14 @@ from ..core.records import add_history
 from ..errors import UsageError
 from ..files import PathLike
 from ..inspection.edits import EditReport, Part, SplitReport
+from ..storage.far.urls import check_output, shown
 from ..storage.places import named
 from ..storage.targets import check_makeable, made_folder
 from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
 from .job import Job, Target
-from .naming import same_format
+from .naming import filename, same_format
 
 
 def merge_files(
@@ -61,7 +62,7 @@ def merge_files(
             "there is no model to merge into", hint="--model takes a state_dict or a checkpoint"
         )
     numbers: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
-    given: dict[str, Any] = {name: os.path.basename(path) for name, path in paths.items()}
+    given: dict[str, Any] = {name: filename(path) for name, path in paths.items()}
     given.update(numbers)
     given["set"] = [f"{key}={value}" for key, value in (set or {}).items()]
     job = Job(
@@ -107,6 +108,7 @@ def split_file(
         raise UsageError("where do the parts go?", hint="-o DIR, or --dry-run to look first")
     if output is not None:
         named(output)
+        check_output(output)
     saved: dict[str, files.Saved] = {}
     notes: Sequence[Note] = ()
     with files.open(source, key=key, follow_symlinks=follow_symlinks) as before:
@@ -125,7 +127,7 @@ def split_file(
                     output,
                     to=to or "torch",
                     overwrite=overwrite,
-                    progress=told(progress, os.path.basename(source)),
+                    progress=told(progress, filename(source)),
                 )
             notes = [note for one in saved.values() for note in one.notes]
         tensors = {name: len(part.tensors()) for name, part in parts.items()}
@@ -136,4 +138,4 @@ def split_file(
         for name, n in tensors.items()
     ]
     place = None if output is None else os.fspath(output)
-    return SplitReport(source, place, dry_run, rows, [*parts["rest"].notes, *notes])
+    return SplitReport(shown(source), place, dry_run, rows, [*parts["rest"].notes, *notes])

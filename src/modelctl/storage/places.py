@@ -9,6 +9,7 @@ from shlex import quote
 
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
+from .far.urls import is_far
 from .link_rules import in_one_cache
 from .source import FileSource, Window
 from .streams import is_stream, stdin
@@ -30,8 +31,9 @@ def named(path: str | os.PathLike[str]) -> None:
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is anything to open: a link that leads nowhere is something."""
-    return is_stream(path) or os.path.lexists(path)
+    """Whether there is anything to open: a link that leads nowhere is something; what is far is
+    asked when it is opened."""
+    return is_stream(path) or is_far(path) or os.path.lexists(path)
 
 
 class Place:

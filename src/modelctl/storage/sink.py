@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..core.storages import Run, Source, Storage, fastest_crc32
+from ..core.tensors import announce
 from ..errors import UnreadableError, WriteError
 from .layout import Checksums, FileLayout, Late, Made, Piece, Segment
 
@@ -63,6 +64,8 @@ class Sink:
             OSError: it can't be written.
         """
         self._begin(file.nbytes)
+        pieces = (one for one in file.segments if isinstance(one, Piece))
+        announce((one.storage, one.start, one.stop) for one in pieces)
         sums: dict[int, int] = {}
         waiting: list[Late] = []
         batch: list[Segment] = []
@@ -109,7 +112,9 @@ class Sink:
         """A range of a storage: copied by the kernel where it lies in a file as it is."""
         at, end = piece.offset, piece.offset + piece.nbytes
         runs = piece.storage.runs(piece.start, piece.stop)
-        if runs is None or piece.checksum == "make":
+        # what is far is not read twice for its checksum
+        far = checker.follows and any(run.source.costly for run in runs or ())
+        if runs is None or piece.checksum == "make" or (far and piece.checksum == "compare"):
             crc, crc32 = 0, fastest_crc32()
             for part in piece.storage.checked(piece.start, piece.stop):
                 if piece.checksum == "make":
@@ -189,7 +194,13 @@ class Sink:
 
 class Checker:
     """Compares storages with their checksums while they are copied: the kernel shows nothing of
-    what it moves, but another thread finds it in memory."""
+    what it moves, but another thread finds it in memory.
+
+    Attributes:
+        follows: whether bytes may be out before they are compared: they can be taken back.
+    """
+
+    follows = True
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -198,6 +199,7 @@ class Window(Source):
     def __init__(self, parent: Source, offset: int, size: int, member: str) -> None:
         super().__init__(f"{parent.name}, {member}", size)
         self.parent, self.base = parent, offset
+        self.costly = parent.costly
 
     def _fetch(self, offset: int, size: int) -> bytes:
         return self.parent.read(self.base + offset, size)
@@ -211,6 +213,12 @@ class Window(Source):
         self.check(offset, size)
         self._count(size)
         return self.parent.map(self.base + offset, size)
+
+    def will_read(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.parent.will_read([(self.base + offset, size) for offset, size in ranges])
+
+    def has(self, offset: int, size: int) -> bool:
+        return self.parent.has(self.base + offset, size)
 
     def outermost(self, offset: int) -> tuple[Source, int]:
         return self.parent.outermost(self.base + offset)

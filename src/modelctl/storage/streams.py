@@ -195,6 +195,8 @@ _AT_ONCE = 64 << 20
 class _BeforeItGoes(Checker):
     """Compares storages before a byte of them is out: nothing takes it back."""
 
+    follows = False
+
     def check(self, storage: Storage) -> None:
         storage.check()
 

@@ -27,6 +27,9 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _STREAMED = 0x0008
 _DESCRIPTOR = 24  # bytes that may follow a streamed entry
+_DESCRIPTORS = (0, 12, 16, 20, 24)
+# torch pads what stands before a storage to so many bytes, with one extra field.
+_ALIGNED, _EXTRA = 64, struct.Struct("<2H")
 _LINK = 0o12  # the kind of file that the upper bits of Unix attributes say
 _MOST_DIRECTORY = 1 << 30
 # Structure that is compressed shrinks to a fifth, a twentieth of what is much alike: what would be
@@ -36,6 +39,28 @@ STORED, DEFLATED = 0, 8
 # Where entries are this small on average, their local headers are read this much at once.
 _SMALL, _WINDOW = 4096, 1 << 16
 _PLAIN_NAME = re.compile(rb"\.?[\w\-][\w.\-]*(?:/\.?[\w\-][\w.\-]*)*")
+
+
+def _agreeing(window: bytes, at: int, raw: bytes, flags: int, crc: int, size: int) -> int | None:
+    """The bytes of extra fields of the local header at ``at``, where it is that of a stored entry
+    and says what the directory says, or that it is streamed; else None."""
+    signature, l_flags, l_method, l_crc, l_packed, l_size, l_name, l_extra = _LOCAL_PARTS(
+        window, at
+    )
+    if (
+        signature != _LOCAL_SIGNATURE
+        or l_method != STORED
+        or l_name != len(raw)
+        or not window.startswith(raw, at + _LOCAL.size)
+        or (l_flags ^ flags) & ~_STREAMED
+        or not (
+            l_crc == l_packed == l_size == 0
+            if l_flags & _STREAMED
+            else l_crc == crc and l_packed == l_size == size
+        )
+    ):
+        return None
+    return int(l_extra)
 
 
 class Member(NamedTuple):
@@ -195,30 +220,37 @@ class ZipDirectory:
             or not self._is_plain(raw)
         ):
             return None
+        ahead += n_comment
+        if self.source.costly and not self.source.has(header, _LOCAL.size + n_name):
+            after = _CENTRAL_PARTS(data, ahead)[-1] if ahead + _CENTRAL.size <= len(data) else start
+            aligned = offset + _EXTRA.size + -(offset + _EXTRA.size) % _ALIGNED
+            if after - aligned - size not in _DESCRIPTORS:
+                return None
+            member = Member(raw.decode("ascii"), method, crc, size, size, header, aligned)
+            self._presume(member, raw, flags)
+            return member, ahead
         near = header - self.window_at
         if near < 0 or near + _LOCAL.size + n_name > len(self.window):
             near = self._near(header, _LOCAL.size + n_name)
-        signature, l_flags, l_method, l_crc, l_packed, l_size, l_name, l_extra = _LOCAL_PARTS(
-            self.window, near
-        )
-        offset += l_extra
-        if (
-            signature != _LOCAL_SIGNATURE
-            or l_method != method
-            or l_name != n_name
-            or not self.window.startswith(raw, near + _LOCAL.size)
-            or (l_flags ^ flags) & ~_STREAMED
-            or offset + size > start
-            or not (
-                l_crc == l_packed == l_size == 0
-                if l_flags & _STREAMED
-                else l_crc == crc and l_packed == l_size == size
-            )
-        ):
+        extra = _agreeing(self.window, near, raw, flags, crc, size)
+        if extra is None or offset + extra + size > start:
             return None
-        return Member(
-            raw.decode("ascii"), method, crc, size, size, header, offset
-        ), ahead + n_comment
+        return Member(raw.decode("ascii"), method, crc, size, size, header, offset + extra), ahead
+
+    def _presume(self, member: Member, raw: bytes, flags: int) -> None:
+        """Take it that a file far away has the padding that torch writes, which the next entry
+        agrees with; the local header is looked at with the bytes that it is for."""
+
+        def check(local: bytes) -> None:
+            extra = _agreeing(local, 0, raw, flags, member.crc32, member.size)
+            if extra is None or extra != len(local) - _LOCAL.size - len(raw):
+                raise self._error(
+                    "its local header and the directory disagree", member.header, member.name
+                )
+
+        source, at = self.source.outermost(0)
+        payload = at + member.offset
+        source.guard(at + member.header, payload, payload + member.size, check)
 
     def _is_plain(self, raw: bytes) -> bool:
         """A name of ASCII letters and the like; most are numbers in the folder of the last one."""

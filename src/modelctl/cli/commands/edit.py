@@ -23,7 +23,7 @@ def edits(function: Callable[..., dict[str, Any] | Edits]) -> Command:
         from ...rewrite.edit import edit
 
         for path in src:
-            if not is_there(path) and path.name:
+            if not is_there(path) and Path(path).name:
                 from ..mistakes import no_source
 
                 no_source(command, path)

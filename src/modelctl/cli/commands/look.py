@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ...core.notes import info
 from ...errors import ModelctlError, SeveralError, UsageError
+from ...storage.far.urls import shown
 from .. import options as o
 from ..live_options import inputs
 from ..output import Output
-from ..signature import Argument, Option, looks
+from ..signature import Argument, Option, as_path, looks
 
 if TYPE_CHECKING:
     from ...inspection.summary.report import Summary
@@ -92,7 +94,7 @@ def summary(
     except SeveralError as e:
         if is_live:
             raise
-        return _overview(out, [Path(one) for one in e.found], stats, key, follow_symlinks)
+        return _overview(out, [as_path(one) for one in e.found], stats, key, follow_symlinks)
     with opened as ckpt:
         if is_live:
             from ...nn.view.from_file import view
@@ -126,7 +128,7 @@ def summary(
 
 
 def _overview(
-    out: Output, sources: list[Path], stats: bool, key: str | None, follow_symlinks: bool
+    out: Output, sources: Sequence[Path | str], stats: bool, key: str | None, follow_symlinks: bool
 ) -> int:
     """A row for each of several files; those that can't be read don't hide the others."""
     from ... import files
@@ -135,13 +137,14 @@ def _overview(
 
     seen = Overview()
     with out.progress() as progress:
-        for path in sources:
+        for source in sources:
+            path = shown(source)
             try:
-                with files.open(path, key=key, follow_symlinks=follow_symlinks) as ckpt:
+                with files.open(source, key=key, follow_symlinks=follow_symlinks) as ckpt:
                     found = summarize(ckpt, None, False, stats=stats, progress=progress)
-                seen.append(Seen(str(path), found))
+                seen.append(Seen(path, found))
             except ModelctlError as e:
-                seen.append(Seen(str(path), error=e))
+                seen.append(Seen(path, error=e))
     out.show(seen)
     return 2 if seen.failed else int(seen.finding)
 

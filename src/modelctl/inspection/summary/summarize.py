@@ -19,7 +19,7 @@ from ...core.packed.find import parts_of
 from ...core.pages import Progress
 from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.sections.devices import devices_of
-from ...core.tensors import TensorRef
+from ...core.tensors import TensorRef, announce_all
 from ...errors import UnreadableError
 from ..dangers import would_run
 from ..ls import other_models, trainability
@@ -140,6 +140,7 @@ def _values(
     read = {name: ref for name, ref in tensors.items() if has_stats(ref)}
     total = sum(ref.nbytes for ref in read.values())
     advance = None if progress is None else lambda more: progress(file, more, total)
+    announce_all(read.values())
     values = {name: tensor_stats(ref, advance) for name, ref in read.items()}
     return {name: one for name, one in values.items() if one is not None}
 

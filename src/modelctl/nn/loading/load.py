@@ -17,6 +17,7 @@ from ...core.tree import path_text
 from ...errors import AmbiguousError, UsageError
 from ...files import open as open_checkpoint
 from ...progress import on_terminal
+from ...storage.far.urls import shown
 from ..devices import Device, choose_device
 from ..freezing.freeze import apply_record
 from ..model_names import slots
@@ -153,10 +154,10 @@ def load_into(
             start = given_prefix(section, prefix)
         alone = prefix is not None
         plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
-        plan.check(os.fspath(path), strict=on_mismatch == "error")
+        plan.check(shown(path), strict=on_mismatch == "error")
         record = saved_freeze(ckpt, start, alone)
         with on_terminal(progress) as bar:
-            plan.run(where, dtype, told(bar, os.path.basename(path)))
+            plan.run(where, dtype, told(bar, os.path.basename(shown(path))))
         if record is None or not record.freezes:
             return plan.report
         return replace(plan.report, frozen=apply_record(model, record, strict=False))

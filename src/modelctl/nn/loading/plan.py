@@ -17,7 +17,7 @@ from ...core.names import unwrapped
 from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record
 from ...core.sections import StateDict
-from ...core.tensors import TensorRef
+from ...core.tensors import TensorRef, announce_all
 from ...core.text import prefix_command, some
 from ...errors import RefusedError, UnsupportedError
 from ..model_names import Slot, is_lazy, places, slots
@@ -108,6 +108,7 @@ class Plan:
         """Copy the values, and bring the whole model to ``device`` and ``dtype``; ``progress`` is
         told the bytes that were read since the last call, and how many there are in all."""
         total = sum(ref.nbytes for _, ref in self.pairs)
+        announce_all(ref for _, ref in self.pairs)
         with Reader(None if progress is None else lambda more: progress(more, total)) as reader:
             for found, ref in self.pairs:
                 reader.read(ref, _destination(found, ref, device, dtype))

@@ -23,7 +23,7 @@ class Saved:
     """The checkpoint that a training goes on from; with ``skip`` what doesn't fit is left aside."""
 
     ckpt: Checkpoint
-    path: Path
+    path: str | Path
     skip: bool
 
     @property

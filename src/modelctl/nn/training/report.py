@@ -34,7 +34,7 @@ class Resumed:
             average in the model's place (mmengine, Lightning's weight averaging); else None.
     """
 
-    path: Path
+    path: str | Path
     epoch: int | None
     step: int | None
     lr: float | None

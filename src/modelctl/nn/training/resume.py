@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import UsageError
 from ...files import open as open_checkpoint
+from ...storage.far.urls import is_far, shown
 from ..optim.several import Several, labelled
 from .optimizers import OptimizersPart, SchedulersPart
 from .part import Part, Saved
@@ -87,6 +88,7 @@ def resume(
         raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
     path = newest(path)
     with open_checkpoint(path, key=key) as ckpt:
+        path = shown(path) if is_far(path) else path
         saved = Saved(ckpt, path, on_mismatch == "skip")
         weights = ModelPart(saved, model)
         given = labelled(scheduler)

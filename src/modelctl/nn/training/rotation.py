@@ -16,6 +16,7 @@ from typing import Any
 from ...core.text import some
 from ...errors import ModelctlError, UsageError, WriteError
 from ...files import open as open_checkpoint
+from ...storage.far.urls import check_output, is_far
 from ...storage.links import point
 from ...storage.places import named
 
@@ -39,6 +40,7 @@ class Row:
         keep_last: int | None = None,
     ) -> None:
         named(path)
+        check_output(path)
         folder, self.pattern = os.path.split(os.fspath(path))
         self.folder = Path(folder)
         self._values = values
@@ -165,17 +167,20 @@ class Row:
 # ------------------------------------------------------------------ the newest
 
 
-def newest(path: str | os.PathLike[str]) -> Path:
+def newest(path: str | os.PathLike[str]) -> str | Path:
     """The checkpoint that a path means: itself, or the newest whole one of a folder.
 
     In a folder that is ``latest.*``; where that is missing or damaged, the one that has come
-    furthest by the epoch and the step in it. A link that leads nowhere means its folder.
+    furthest by the epoch and the step in it. A link that leads nowhere means its folder; what is
+    far means itself.
 
     Raises:
         UsageError: no path.
         UnreadableError: there is none, or which one is meant can't be told.
     """
     named(path)
+    if is_far(path):
+        return os.fspath(path)
     path = Path(path)
     if path.is_symlink() and not path.exists():
         warnings.warn(f"{path} leads nowhere: taking the newest beside it", stacklevel=3)

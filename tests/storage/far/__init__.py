@@ -1,0 +1,1 @@
+"""Reading from far: servers on loopback."""
