@@ -185,7 +185,7 @@ LAYOUTS: dict[str, tuple[Any, Expected]] = {
         ),
     ),
     "detectron": (detectron, ("model", [], ["optimizer"], ["scheduler"], None, 1200)),
-    "fairseq": (fairseq, ("model", [], ["last_optimizer_state"], [], None, None)),
+    "fairseq": (fairseq, ("model", [], ["last_optimizer_state"], [], 5, 1200)),
     "sb3": (
         sb3,
         ("policy.pth", [], ["policy.optimizer.pth", "critic.optimizer.pth"], [], None, None),

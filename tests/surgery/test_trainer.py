@@ -143,3 +143,45 @@ def test_accelerate_goes_on(tmp_path: Path) -> None:
     other, model, optimizer = start()
     other.load_state(str(half))
     assert steps(model, optimizer, range(2, 4)) == expected
+
+
+def test_lightning_goes_on(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = llama()
+            self.losses: list[torch.Tensor] = []
+
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            loss = self.net(input_ids=batch, labels=batch).loss
+            self.losses.append(loss.detach())
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    def fit(steps: int, start: Path | None = None) -> tuple[Any, Any]:
+        module = Module()
+        quiet = dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        )
+        run = lightning.Trainer(
+            max_epochs=steps, accelerator="cpu", default_root_dir=tmp_path, **quiet
+        )
+        batches = torch.stack([one["input_ids"] for one in BATCHES])
+        run.fit(module, torch.utils.data.DataLoader(batches, 8), ckpt_path=start)
+        return run, module
+
+    _, whole = fit(4)
+    run, _ = fit(2)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    edits: list[dict[str, Any]] = [
+        {"do": "strip-prefix", "prefix": "net."},
+        {"do": "add-prefix", "prefix": "net."},
+    ]
+    mc.edit(tmp_path / "half.ckpt", edits, output=tmp_path / "edited.ckpt")
+    _, resumed = fit(4, tmp_path / "edited.ckpt")
+    assert len(resumed.losses) == 2
+    assert resumed.losses == whole.losses[2:]
