@@ -198,9 +198,11 @@ def _is_sorted_inside(names: Sequence[str]) -> bool:
 
 # ---------------------------------------------------------------------- parameters and buffers
 
-# Buffers of torch's and torchvision's own modules that are floating, like parameters.
+# Buffers of torch's, torchvision's and BART's modules that are floating, like parameters.
 STATISTICS = frozenset(("running_mean", "running_var", "num_batches_tracked"))
-_BUFFERS = STATISTICS | {"inv_freq", "attn_mask", "relative_coords_table", "n_averaged"}
+_BUFFERS = STATISTICS | {
+    *("inv_freq", "attn_mask", "relative_coords_table", "n_averaged", "final_logits_bias")
+}
 _INTEGER_WEIGHTS = ("weight", "qweight")
 
 

@@ -12,9 +12,11 @@ from .summary.report import Summary
 
 _COLUMNS = (
     Column("file"),
-    Column("epoch", "count", "-"),
+    Column("epoch", "number", "-"),
     Column("step", "count", "-"),
     Column("lr", "number", "-"),
+    Column("best", "number", "-", spare=2),
+    Column("loss", "number", "-", spare=1),
     Column("tensors", "count"),
     Column("params", "count"),
     Column("size", "bytes"),
@@ -50,7 +52,7 @@ class Seen(NamedTuple):
     def row(self) -> tuple[Any, ...]:
         """Its cells."""
         if self.summary is None:
-            return self.path, None, None, None, None, None, None, self.findings
+            return self.path, *[None] * (len(_COLUMNS) - 2), self.findings
         training, totals = self.summary.training, self.summary.totals
         origin = self.summary.ckpt.origin
         return (
@@ -58,6 +60,8 @@ class Seen(NamedTuple):
             training.epoch if training else None,
             training.step if training else None,
             training.lr[0] if training and training.lr else None,
+            training.best[1] if training and training.best else None,
+            training.loss if training else None,
             totals.tensors,
             totals.params,
             origin.bytes_on_disk if origin else totals.nbytes,

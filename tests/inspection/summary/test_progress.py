@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import modelctl as mc
+import modelctl.nn as mnn
+from modelctl.inspection.overview import Overview, Seen
 
 MODEL = {"a.weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)}
 
@@ -112,6 +114,19 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[Any, Any, list[float], Any]]] = {
         },
         (12, 48750, [3e-4], ("best val_loss", 0.2817)),
     ),
+    "Trainer": (
+        {
+            "model": MODEL,
+            "optimizer": optimizer(),
+            "trainer_state": {
+                "epoch": 0.5,
+                "global_step": 20,
+                "best_metric": 0.25,
+                "log_history": [{"loss": 3.5, "step": 10}, {"loss": 2.5}, {"eval_loss": 0.25}],
+            },
+        },
+        (0.5, 20, [3e-4], ("best_metric", 0.25)),
+    ),
     "whisper": ({"dims": {"n_mels": 80}, "model_state_dict": MODEL}, None),
     "SAM": (MODEL, None),
 }
@@ -136,6 +151,9 @@ def test_what_people_ask_for(name: str, tmp_path: Path) -> None:
         assert said["best"]["name"] == best[0]
         assert said["best"]["value"] == pytest.approx(best[1])
         assert f" · {best[0]} {best[1]:g}" in str(report)
+    assert said["loss"] == (2.5 if name == "Trainer" else None)
+    if name == "Trainer":
+        assert "epoch 0.5 · step 20 · best_metric 0.25 · loss 2.5" in str(report)
     if name == "nanoGPT":
         assert "n_layer" in shown
         assert "50304" in shown
@@ -149,3 +167,34 @@ def test_what_is_no_number_is_no_best(value: Any, tmp_path: Path) -> None:
     with mc.open(tmp_path / "c.pt") as ckpt:
         best = mc.summary(ckpt).as_dict()["training"]["best"]
     assert best is None
+
+
+@pytest.mark.parametrize(("noted", "finished"), [(0.5, 0), (1.0, 1), (2.75, 2)])
+def test_an_epoch_that_is_not_finished(noted: float, finished: int, tmp_path: Path) -> None:
+    """The panel shows how far it got, a resumed training goes on with the epoch it was in."""
+    net = torch.nn.Linear(2, 3)
+    state = {"epoch": noted, "global_step": 7}
+    torch.save({"model": net.state_dict(), "trainer_state": state}, tmp_path / "c.pt")
+    with mc.open(tmp_path / "c.pt") as ckpt:
+        said = mc.summary(ckpt).as_dict()["training"]
+    assert said["epoch"] == noted
+    assert isinstance(said["epoch"], int) == noted.is_integer()
+    assert mnn.resume(tmp_path / "c.pt", model=net).epoch == finished
+
+
+def test_a_run_has_a_row_each(tmp_path: Path) -> None:
+    """Epoch, best metric and loss of each checkpoint; what none has recorded is empty."""
+    for i, loss in enumerate((3.5, 2.5, None)):
+        log = [{"loss": loss}] if loss else []
+        state = {"epoch": i / 2, "best_metric": loss and loss / 2, "log_history": log}
+        torch.save({"model": MODEL, "trainer_state": state}, tmp_path / f"c{i}.pt")
+    seen = [Seen(p.name, mc.summary(p)) for p in sorted(tmp_path.iterdir())]
+    table = Overview(seen).page().data
+    assert table is not None
+    names = [column.name for column in table.columns]
+    rows = [dict(zip(names, row, strict=True)) for row in table.rows]
+    assert [(row["epoch"], row["best"], row["loss"]) for row in rows] == [
+        (0, 1.75, 3.5),
+        (0.5, 1.25, 2.5),
+        (1, None, None),
+    ]

@@ -7,7 +7,7 @@ is anything proved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .matcher import Shape
 
@@ -16,10 +16,13 @@ _MOST_STATES = 200_000
 
 
 def embeddings(
-    groups: Sequence[Sequence[Shape | None]], candidates: Sequence[Shape]
+    groups: Sequence[Sequence[Shape | None]],
+    candidates: Sequence[Shape],
+    where: Sequence[Collection[int]] | None = None,
 ) -> tuple[list[list[int]], int]:
     """One way to take each group's shapes from the candidates in order (None is any shape), each
-    candidate at most once: their places; and how many ways there are.
+    candidate at most once: their places; and how many ways there are. ``where`` says for each
+    candidate which groups it may be in.
 
     Dynamic programming over the candidates: a state is how far each group has got; a candidate
     is taken by a group whose next shape it has (or that shows none), or skipped. As many
@@ -37,6 +40,8 @@ def embeddings(
                 reached[state] = reached.get(state, 0) + count
                 came.setdefault(state, (state, None))
             for g, at in enumerate(state):
+                if where is not None and g not in where[i]:
+                    continue
                 if at < len(groups[g]) and groups[g][at] in (None, shape):
                     after = (*state[:g], at + 1, *state[g + 1 :])
                     reached[after] = reached.get(after, 0) + count

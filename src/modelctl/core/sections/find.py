@@ -32,7 +32,7 @@ from .kinds import (
     param_groups,
 )
 from .optimizers import held_by, trainable
-from .progress import Best, best, number
+from .progress import Best, best, last_loss, number
 from .search import Found, search
 
 _MODEL_KEYS = (
@@ -220,6 +220,11 @@ class Sections:
         """The best value so far of a metric; it is read where it is a tensor."""
         return best(mapping(self.root) or {})
 
+    @cached_property
+    def loss(self) -> float | None:
+        """The last loss that the Trainer's log has."""
+        return last_loss(mapping(self.root) or {})
+
     def lrs(self) -> list[float]:
         """The learning rate of each param_group, or the one recorded beside the model."""
         found = [
@@ -260,7 +265,7 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         optimizers=tuple(found.optimizers),
         schedulers=tuple(found.schedulers),
         optimizer_objects=tuple(found.objects),
-        epoch=number(top, _EPOCH_KEYS, int),
+        epoch=number(top, _EPOCH_KEYS, int | float),
         step=number(top, _STEP_KEYS, int),
         lr=number(top, _LR_KEYS, int | float),
         rng=next(((((name,), top[name])) for name in _RNG_KEYS if name in top), None),

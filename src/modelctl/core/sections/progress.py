@@ -36,6 +36,8 @@ def number(top: dict[Any, Any], names: tuple[str, ...], kind: Any) -> tuple[Path
         for name in names:
             value = entries.get(name)
             if isinstance(value, kind) and not isinstance(value, bool):
+                if isinstance(value, float) and not math.isfinite(value):
+                    continue
                 return (*path, name), value
     return None
 
@@ -55,6 +57,16 @@ def best(top: dict[Any, Any]) -> Best | None:
             monitor = entries.get("monitor")
             called = f"best {monitor}" if isinstance(monitor, str) else "best_model_score"
             return Best(("callbacks", name, "best_model_score"), called, found)
+    return None
+
+
+def last_loss(top: dict[Any, Any]) -> float | None:
+    """The loss that was logged last, of the Trainer's ``log_history``."""
+    log = (mapping(top.get("trainer_state")) or {}).get("log_history")
+    for entry in reversed(log) if isinstance(log, list) else ():
+        found = _value((mapping(entry) or {}).get("loss"))
+        if found is not None:
+            return found
     return None
 
 

@@ -19,7 +19,7 @@ _MOST = 4  # of many lrs
 class Training(NamedTuple):
     """The training panel: progress, and what the optimizer is and takes."""
 
-    epoch: int | None
+    epoch: float | None
     step: int | None
     lr: list[float]
     optimizer: str | None
@@ -29,6 +29,7 @@ class Training(NamedTuple):
     scheduler: bool
     ema: list[str]
     best: tuple[str, float] | None = None
+    loss: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -37,6 +38,7 @@ class Training(NamedTuple):
             "lr": self.lr,
             "optimizer": self.optimizer,
             "best": self.best and dict(zip(("name", "value"), self.best, strict=True)),
+            "loss": self.loss,
         }
 
     @property
@@ -44,11 +46,13 @@ class Training(NamedTuple):
         """The panel in a line."""
         parts = []
         if self.epoch is not None:
-            parts.append(f"epoch {self.epoch}")
+            parts.append(f"epoch {round(self.epoch, 3)}")
         if self.step is not None:
             parts.append(f"step {self.step:,}")
         if self.best is not None:
             parts.append(f"{self.best[0]} {self.best[1]:g}")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:g}")
         if self.lr:
             parts.append("lr " + ", ".join(f"{lr:g}" for lr in self.lr[:_MOST]))
         if self.groups:
@@ -77,7 +81,7 @@ def training_of(ckpt: Checkpoint) -> Training | None:
             if isinstance(value, TensorRef | StorageRef):
                 storages[id(value.storage)] = value.storage.nbytes
     return Training(
-        sections.epoch[1] if sections.epoch else None,
+        _whole(sections.epoch[1]) if sections.epoch else None,
         sections.step[1] if sections.step else None,
         list(dict.fromkeys(sections.lrs())),
         ", ".join(dict.fromkeys(kinds)) or None,
@@ -87,7 +91,13 @@ def training_of(ckpt: Checkpoint) -> Training | None:
         bool(sections.schedulers),
         copies,
         sections.best and (sections.best.name, sections.best.value),
+        sections.loss,
     )
+
+
+def _whole(epoch: float) -> float:
+    """The Trainer's 2.0 as 2; within an epoch it is as it is."""
+    return int(epoch) if epoch == int(epoch) else epoch
 
 
 def _states(optimizer: Any) -> list[Any]:

@@ -58,7 +58,7 @@ def finished_epochs(sections: Sections, top: dict[Any, Any]) -> int | None:
     """Epochs that are done. Lightning and timm note the number of the one that they were in."""
     if sections.epoch is None:
         return None
-    noted: int = sections.epoch[1]
+    noted = int(sections.epoch[1])  # the Trainer's 1.5 is one epoch, and a half
     if "pytorch-lightning_version" in top:
         if _before(top["pytorch-lightning_version"], 1, 6):  # that noted the next one
             return noted

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from ...core.names import parameters
+from ...core.names import alphabetical, parameters
 from ...core.nodes import Obj, mapping, with_attributes, with_entries
 from ...core.sections import param_groups
 from ...core.sections.kinds import optimizer_entries
@@ -92,8 +92,11 @@ def permute_parameters(
     """
     names = assign_names(optimizer, model, frozen)
     was = {new: old for old, new in renaming.items()}
-    order = [was.get(name, name) for name in model]
-    return _reissued(optimizer, names, list(model), lambda name: name, order)
+    live = list(model)
+    if alphabetical(live):  # the order is the groups' own
+        live = [name for group in names for name in group if name]
+    order = [was.get(name, name) for name in live]
+    return _reissued(optimizer, names, live, lambda name: name, order)
 
 
 def _reissued(

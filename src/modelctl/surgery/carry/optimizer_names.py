@@ -2,7 +2,8 @@
 
 An optimizer may record ``param_names`` ("" is one that is not the model's). Where it doesn't, the
 names are found from the shapes of its state, and only used where exactly one assignment fits:
-candidates are the model's parameters in order, each group takes an ordered subsequence of them
+candidates are the model's parameters in order, each group takes an ordered subsequence of them;
+where the file has them sorted, the order is that of known code
 (docs/optimizers.md#which-number-is-which-parameter).
 """
 
@@ -12,9 +13,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ...core.matching.decay import decay_groups
 from ...core.matching.matcher import Names, Shape
+from ...core.matching.module_order import possible_orders
 from ...core.matching.order import embeddings
 from ...core.names import alphabetical, parameters
+from ...core.sections import param_groups
 from ...core.sections.optimizers import Groups, flat_param, read_groups, trainable
 from ...core.tensors import TensorRef
 from ...errors import AmbiguousError, RefusedError
@@ -49,7 +53,19 @@ def assign_names(
             # recorded names may be relative and collide: the shapes may still prove which is which
             if any(shape is None for group in groups.shapes for shape in group):
                 raise
-    return _prove("the optimizer", groups.shapes, model, _DROP, frozen)
+    decays = [group.get("weight_decay") for group in param_groups(optimizer)]
+    same = _differ_in_decay_alone(param_groups(optimizer))
+    return _prove(
+        "the optimizer", groups.shapes, model, _DROP, frozen, decays=decays if same else ()
+    )
+
+
+def _differ_in_decay_alone(groups: Sequence[Mapping[str, Any]]) -> bool:
+    rest = [
+        {key: one for key, one in group.items() if key not in ("params", "weight_decay")}
+        for group in groups
+    ]
+    return all(one == rest[0] for one in rest)
 
 
 def surviving(
@@ -80,8 +96,10 @@ def _prove(
     model: Mapping[str, TensorRef],
     way_out: str,
     frozen: Collection[str] = (),
+    decays: Sequence[Any] = (),
 ) -> list[list[str]]:
-    """The only names that groups of parameters with these shapes can have in the model."""
+    """The only names that groups of parameters with these shapes can have in the model. ``decays``
+    are the groups' weight decays, where that is all in which they differ."""
     flat = flat_param(model)
     if flat is not None:
         raise RefusedError(f"'{flat}' is several parameters in one (FSDP)", hint=way_out)
@@ -94,8 +112,11 @@ def _prove(
             hint=way_out,
         )
     if alphabetical(list(candidates)):
-        return _prove_by_shape(whose, shapes, candidates, way_out)
-    found, count = embeddings(shapes, list(candidates.values()))
+        try:
+            return _prove_by_shape(whose, shapes, candidates, way_out)
+        except AmbiguousError as unproved:
+            return _prove_by_code(whose, shapes, candidates, decays, unproved)
+    found, count = _in_order(shapes, candidates, decays)
     if count == 0:
         raise RefusedError(
             f"{whose}'s {total} parameters don't fit the model's in shape and order", hint=way_out
@@ -103,9 +124,9 @@ def _prove(
     if count > 1:
         training = {name: shape for name, shape in candidates.items() if name not in frozen}
         if len(training) == total:  # built from what trains, as the freeze record says
-            chosen, ways = embeddings(shapes, list(training.values()))
+            chosen, ways = _in_order(shapes, training, decays)
             if ways == 1:
-                return [[list(training)[i] for i in group] for group in chosen]
+                return chosen
         many = f"{count:,}" if count < 1000 else f"{count:.1e}"
         raise AmbiguousError(
             f"{whose}'s {total} parameters fit the model's {len(candidates)} in "
@@ -114,8 +135,60 @@ def _prove(
             if way_out is _DROP
             else way_out,
         )
+    return found
+
+
+def _in_order(
+    shapes: Sequence[Sequence[Shape | None]],
+    candidates: Mapping[str, Shape],
+    decays: Sequence[Any],
+) -> tuple[list[list[str]], int]:
+    """The names of each group, in one way that keeps the order; and how many ways there are, by
+    what is known of which groups decay, where the order alone leaves several."""
+    found, count = embeddings(shapes, list(candidates.values()))
+    if count > 1 and sum(map(len, shapes)) == len(candidates):
+        where = decay_groups(candidates, decays)
+        if where is not None:
+            found, count = embeddings(shapes, list(candidates.values()), where)
     names = list(candidates)
-    return [[names[i] for i in group] for group in found]
+    return [[names[i] for i in group] for group in found], count
+
+
+def _prove_by_code(
+    whose: str,
+    shapes: Sequence[Sequence[Shape | None]],
+    candidates: Mapping[str, Shape],
+    decays: Sequence[Any],
+    unproved: AmbiguousError,
+) -> list[list[str]]:
+    """As :func:`_prove`, in the order that known code gives modules with such names: all of the
+    parameters, each of its own shape, and the same ones whichever architecture it is."""
+
+    def refused(why: str) -> AmbiguousError:
+        return AmbiguousError(f"{unproved.message}, and {why}", hint=unproved.hint)
+
+    if sum(map(len, shapes)) < len(candidates):
+        raise refused("some of them are not in it")
+    if any(shape is None for group in shapes for shape in group):
+        raise refused("some have no state")
+    try:
+        orders = possible_orders(candidates)
+    except AmbiguousError as e:
+        raise refused(e.message) from None
+    proved: list[list[list[str]]] = []
+    for order in orders:
+        found, ways = _in_order(shapes, {name: candidates[name] for name in order}, decays)
+        if ways > 1:
+            raise refused("they fit in several ways")
+        if ways and found not in proved:
+            proved.append(found)
+    if len(proved) != 1:
+        raise refused(
+            "architectures with such modules have them in several orders"
+            if proved
+            else "their shapes fit no known architecture"
+        )
+    return proved[0]
 
 
 def _prove_by_shape(
