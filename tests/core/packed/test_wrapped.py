@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import modelctl as mc
+from modelctl.inspection.ls import list_tensors
 
 
 @pytest.fixture
@@ -57,4 +58,9 @@ def test_a_wrapped_weight_counts(tmp_path: Path, int4: Any) -> None:
     (row,) = report.rows
     assert (row.params, row.nbytes, row.weight) == (totals.params, totals.nbytes, (8, 64))
     assert row.kind == "linear int4 torchao g32"
+    with mc.open(tmp_path / "model.pt") as ckpt:
+        listed = {one.name: one for one in list_tensors(ckpt, role="parameter")}
+    assert {*listed} == {"fc.weight", "fc.bias"}
+    assert listed["fc.weight"].role == "packed"
+    assert listed["fc.weight"].nbytes == found.nbytes
     assert not any("totals" in note.text for note in report.warnings)
