@@ -28,6 +28,13 @@ def test_modules_that_agree_are_one_row() -> None:
     ]
 
 
+def test_a_module_whose_tensors_are_apart_is_one_row() -> None:
+    """As in safetensors, which sorts them by dtype."""
+    names = ["a.norm.weight", "b.norm.weight", "a.fc.weight", "b.fc.weight"]
+    found = [Trains(name, None, not name.startswith("a.")) for name in names]
+    assert [(row.name, row.tensors) for row in fold_trains(found)] == [("a", 2), ("b", 2)]
+
+
 def test_numbers_fold() -> None:
     folded = fold_trains(rows(NAMES, "norm"))
     assert [(row.name, row.tensors, row.after) for row in folded] == [

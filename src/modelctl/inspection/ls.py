@@ -115,8 +115,9 @@ def list_tensors(
     for name in names:
         ref, of = found[name]
         if isinstance(ref, Composite):
-            if role is None:
-                rows.append(_composite(name, ref, of, ckpt))
+            row = _composite(name, ref, of, ckpt)
+            if role is None or (role == "parameter" and row.role == "packed"):
+                rows.append(row)
             continue
         kind: str | None = None
         inferred = False
@@ -125,7 +126,7 @@ def list_tensors(
             bare = name[len(prefix) :]
             kind, inferred = ckpt.packed.role(bare, ref)
             grad = grads.get(bare)
-        if role is not None and kind != role:
+        if role is not None and ("parameter" if kind == "packed" else kind) != role:
             continue
         rows.append(
             TensorRow(
@@ -193,8 +194,11 @@ def other_models(ckpt: Checkpoint) -> list[Note]:
 def _composite(name: str, node: Composite, section: str | None, ckpt: Checkpoint) -> TensorRow:
     dtype = node.dtype
     on = {device_of(part, ckpt) for part in node.parts.values()}
+    weight = ckpt.packed.of.get(name) if section == "model" else None
+    nbytes = weight.nbytes if weight else node.nbytes
+    role = "packed" if weight else None
     return TensorRow(
-        *(name, dtype.name, dtype.short, node.shape, node.nbytes, section, None, False, None),
+        *(name, dtype.name, dtype.short, node.shape, nbytes, section, role, False, None),
         layout=node.layout,
         device=on.pop() if len(on) == 1 else None,
     )

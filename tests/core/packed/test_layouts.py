@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import modelctl as mc
+from modelctl.inspection.ls import list_tensors
 
 from . import makers
 from .makers import LAYOUTS
@@ -199,6 +200,32 @@ def test_roles_are_listed(tmp_path: Path) -> None:
     }
     with mc.open(bare(tmp_path / "model")) as ckpt:
         assert all(row.inferred for row in mc.ls(ckpt, "model.layers.0.mlp.up_proj"))
+
+
+def test_params_are_listed_with_what_they_are_packed_in(tmp_path: Path) -> None:
+    shapes = makers.gptq(tmp_path / "model")
+    with mc.open(tmp_path / "model") as ckpt:
+        rows = list_tensors(ckpt, role="parameter")
+    assert {row.name for row in rows} == {
+        *(f"{name}.qweight" for name in shapes),
+        *makers.plain(),
+    }
+
+
+def test_the_config_says_how_large_a_block_is(tmp_path: Path) -> None:
+    """Where it is no power of two, which shapes would be taken for."""
+    import torch
+
+    tensors = {
+        "fc.weight": torch.zeros(96, 100).to(makers.E4M3),
+        "fc.weight_scale_inv": torch.zeros(2, 3),
+    }
+    said = {"quant_method": "fp8", "weight_block_size": [48, 40]}
+    makers.written(tmp_path / "model", tensors, {"quantization_config": said})
+    for path, block in ((tmp_path / "model", (48, 40)), (bare(tmp_path / "model"), (64, 64))):
+        with mc.open(path) as ckpt:
+            (found,) = ckpt.packed.weights.values()
+        assert found.layout.group == block
 
 
 def test_json_has_it(tmp_path: Path) -> None:

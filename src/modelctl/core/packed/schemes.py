@@ -118,7 +118,7 @@ def _pack_quantized(p: Pieces, given: Context) -> Layout | None:
     width = None
     if bits and size and groups * size == _words(q, bits):
         width = groups * size
-    elif "{m}{a}_shape" in p:  # two numbers: what is filled up can't be told from the packed shape
+    elif "{m}{a}_shape" in p:  # numbers: what is filled up can't be told from the packed shape
         width = _last_of(p["{m}{a}_shape"])
     if bits is None and width:
         bits = next((n for n in (4, 8, *range(1, 8)) if -(-width * n // 32) == q.shape[-1]), None)
@@ -130,7 +130,7 @@ def _pack_quantized(p: Pieces, given: Context) -> Layout | None:
 
 
 def _last_of(ref: TensorRef) -> int | None:
-    if ref.dtype.name not in ("int64", "int32") or ref.numel != 2:
+    if ref.dtype.name not in ("int64", "int32") or ref.numel < 2:
         return None
     try:
         return int(ref.numpy()[-1])
