@@ -320,3 +320,45 @@ def test_universal_of_more_parameters_than_files_may_be_open(universal):
             assert all(ref.tobytes() for ref in ckpt.state_dict().values())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_latest_of_others_is_none_of_ours(tmp_path):
+    """A link to the newest file or folder, as many trainings keep it."""
+    torch.save({"w": torch.ones(2)}, tmp_path / "last.pt")
+    (tmp_path / "elsewhere").mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tmp_path / "last.pt", run / "last.pt")
+    for target in ("last.pt", str(tmp_path / "last.pt"), str(tmp_path / "elsewhere"), "gone"):
+        (run / "latest").symlink_to(target)
+        with mc.open(run) as ckpt:
+            assert ckpt["w"].shape == (2,)
+        (run / "latest").unlink()
+    (run / "latest").write_text("step")
+    (run / "step").symlink_to(tmp_path / "elsewhere")
+    with mc.open(run) as ckpt:
+        assert ckpt["w"].shape == (2,)
+
+
+def test_a_save_that_is_a_link_out_of_the_folder_is_not_followed(folder, tmp_path):
+    shutil.move(folder / ds.TAG, tmp_path / "elsewhere")
+    (folder / ds.TAG).symlink_to(tmp_path / "elsewhere")
+    assert "--follow-symlinks" in (refused(folder, "symbolic link").hint or "")
+    with mc.open(folder, follow_symlinks=True) as ckpt:
+        assert ckpt.state_dict()
+
+
+@pytest.mark.parametrize("what", ["missing", "shape"])
+def test_the_command_ends_with_2_and_says_why(folder, stage, what):
+    if what == "missing":
+        optimizer(folder, 0).unlink()
+    else:
+        huge = torch.Size((1 << 30, 1 << 30))
+        change(model(folder, stage), lambda root: root["param_shapes"][1].update({"one": huge}))
+    done = subprocess.run(
+        [sys.executable, "-m", "modelctl", "summary", str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert str(folder) in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.stderr

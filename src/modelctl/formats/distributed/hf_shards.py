@@ -17,6 +17,7 @@ from ...storage.places import Place
 from ..base import Format
 from ..safetensors import Safetensors
 from ..shards.writing import INDEX
+from .metadata import torch_size
 
 _INFO, _VERSION = "DCP_SHARDING_INFO", "DCP_VERSION"
 _FILES = Safetensors()
@@ -46,7 +47,8 @@ class PartsInSafetensors(Format):
             for key, ref in (mapping(one.root) or {}).items():
                 offsets = starts.get(key, (0,) * len(ref.shape))
                 whole.setdefault(key, ref)
-                if len(offsets) != len(ref.shape) or ref.dtype != whole[key].dtype:
+                sides = {len(offsets), len(ref.shape), len(whole[key].shape)}
+                if len(sides) > 1 or ref.dtype != whole[key].dtype:
                     raise UnreadableError(
                         f"the parts of {key!r:.200} do not go together", path=f"{place.name}/{name}"
                     )
@@ -79,15 +81,12 @@ def _names(place: Place) -> list[str]:
 def _starts(place: Place, name: str, text: str | None) -> dict[str, tuple[int, ...]]:
     """Where each part of a file begins in its tensor."""
     try:
-        info = json.loads(text or "{}")
-        found = {key: tuple(one["saved_offsets"]) for key, one in info.items()}
-        if not all(type(at) is int and at >= 0 for one in found.values() for at in one):
-            raise ValueError("no offsets")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        info = {} if text is None else json.loads(text)
+        return {key: torch_size(one["saved_offsets"]) for key, one in info.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnreadableError):
         raise UnreadableError(
             f"its {_INFO} does not say where its parts begin", path=f"{place.name}/{name}"
         ) from None
-    return found
 
 
 def _given(ref: TensorRef) -> Any:

@@ -17,7 +17,7 @@ from ...storage.source import Reopened
 from ..base import Format
 from ..pytorch.zip import TorchZip
 from .flat import Flat, joined, own
-from .zero import MODEL, OF_RANKS, Save, after, tagged_of
+from .zero import MODEL, OF_RANKS, Save, after, followed, tagged_of
 
 _FILES = TorchZip()
 _LATEST = "latest_universal"
@@ -35,15 +35,13 @@ class UniversalZero(Format):
         return (
             tagged is not None
             and "zero" in tagged.names
-            and tagged.inside("zero").is_folder
+            and tagged.member("zero").is_folder
             and any(map(MODEL.fullmatch, tagged.names))
         )
 
     def read(self, place: Place) -> Checkpoint:
-        tagged = tagged_of(place, _LATEST)
-        assert tagged is not None
         try:
-            return _Universal(tagged, place.name).checkpoint()
+            return _Universal(followed(place, _LATEST), place.name).checkpoint()
         except UnreadableError as e:
             if e.path:
                 raise

@@ -43,10 +43,8 @@ class Zero(Format):
         return tagged is not None and any(map(MODEL.fullmatch, tagged.names))
 
     def read(self, place: Place) -> Checkpoint:
-        tagged = tagged_of(place)
-        assert tagged is not None
         try:
-            return Save(tagged, place.name).checkpoint()
+            return Save(followed(place), place.name).checkpoint()
         except UnreadableError as e:
             raise e if e.path else UnreadableError(e.reason, path=place.name, hint=AGAIN) from None
 
@@ -65,10 +63,24 @@ def _latest(place: Place, name: str = "latest") -> str:
     """What ``latest`` says; nothing where there is none."""
     if name not in place.names:
         return ""
-    latest = place.inside(name)
-    if latest.is_folder or latest.size > 1024:
+    latest = place.member(name)  # of others it may be a link, to whatever
+    try:
+        if latest.is_folder or latest.size > 1024:
+            return ""
+    except ModelctlError:
         return ""
     return latest.head.decode("utf-8", "replace").strip()
+
+
+def followed(place: Place, latest: str = "latest") -> Place:
+    """The same, of a place that has a save.
+
+    Raises:
+        ModelctlError: it is a link, which is not followed.
+    """
+    tagged = tagged_of(place, latest)
+    assert tagged is not None
+    return tagged if tagged is place else place.inside(tagged.filename)
 
 
 def tagged_of(place: Place, latest: str = "latest") -> Place | None:
@@ -76,7 +88,7 @@ def tagged_of(place: Place, latest: str = "latest") -> Place | None:
     if not place.is_folder:
         return None
     tag = _latest(place, latest)
-    inner = place.inside(tag) if tag in place.names else place
+    inner = place.member(tag) if tag in place.names else place
     return inner if inner.is_folder else place
 
 
