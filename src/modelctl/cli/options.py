@@ -10,9 +10,14 @@ from .signature import Argument, Option
 _OUTPUT = "Output"
 _LIVE = "Live view: output shapes and MACs"
 
-Src = Annotated[Path, Argument("SRC", "The checkpoint to read; - is stdin.")]
+Src = Annotated[
+    Path, Argument("SRC", "The checkpoint to read: a file, a folder or a URL; - is stdin.")
+]
 Srcs = Annotated[
-    list[Path], Argument("SRC…", "The checkpoints to edit, each by itself; - is stdin.")
+    list[Path],
+    Argument(
+        "SRC…", "The checkpoints to edit, each by itself: files, folders or URLs; - is stdin."
+    ),
 ]
 Key = Annotated[
     str | None,

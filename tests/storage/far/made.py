@@ -32,6 +32,11 @@ def pt(folder: Path) -> bytes:
     return (folder / "made.pt").read_bytes()
 
 
+def legacy(folder: Path) -> bytes:
+    torch.save(_made(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    return (folder / "legacy.pt").read_bytes()
+
+
 def safetensors() -> bytes:
     from safetensors.torch import save
 

@@ -163,6 +163,20 @@ def test_a_dropped_connection(opened: FarSource, server: Server) -> None:
         opened.read(2 << 20, 900_000)
 
 
+def test_a_connection_that_waited_too_long(opened: FarSource, server: Server, monkeypatch) -> None:
+    """The server closed it: that is no try, and no pause."""
+    monkeypatch.setattr(http, "TRIES", 1)
+
+    def close_after(handler: Handler) -> bool:
+        handler.serve()
+        handler.close_connection = True  # without a word
+        return True
+
+    for n in range(1, 4):
+        server.turns.append(close_after)
+        assert opened.read(n << 19, 10) == DATA[n << 19 : (n << 19) + 10]
+
+
 def test_it_changes(opened: FarSource, server: Server) -> None:
     server.etag = '"2"'
     with pytest.raises(UnreadableError, match=r'x\.bin: it changed .*ETag is "2", it was "1"'):

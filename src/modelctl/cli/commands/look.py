@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 def summary(
     out: Output,
     src: Annotated[
-        list[Path], Argument("SRC…", "The checkpoint to read; of several a row each. - is stdin.")
+        list[Path],
+        Argument(
+            "SRC…",
+            "The checkpoint to read: a file, a folder or a URL; of several a row each. - is stdin.",
+        ),
     ],
     depth: Annotated[
         str | None,

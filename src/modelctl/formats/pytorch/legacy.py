@@ -4,6 +4,7 @@ docs/formats.md#legacy)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -110,8 +111,8 @@ class TorchLegacy(Format):
     ) -> int:
         """Some of them, from ``at`` on; where the next one begins."""
         ends = list(accumulate((8 + storages[key].storage.nbytes for key in keys), initial=at))
-        lengths = source.read_many((begin, 8) for begin in ends[:-1])
-        for key, begin, raw in zip(keys, ends, lengths, strict=False):
+
+        def check(raw: bytes, key: str, begin: int) -> None:
             storage, dtype, _ = storages[key]
             itemsize = dtype.itemsize if dtype else 1
             numel = int.from_bytes(raw, "little", signed=True)
@@ -122,8 +123,18 @@ class TorchLegacy(Format):
                     path=source.name,
                     offset=begin,
                 )
+
+        if not source.costly:
+            lengths = source.read_many((begin, 8) for begin in ends[:-1])
+            for raw, key, begin in zip(lengths, keys, ends, strict=False):
+                check(raw, key, begin)
+        for key, begin in zip(keys, ends, strict=False):
+            storage = storages[key].storage
             assert isinstance(storage, RunStorage)
             storage.source, storage.offset = source.outermost(begin + 8)
+            if source.costly:  # looked at with the bytes that it is the length of
+                at, stop = storage.offset, storage.offset + storage.nbytes
+                storage.source.guard(at - 8, at, stop, partial(check, key=key, begin=begin))
         return ends[-1]
 
 

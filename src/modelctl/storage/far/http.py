@@ -125,6 +125,7 @@ class Client:
         if parts.query:
             path += "?" + quote(parts.query, safe=_SAFE + "?")
         connection, prefix, extra = self._connection(parts)
+        was_idle = connection.sock is not None
         sent.update(extra)
         with self._lock:
             self._busy.add(connection)
@@ -136,6 +137,9 @@ class Client:
             body, whole = _body(response, most)
             keep = whole and not response.will_close
             return Answer(response.status, found, body, url, whole)
+        except (http.client.RemoteDisconnected, ConnectionError):
+            if not was_idle or self._closed:
+                raise
         finally:
             with self._lock:
                 self._busy.discard(connection)
@@ -144,6 +148,7 @@ class Client:
                     connection = None  # type: ignore[assignment]
             if connection is not None:
                 connection.close()
+        return self._ask(url, headers, most)  # it had waited too long for another request
 
     def _connection(
         self, parts: SplitResult
