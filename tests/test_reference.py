@@ -160,6 +160,7 @@ SECTIONS = {
     "safetensors": "safetensors",
     "sharded": "shards",
     "folder": "folders",
+    "pipeline": "folders",
     "dcp": "dcp",
     "dcp-safetensors": "dcp",
     "ranks": "rank-files",
