@@ -8,6 +8,7 @@ from shlex import quote
 
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Note, info, warning
+from ..core.storages import Source
 from ..core.text import count, some
 from ..files import Saved
 from ..formats.base import Writable
@@ -81,7 +82,10 @@ def _shards(ckpt: Checkpoint) -> list[str]:
     """The files of a checkpoint in shards, without their index."""
     if not is_sharded(ckpt) or ckpt.origin is None:
         return []
+    beside = () if ckpt.folder is None else ckpt.folder.beside
+    far = [one.name for one in ckpt.resources if isinstance(one, Source) and one.costly]
     names = [str(one.path) for one in opened(ckpt)]
+    names += [name for name in far if name.rpartition("/")[2] not in beside]
     return [name for name in names if name != ckpt.origin.path]
 
 

@@ -86,6 +86,30 @@ def test_editing(memory, capsys) -> None:
     assert [one.name for one in Path("new").iterdir()] == ["made.pt"]
 
 
+def test_shards_become_one_file(memory, capsys) -> None:
+    assert run(["convert", "memory://bucket/shards", "-o", "one.safetensors"]) == 0
+    assert "4 shards became one file" in capsys.readouterr().out
+
+
+def test_a_folder_of_several(memory, capsys) -> None:
+    memory.pipe_file("/bucket/run/step-1.pt", memory.cat_file("/bucket/made.pt"))
+    memory.pipe_file("/bucket/run/step-2.pt", memory.cat_file("/bucket/made.pt"))
+    assert run(["ls", "memory://bucket/run"]) == 2
+    err = capsys.readouterr().err
+    assert "memory://bucket/run: a folder with several checkpoints: step-1.pt, step-2.pt" in err
+    assert "memory://bucket/run/step-2.pt" in err
+    assert run(["summary", "memory://bucket/run"]) == 0
+    out = capsys.readouterr().out
+    assert "step-1.pt" in out
+    assert "step-2.pt" in out
+
+
+def test_a_folder_without_any(memory, capsys) -> None:
+    memory.pipe_file("/bucket/none/readme.txt", b"nothing")
+    assert run(["ls", "memory://bucket/none"]) == 2
+    assert "a folder without a checkpoint in it" in capsys.readouterr().err
+
+
 def test_it_fails(memory, monkeypatch) -> None:
     def fail(*args, **options):
         raise OSError("the disk is on fire\nand more")
