@@ -129,10 +129,28 @@ def _is_none(args: tuple[Any, ...]) -> bool:
     return args == (None,)
 
 
+# Enums of torch's that say how a tensor lies: in a DCP folder's metadata.
+_LAYOUTS = (
+    Global("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    Global("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
+)
+
+
+def _is_layout(args: tuple[Any, ...]) -> bool:
+    """A member of such an Enum as the first Pythons 3.11 wrote it: by its name."""
+    return (
+        len(args) == 2
+        and args[0] in _LAYOUTS
+        and isinstance(args[1], str)
+        and args[1].startswith("TORCH_")
+    )
+
+
 _MOST_PATTERN = 1000
 # Harmless where their arguments are what they are meant to be.
 _MAY_CALL_WITH: dict[Global, Callable[[tuple[Any, ...]], bool]] = {
     Global("re", "_compile"): _is_regex,
+    Global("builtins", "getattr"): _is_layout,
     Global("logging", "getLogger"): _is_logger,
     Global("_operator", "getitem"): _is_generic,
     Global("operator", "getitem"): _is_generic,

@@ -105,7 +105,7 @@ def test_without_the_library_the_extra_is_named(packed, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(UnsupportedError, match="zstandard") as e:
         as_saved(*packed)
-    assert "modelctl[zstd]" in (e.value.hint or "")
+    assert "pip install zstandard" in (e.value.hint or "")
 
 
 def test_compressed_bytes_that_are_damaged(packed):

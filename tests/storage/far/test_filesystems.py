@@ -141,8 +141,8 @@ def test_nobody_knows_it() -> None:
 @pytest.mark.parametrize(
     ("url", "lacks", "hint"),
     [
-        ("s3://b/x.pt", "fsspec", "pip install 'modelctl[remote]'"),
-        ("s3://b/x.pt", "s3fs", "pip install 'modelctl[remote]'"),
+        ("s3://b/x.pt", "fsspec", "pip install fsspec s3fs"),
+        ("s3://b/x.pt", "s3fs", "pip install fsspec s3fs"),
         ("gs://b/x.pt", "gcsfs", "pip install fsspec gcsfs"),
     ],
 )

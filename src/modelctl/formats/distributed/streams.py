@@ -62,7 +62,7 @@ def _zstd(packed: io.BufferedIOBase | Any, name: str) -> Any:
     except ImportError:
         raise UnsupportedError(
             f"{name}: compressed with zstd, which needs the library zstandard",
-            hint="pip install 'modelctl[zstd]'",
+            hint="pip install zstandard",
         ) from None
 
     class Reader(io.RawIOBase):

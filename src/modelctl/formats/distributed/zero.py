@@ -32,6 +32,10 @@ OF_RANKS = (
 AGAIN = "copy the folder again, with the files of all ranks"
 
 
+# DeepSpeed's ZeroStageEnum (deepspeed/runtime/zero/config.py)
+_STAGES = {"optimizer_states": 1, "gradients": 2, "weights": 3}
+
+
 class Zero(Format):
     """A folder that DeepSpeed's ``save_checkpoint`` wrote: a tag's, or the one with ``latest``."""
 
@@ -188,8 +192,9 @@ class Save:
     def _stage_of(self, fields: Mapping[Any, Any]) -> int:
         """1, 2 or 3; bf16's optimizer, which does not say, is laid out as 1."""
         stage = fields.get("zero_stage", 1)
-        if isinstance(stage, Obj):  # an Enum's member
-            stage = stage.args[0] if stage.args else None
+        if isinstance(stage, Obj):  # an Enum's member: Enum(3), or long getattr(Enum, "weights")
+            stage = stage.args[-1] if stage.args else None
+            stage = _STAGES.get(stage, stage) if isinstance(stage, str) else stage
         if type(stage) is not int or stage not in (1, 2, 3):
             raise UnsupportedError(f"{self.name}: ZeRO of the stage {stage!r:.20}")
         return stage

@@ -36,7 +36,7 @@ def filesystem(url: Url, near: str | None) -> tuple[Store, str]:
         ModelctlError: it can't be reached.
     """
     name = shown(url.text)
-    extra = "pip install 'modelctl[remote]'"
+    extra = "pip install fsspec s3fs"
     package = _PACKAGES.get(url.scheme)
     try:
         from fsspec.core import url_to_fs
