@@ -210,11 +210,15 @@ class FarSource(Source):
     def _by_blocks(self, start: int, stop: int) -> bytes:
         first, last = start // BLOCK, (stop - 1) // BLOCK
         with self._caching:
-            missing = [b for b in range(first, last + 1) if b not in self._blocks]
+            wanted = range(first, last + 1)
+            for b in wanted:  # what is there must not make room for the rest
+                if b in self._blocks:
+                    self._blocks.move_to_end(b)
+            missing = [b for b in wanted if b not in self._blocks]
             if missing:
                 self._load(missing[0], missing[-1] + 1)
             parts = []
-            for b in range(first, last + 1):
+            for b in wanted:
                 self._blocks.move_to_end(b)
                 parts.append(self._blocks[b])
         data = parts[0] if len(parts) == 1 else b"".join(parts)
