@@ -60,6 +60,10 @@ LACKED = (
     ("2.9", "torch.export's archives of today", "no item named 'version' in the archive"),
     ("2.9", "checkpointing without a warning", "`torch.cpu.amp.autocast(args...)` is deprecated"),
     ("2.6", "an optimizer of named parameters", "one of the params is tuple"),
+    ("2.5", "FSDP2 without a GPU", "CUDA driver version is insufficient"),
+    ("2.5", "FSDP2 without a GPU", "Found no NVIDIA driver"),
+    ("2.5", "a public DTensor", "module 'torch.distributed.tensor' has no attribute"),
+    ("2.14", "pickles of GraphModules from any place", "'str' object has no attribute '__name__'"),
 )
 
 

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
 Shape = tuple[int, ...]
 F16, F32, U8, I32 = torch.float16, torch.float32, torch.uint8, torch.int32
+if not hasattr(torch, "float8_e8m0fnu"):
+    pytest.skip("torch 2.7 has float8_e8m0fnu", allow_module_level=True)
 E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
 HIDDEN, INNER, WORDS = 64, 128, 96
 # What is quantized in a layer, by its logical shape.

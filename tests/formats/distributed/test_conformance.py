@@ -30,7 +30,7 @@ class TestDistributedCheckpoint(FormatSuite):
             },
             "epoch": 3,
         }
-        dcp.save(saved, checkpoint_id=str(folder / "a"), no_dist=True)
+        dcp.save(saved, checkpoint_id=str(folder / "a"))
         tensors = {f"model.{name}": tensor for name, tensor in model.items()}
         tensors["optimizer.state.fc.bias.momentum_buffer"] = momentum
         return Sample(folder / "a", tensors, model)
