@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ...errors import ModelctlError
 from ..storages import Storage
+from .targets import Targets
 
 # In the order in which they are asked, with the method of those that don't name it.
 _FILES = {
@@ -50,39 +51,35 @@ class QuantConfig:
 
     def of(self, module: str) -> Mapping[str, Any]:
         """What compressed-tensors' groups say of a module's weights; {} where none does."""
-        groups = self.data.get("config_groups")
         by_class: Mapping[str, Any] = {}
+        for weights, targets, has_class in self._groups:
+            if targets.match(module):
+                return weights
+            if has_class:
+                by_class = by_class or weights
+        return by_class
+
+    @cached_property
+    def _groups(self) -> list[tuple[Mapping[str, Any], Targets, bool]]:
+        """What each group says of weights, of which modules, and whether it names a class."""
+        groups = self.data.get("config_groups")
+        found: list[tuple[Mapping[str, Any], Targets, bool]] = []
         for group in groups.values() if isinstance(groups, dict) else ():
             weights = group.get("weights") if isinstance(group, dict) else None
-            if not isinstance(weights, dict):
-                continue
-            targets = group.get("targets")
-            for target in targets if isinstance(targets, list) else ():
-                if _matches(target, module):
-                    return weights
-                if isinstance(target, str) and target.isidentifier():  # the name of a class
-                    by_class = by_class or weights
-        return by_class
+            if isinstance(weights, dict):
+                listed = group.get("targets")
+                texts = listed if isinstance(listed, list) else []
+                has_class = any(isinstance(one, str) and one.isidentifier() for one in texts)
+                found.append((weights, Targets(listed), has_class))
+        return found
 
     def ignores(self, module: str) -> bool:
         """Whether the module stayed as it was."""
-        for name in _IGNORED:
-            listed = self.data.get(name)
-            if isinstance(listed, list) and any(_matches(one, module) for one in listed):
-                return True
-        return False
+        return any(targets.match(module) for targets in self._ignored)
 
-
-def _matches(target: Any, module: str) -> bool:
-    """Whether a target (a path, or ``re:`` and a regular expression) is a module, or holds it."""
-    if not isinstance(target, str):
-        return False
-    if target.startswith("re:"):
-        try:
-            return len(target) < 500 and re.match(target[3:], module) is not None
-        except re.error:
-            return False
-    return f".{module}.".endswith(f".{target}.") or module.startswith(target + ".")
+    @cached_property
+    def _ignored(self) -> list[Targets]:
+        return [Targets(self.data.get(name)) for name in _IGNORED]
 
 
 def read_config(beside: Mapping[str, Callable[[], Storage]]) -> QuantConfig | None:
