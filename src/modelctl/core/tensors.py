@@ -372,34 +372,27 @@ class ValuesStorage(Storage):
         yield from self.chunks(start, stop)
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        yield from cut(self.ref.chunks(), start, self.nbytes if stop is None else stop)
+        yield from cut(self._values(), start, self.nbytes if stop is None else stop)
+
+    def _values(self) -> Iterator[bytes]:
+        return self.ref.chunks()
 
     def read(self, start: int, size: int) -> bytes:
         return b"".join(self.chunks(start, start + size))
 
 
-class Widened(Storage):
+class Widened(ValuesStorage):
     """The values of a tensor of half precision in float32, which holds each of them exactly; made
     while they are read."""
 
-    __slots__ = ("ref",)
+    __slots__ = ()
 
     def __init__(self, ref: TensorRef) -> None:
-        super().__init__(4 * ref.numel, ref.storage.location)
-        self.ref = ref
-        self.compared = ref.storage.compared
+        super().__init__(ref)
+        self.nbytes = 4 * ref.numel
 
-    def check(self) -> None:
-        self.ref.storage.check()
-        self.compared = True
-
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        self.ref.check()
-        yield from self.chunks(start, stop)
-
-    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        stop = self.nbytes if stop is None else stop
-        yield from cut((self._wide(piece) for piece in self.ref.chunks()), start, stop)
+    def _values(self) -> Iterator[bytes]:
+        return map(self._wide, self.ref.chunks())
 
     def _wide(self, piece: bytes) -> bytes:
         import numpy as np
@@ -407,6 +400,3 @@ class Widened(Storage):
         if self.ref.dtype.name == "float16":
             return np.frombuffer(piece, "<f2").astype("<f4").tobytes()
         return (np.frombuffer(piece, "<u2").astype("<u4") << 16).tobytes()
-
-    def read(self, start: int, size: int) -> bytes:
-        return b"".join(self.chunks(start, start + size))
