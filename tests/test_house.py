@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.formats.registry import BUILT_IN
+from modelctl.formats.registry import built_in
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "modelctl"
 MOST_LINES, MOST_FILES = 450, 15
@@ -60,7 +60,7 @@ ONLY = {
 NEVER_AT_START = {"numpy", "torch", "rich", "tabulate", "isal", "fsspec"}
 ALLOWED_LIBRARIES = {*sys.stdlib_module_names, "numpy", "tomli", "isal"}
 # What formats are called; what they can do is asked of them.
-FORMATS = {one.name for one in BUILT_IN} - {"archive", "folder"}
+FORMATS = {one.name for one in built_in()} - {"archive", "folder"}
 
 
 def module_name(path: Path) -> str:

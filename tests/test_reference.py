@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelctl.core.matching.optimizer_states import TABLE
-from modelctl.formats.registry import BUILT_IN
+from modelctl.formats.registry import built_in
 from modelctl.pickles import interpreter, machine, opcodes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,5 +174,5 @@ SECTIONS = {
 
 
 def test_every_format_has_its_section() -> None:
-    assert {known.name for known in BUILT_IN} == set(SECTIONS)
+    assert {known.name for known in built_in()} == set(SECTIONS)
     assert set(SECTIONS.values()) <= anchors((DOCS / "formats.md").read_text("utf-8"))

@@ -17,8 +17,7 @@ from .core.tree import find_path
 from .errors import LossError
 from .formats.base import Writable, WritableFormat
 from .formats.destination import Destination, destination
-from .formats.distributed.ranks import of_one_rank
-from .formats.registry import detect, for_writing
+from .formats.registry import about_ranks, detect, for_writing
 from .pickles.left_out import without_calls
 from .storage.far.urls import url_of
 from .storage.layout import Layout
@@ -61,10 +60,11 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
     try:
         with _no_collector():
             ckpt = detect(place).read(place)
-        note = of_one_rank(place, ckpt.root)
-        ckpt = ckpt.replace(resources=(*place.sources, _Later(place)), read=ckpt.root)
-        if note is not None:
-            ckpt = ckpt.replace(warnings=(*ckpt.warnings, note))
+        ckpt = ckpt.replace(
+            resources=(*place.sources, _Later(place)),
+            read=ckpt.root,
+            warnings=(*ckpt.warnings, *about_ranks(place, ckpt)),
+        )
         if key is not None:
             ckpt = ckpt.replace(key=find_path(ckpt.root, key) or tuple(key.split(".")))
             _ = ckpt.sections

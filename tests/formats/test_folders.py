@@ -260,3 +260,16 @@ def test_a_folder_of_one_run_is_told(tmp_path):
     with pytest.raises(SeveralError, match="checkpoint-500") as e:
         mc.open(tmp_path / "run")
     assert "checkpoint-500" in (e.value.hint or "")
+
+
+def test_a_link_latest_says_which_is_the_newest_and_is_none_itself(tmp_path):
+    for n in (1, 2):
+        training(tmp_path / f"checkpoint-{n}", n)
+    (tmp_path / "latest").symlink_to("checkpoint-1")
+    with pytest.raises(SeveralError) as e:
+        mc.open(tmp_path)
+    assert [os.path.basename(one) for one in e.value.found] == ["checkpoint-2", "checkpoint-1"]
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("gone")
+    with pytest.raises(SeveralError):
+        mc.open(tmp_path)

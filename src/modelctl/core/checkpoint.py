@@ -8,20 +8,22 @@ from functools import cached_property, wraps
 from html import escape
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from ..errors import DamagedError, NoMatchError, UsageError
 from .names import nearest
 from .nodes import children, mapping
 from .notes import Note
 from .numbers import plain_number
-from .packed import PackedWeights, find_packed, read_config
 from .sections import Sections, find_sections
 from .sections.pairing import under
 from .storages import Storage
 from .tensors import TensorRef
 from .text import some
 from .tree import Path, find_path, get, path_text, walk
+
+if TYPE_CHECKING:
+    from .packed import PackedWeights
 
 T = TypeVar("T")
 _MOST_ROWS = 30  # in a notebook
@@ -194,6 +196,8 @@ class Checkpoint:
     def packed(self) -> PackedWeights:
         """Which of the model's weights are quantized, and how, as far as names, shapes and the
         config beside the file tell."""
+        from .packed import find_packed, read_config
+
         config = read_config(self.folder.beside) if self.folder is not None else None
         return find_packed(self.shown, config, self.metadata)
 

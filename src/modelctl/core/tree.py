@@ -7,6 +7,7 @@ node once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ..errors import UnreadableError
@@ -90,6 +91,20 @@ def walk(root: Any) -> Iterator[tuple[Path, Any]]:
         else:
             levels.pop()
             inside.discard(key)
+
+
+def first(root: Any, most: int) -> Iterator[Any]:
+    """The first few nodes, the upper ones before those inside of them, what is shared once: in the
+    time of as many, however large the tree is."""
+    waiting, seen = [root], {id(root)}
+    for node in waiting:
+        yield node
+        if is_leaf(node):
+            continue
+        for _, child in islice(children(node), most - len(waiting)):
+            if id(child) not in seen:
+                seen.add(id(child))
+                waiting.append(child)
 
 
 def most_paths(found: Containers) -> int:

@@ -311,3 +311,17 @@ def _candidates(place: Place) -> tuple[list[str], list[str]]:
         [name for name in names if name.endswith(INDEX)],
         [name for name in names if name.endswith(SUFFIXES)],
     )
+
+
+def latest_of(place: Place, name: str = "latest") -> str:
+    """What the file ``latest`` in a folder says, which is the name of another there; nothing where
+    there is none, or it is no such file."""
+    if name not in place.names:
+        return ""
+    latest = place.member(name)  # of others it may be a link, to whatever
+    try:
+        if latest.is_folder or latest.size > 1024:
+            return ""
+    except ModelctlError:
+        return ""
+    return latest.head.decode("utf-8", "replace").strip()

@@ -5,34 +5,30 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from shlex import quote
 
+from ..core.checkpoint import Checkpoint
+from ..core.nodes import Composite
+from ..core.notes import Note
+from ..core.tree import first
 from ..errors import ModelctlError, SeveralError, UnreadableError, UnsupportedError, UsageError
 from ..storage.places import Place
 from .archives import PlainTar, TarGz, ZipOfCheckpoints
 from .arrays import PickledArrays
 from .base import Format, Writable
-from .distributed.dcp import DistributedCheckpoint
-from .distributed.hf_shards import PartsInSafetensors
-from .distributed.ranks import RankFiles
-from .distributed.universal import UniversalZero
-from .distributed.zero import Zero
-from .folders import SHARD, SUFFIXES, Folder
+from .folders import SHARD, SUFFIXES, Folder, latest_of
 from .guests import Broken, third_party
-from .pipelines import Pipeline
 from .shards.reading import Sharded
 from .shards.writing import INDEX
 from .single import SINGLE, guest_of, known_to
 
-# Those whose checkpoints are folders.
-_FOLDERS: Sequence[Format] = (
-    *(DistributedCheckpoint(), PartsInSafetensors(), UniversalZero(), Zero(), RankFiles()),
-    *(Pipeline(), Folder()),
-)
-BUILT_IN: Sequence[Format] = (
+# Those whose checkpoints are files, or are named by one.
+_FILES: Sequence[Format] = (
     *(*SINGLE, Sharded(), ZipOfCheckpoints(), TarGz(), PlainTar(), PickledArrays()),
-    *_FOLDERS,
 )
+# nodes of a tree
+_LOOKED_AT = 64
 # A folder has at most so many names that are looked at.
 _MOST_INSIDE = 10_000
 # What is often found under a checkpoint's name, and what it says to its owner.
@@ -78,6 +74,31 @@ _ZIPS = (
 )
 
 
+def _files() -> Sequence[Format]:
+    return _FILES
+
+
+@cache
+def _folders() -> Sequence[Format]:
+    """Those whose checkpoints are folders: loaded where there is one, or one is to be written."""
+    from .distributed.dcp import DistributedCheckpoint
+    from .distributed.hf_shards import PartsInSafetensors
+    from .distributed.ranks import RankFiles
+    from .distributed.universal import UniversalZero
+    from .distributed.zero import Zero
+    from .pipelines import Pipeline
+
+    return (
+        *(DistributedCheckpoint(), PartsInSafetensors(), UniversalZero(), Zero(), RankFiles()),
+        *(Pipeline(), Folder()),
+    )
+
+
+def built_in() -> Sequence[Format]:
+    """All formats of ours."""
+    return (*_FILES, *_folders())
+
+
 def detect(place: Place) -> Format:
     """The format of a place, by what is in it. Ours come first; those of other packages are only
     loaded for what none of ours knows.
@@ -96,37 +117,54 @@ def detect(place: Place) -> Format:
             f"{place.name}: one file of a torch.distributed.checkpoint folder",
             hint=f"name the folder: {quote(os.path.dirname(os.path.abspath(place.name)))}",
         )
-    found = known_to(BUILT_IN, place) or guest_of(place)
+    ours = _folders() if place.is_folder else _FILES
+    found = known_to(ours, place) or guest_of(place)
     if found is None:
         raise _unknown(place)
     return found
 
 
+def about_ranks(place: Place, ckpt: Checkpoint) -> list[Note]:
+    """What there is to say of a file that is one of several ranks'. Most have no wrapped tensor
+    among their first nodes, where a rank's state_dict has its parameters."""
+    for node in first(ckpt.root, _LOOKED_AT):
+        if isinstance(node, Composite):
+            from .distributed.ranks import of_one_rank
+
+            note = of_one_rank(place, node)
+            if note is not None:
+                return [note]
+    return []
+
+
 def known(name: str) -> Format | None:
     """The format of that name, as a checkpoint's origin has it; None where there is none."""
-    found = [one for one in BUILT_IN if one.name == name]
-    found = found or [one for one in third_party() if one.name == name]
-    return found[0] if found else None
+    for formats in (_files, _folders, third_party):  # each loaded where none before it is meant
+        for one in formats():
+            if one.name == name:
+                return one
+    return None
 
 
 def checkpoints_in(place: Place) -> list[str]:
     """The names of the checkpoints in a folder that is none itself, files and folders, the newest
-    last: as the numbers in their names say, unless a file ``latest`` does."""
+    last: as the numbers in their names say, unless a file or a link ``latest`` does."""
     if not place.is_folder:
         return []
     found = [name for name in place.names[:_MOST_INSIDE] if _is_one(place, name)]
     if all(map(SHARD.search, found)) and not any(name.endswith(INDEX) for name in found):
         return []  # of one that lacks its index
     found.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [-1])
-    latest = place.member("latest") if "latest" in place.names else None
-    said = latest.head.decode("utf-8", "replace").strip() if latest else ""
-    return sorted(found, key=lambda name: name == said)
+    links = {name: place.leads_to(name) for name in found}
+    said = links.get("latest") or latest_of(place)
+    others = [name for name in found if links[name] not in links]
+    return sorted(others, key=lambda name: name == said)
 
 
 def _is_one(place: Place, name: str) -> bool:
     inner = place.member(name)
     if inner.is_folder:
-        return known_to(_FOLDERS, inner) is not None
+        return known_to(_folders(), inner) is not None
     return name.endswith((*SUFFIXES, INDEX))
 
 
@@ -143,7 +181,7 @@ def _unknown(place: Place) -> ModelctlError:
         if len(paths) > 1:
             newest += f"; 'modelctl summary {quote(place.name)}' lists them"
         return SeveralError(place.name, paths, newest)
-    for one in (*BUILT_IN, *guests):
+    for one in (*built_in(), *guests):
         why = one.explain(place)
         if why is not None:
             return why
@@ -165,22 +203,22 @@ def _unknown(place: Place) -> ModelctlError:
     return UnreadableError(
         f"not a checkpoint: begins with {head[:8].hex(' ')}",
         path=place.name,
-        hint="modelctl reads " + ", ".join(one.label for one in (*BUILT_IN, *guests)),
+        hint="modelctl reads " + ", ".join(one.label for one in (*built_in(), *guests)),
     )
 
 
 def writable(*, all: bool = False) -> list[Writable]:
     """The formats that can be written: ours, or with ``all`` those of other packages, too."""
-    known = (*BUILT_IN, *third_party()) if all else BUILT_IN
+    known = (*built_in(), *third_party()) if all else built_in()
     return [one for one in known if isinstance(one, Writable) and one.by_name]
 
 
 def of_suffix(path: str) -> Writable | None:
     """The format to write that the suffix of a path says; those of other packages are only asked
     where none of ours does."""
-    for all in (False, True):
-        for one in writable(all=all):
-            if path.endswith(one.suffixes):
+    for formats in (_files, third_party):
+        for one in formats():
+            if isinstance(one, Writable) and path.endswith(one.suffixes):
                 return one
     return None
 

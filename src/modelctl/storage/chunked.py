@@ -34,6 +34,11 @@ class Chunk(NamedTuple):
     find: Callable[[], TensorRef]
     where: str
 
+    @classmethod
+    def of(cls, offsets: tuple[int, ...], ref: TensorRef, where: str) -> Chunk:
+        """One whose values are known already."""
+        return cls(offsets, ref.shape, lambda: ref, where)
+
     @property
     def numel(self) -> int:
         return prod(self.sizes)

@@ -145,6 +145,12 @@ class Place:
         """The file of that name in a folder: what the user meant by the folder."""
         return self._file(self._path / name)
 
+    def leads_to(self, name: str) -> str:
+        """The name in the same folder that a link there leads to; nothing of what is none."""
+        path = self._path / name
+        target = os.readlink(path) if path.is_symlink() else ""
+        return "" if os.path.dirname(target) else target
+
     def inside(self, name: str) -> Place:
         """A file of a folder that goes along with what the user meant.
 

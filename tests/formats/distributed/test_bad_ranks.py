@@ -193,3 +193,17 @@ def _places(node: Any, depth: int = 12) -> Iterator[Callable[[Any], Callable[[],
 def _put(setter: Any, key: Any, old: Any, value: Any) -> Callable[[], None]:
     setter(key, value)
     return lambda: setter(key, old)
+
+
+def test_names_that_are_made_to_take_for_ever(tmp_path: Path) -> None:
+    for end in (1, 2):
+        (tmp_path / ("1_" * 60 + f"x{end}.pt")).write_bytes(b"PK\3\4")
+    with pytest.raises(ModelctlError):
+        mc.open(tmp_path)
+
+
+def test_two_files_of_one_number_are_no_ranks(tmp_path: Path) -> None:
+    for name in ("m_1.pt", "m_01.pt"):
+        torch.save({"a": torch.ones(2)}, tmp_path / name)
+    with pytest.raises(ModelctlError, match="several checkpoints"):
+        mc.open(tmp_path)

@@ -5,7 +5,6 @@ begins."""
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from ...core.checkpoint import Checkpoint, Origin
 from ...core.nodes import mapping
@@ -52,7 +51,7 @@ class PartsInSafetensors(Format):
                     raise UnreadableError(
                         f"the parts of {key!r:.200} do not go together", path=f"{place.name}/{name}"
                     )
-                chunks.setdefault(key, []).append(Chunk(offsets, ref.shape, _given(ref), name))
+                chunks.setdefault(key, []).append(Chunk.of(offsets, ref, name))
         metadata.pop(_VERSION, None)
         root = {}
         for key, parts in chunks.items():
@@ -87,7 +86,3 @@ def _starts(place: Place, name: str, text: str | None) -> dict[str, tuple[int, .
         raise UnreadableError(
             f"its {_INFO} does not say where its parts begin", path=f"{place.name}/{name}"
         ) from None
-
-
-def _given(ref: TensorRef) -> Any:
-    return lambda: ref

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from shlex import quote
 from typing import Any
 
@@ -27,12 +26,11 @@ from .sharding import Sharded, is_sharded, ranks_of, sharded
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".distcp")
 _NUMBER = re.compile(r"\d+")
-# What the name of a group ends with, before the numbers
-_TAIL = re.compile(r"[\W_]*((world_size|of|mp|tp|pp|dp|rank|shard)?[\W_]*#[\W_]*)*$")
+_BETWEEN = re.compile(r"[\W_]+")
+# What the name of a file ends with that says which rank it is of.
+_OF_RANK = frozenset(("", "world", "size", "of", "mp", "tp", "pp", "dp", "rank", "shard"))
 _OURS = (b"torch.distributed.tensor", b"torch.distributed._tensor", b"_shard.sharded_tensor")
 _FILES = TorchZip()
-# A state_dict of one rank begins with its parameters.
-_LOOKED_AT = 64
 # What FSDP1 saves under LOCAL_STATE_DICT.
 _FLAT = ("_flat_param", "flat_param")
 
@@ -96,10 +94,20 @@ def _groups(place: Place) -> dict[str, Ranks]:
         varying = [i for i, column in enumerate(zip(*numbers, strict=True)) if len({*column}) > 1]
         if len(names) == 1 or len(varying) != 1:
             continue
-        ranks = sorted((row[varying[0]], name) for row, name in zip(numbers, names, strict=True))
-        title = _TAIL.sub("", skeleton.rpartition(".")[0] + "#").strip("_-.") or skeleton
-        found[title if title not in found else skeleton] = dict(ranks)
+        pairs = sorted((row[varying[0]], name) for row, name in zip(numbers, names, strict=True))
+        ranks = dict(pairs)
+        title = _title(skeleton)
+        if len(ranks) == len(pairs):  # 1 and 01 are no two ranks
+            found[title if title not in found else skeleton] = ranks
     return found
+
+
+def _title(skeleton: str) -> str:
+    """What files are called without what says which rank each is of."""
+    words = _BETWEEN.split(skeleton.rpartition(".")[0])
+    while words and words[-1].lower() in _OF_RANK:
+        words.pop()
+    return "_".join(words) or skeleton
 
 
 def _is_of_rank(place: Place) -> bool:
@@ -110,13 +118,11 @@ def _is_of_rank(place: Place) -> bool:
     return any(word in data for word in _OURS)
 
 
-def of_one_rank(place: Place, root: Any) -> Note | None:
+def of_one_rank(place: Place, node: Composite) -> Note | None:
     """What to say of one file of several ranks that was named by itself, or is alone in its
-    folder; None of any other."""
-    first = (node for _, node in islice(walk(root), _LOOKED_AT) if isinstance(node, Composite))
-    part = next(filter(is_sharded, first), None)
-    ranks = None if part is None else ranks_of(part)
-    if part is None or ranks == 1:
+    folder, by a tensor in it; None of any other."""
+    ranks = ranks_of(node) if is_sharded(node) else 1
+    if ranks == 1:
         return None
     folder = quote(os.path.dirname(os.path.abspath(place.name)))
     return warning(
@@ -195,10 +201,7 @@ class _Group:
                     raise UnreadableError(
                         f"{list(part.shape)} in {name}, {list(whole.shape)} in the first file"
                     )
-                chunks += [
-                    Chunk(held.offsets, held.ref.shape, _given(held.ref), name)
-                    for held in part.held
-                ]
+                chunks += [Chunk.of(held.offsets, held.ref, name) for held in part.held]
             assert whole is not None
             inside = placed(whole.shape, chunks)
         except ModelctlError as e:
@@ -210,7 +213,3 @@ class _Group:
                 raise
             raise self._mixed(f"{path_text(path)!r:.200}: {e.reason}") from None
         return TensorRef(*whole[:2], ChunkedStorage(*whole[:2], inside))
-
-
-def _given(ref: TensorRef) -> Any:
-    return lambda: ref

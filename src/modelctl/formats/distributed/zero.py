@@ -17,6 +17,7 @@ from ...core.text import count, some
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...storage.places import Place
 from ..base import Format
+from ..folders import latest_of
 from ..pytorch.zip import TorchZip
 from .flat import Flat, in_fp32, joined, own, paddings_of, shapes_of
 
@@ -53,7 +54,7 @@ class Zero(Format):
             raise e if e.path else UnreadableError(e.reason, path=place.name, hint=AGAIN) from None
 
     def explain(self, place: Place) -> ModelctlError | None:
-        tag = _latest(place)
+        tag = latest_of(place)
         if not tag or tag in place.names:
             return None
         return UnreadableError(
@@ -61,19 +62,6 @@ class Zero(Format):
             path=place.name,
             hint="copy that folder, too, or write the name of another into 'latest'",
         )
-
-
-def _latest(place: Place, name: str = "latest") -> str:
-    """What ``latest`` says; nothing where there is none."""
-    if name not in place.names:
-        return ""
-    latest = place.member(name)  # of others it may be a link, to whatever
-    try:
-        if latest.is_folder or latest.size > 1024:
-            return ""
-    except ModelctlError:
-        return ""
-    return latest.head.decode("utf-8", "replace").strip()
 
 
 def followed(place: Place, latest: str = "latest") -> Place:
@@ -91,7 +79,7 @@ def tagged_of(place: Place, latest: str = "latest") -> Place | None:
     """The folder that ``latest`` names, or itself; None of what is no folder."""
     if not place.is_folder:
         return None
-    tag = _latest(place, latest)
+    tag = latest_of(place, latest)
     inner = place.member(tag) if tag in place.names else place
     return inner if inner.is_folder else place
 
@@ -206,8 +194,10 @@ class Save:
             raise UnreadableError("its optimizer states have no pieces of flat groups")
         inner = "optimizer_state_dict" if self.stage == 3 else "base_optimizer_state"
         state = mapping(fields.get(inner)) or {}
-        known = isinstance(state.get("param_groups"), list) and mapping(state.get("state"))
-        return _Rank(fields, weights, None if known in (None, False) else state)
+        sound = isinstance(state.get("param_groups"), list) and (
+            mapping(state.get("state")) is not None
+        )
+        return _Rank(fields, weights, state if sound else None)
 
     # ------------------------------------------------------------------ what they hold together
 
