@@ -34,6 +34,7 @@ from .naming import (
     has_known_suffix,
     is_folder,
     is_sharded,
+    is_written_folder,
     name_in_folder,
     same_format,
     suffix_lies,
@@ -199,6 +200,12 @@ class Job:
     def own_place(self, source: str, ckpt: Checkpoint) -> Target:
         """What is replaced in place: the file that was found, of shards their index."""
         found = ckpt.origin.path if ckpt.origin is not None and os.path.isdir(source) else source
+        if os.path.isdir(found) and not is_written_folder(ckpt):
+            label = ckpt.origin.label if ckpt.origin is not None else "this"
+            raise UsageError(
+                f"{found}: {label}: such a folder is read only, not edited in place",
+                hint="-o FILE.pt takes all of it in one file, --to dcp -o FOLDER/ in several",
+            )
         if is_sharded(ckpt):
             return Target(found, self.to)
         if self.to is not None and suffix_lies(found, self.to):

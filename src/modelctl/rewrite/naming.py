@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
 from ..errors import UsageError
-from ..formats.base import Writable, WritableFormat
+from ..formats.base import Writable, WritableFolder, WritableFormat
 from ..formats.registry import for_writing, known, of_suffix, writable
 from ..storage.far.urls import is_far, shown
 from ..storage.source import FileSource
@@ -27,6 +27,12 @@ def is_sharded(ckpt: Checkpoint) -> bool:
     """Whether it was read from shards and their index."""
     found = known(ckpt.origin.format) if ckpt.origin is not None else None
     return found is not None and found.in_shards
+
+
+def is_written_folder(ckpt: Checkpoint) -> bool:
+    """Whether it was read from a folder of a format that is written, too."""
+    found = known(ckpt.origin.format) if ckpt.origin is not None else None
+    return isinstance(found, WritableFolder)
 
 
 def opened(ckpt: Checkpoint) -> list[FileSource]:

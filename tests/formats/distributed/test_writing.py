@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import modelctl as mc
-from modelctl.errors import LossError, WriteError
+from modelctl.errors import LossError, UsageError, WriteError
 
 torch = pytest.importorskip("torch")
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save  # noqa: E402
@@ -204,3 +204,18 @@ def test_the_metadata_are_as_torch_pickles_them(saved, tmp_path):
     assert isinstance(found, Metadata)
     assert found.state_dict_metadata["model.0.weight"].properties.dtype is torch.float32
     assert found.planner_data["list.1.x"] == ("list", 1, "x")
+
+
+@pytest.mark.parametrize("what", ["ranks", "parts"])
+def test_a_folder_that_is_read_only_is_not_edited_in_place(written, tmp_path, what):
+    """Nothing is written beside files that would be read again instead of it."""
+    source = written(2) / what
+    if not source.exists():
+        pytest.skip("this torch has no writer of them")
+    folder = tmp_path / what
+    shutil.copytree(source, folder)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(UsageError, match="read only, not edited in place") as e:
+        mc.edit(folder, {"do": "add-prefix", "prefix": "m"}, in_place=True)
+    assert "-o FILE.pt" in (e.value.hint or "")
+    assert sorted(os.listdir(folder)) == before
