@@ -37,3 +37,8 @@ def test_models_have_an_order_of_their_own(name: str) -> None:
     assert not alphabetical(
         [n.replace(first, "zz", 1) if n.startswith(first) else n for n in names]
     )
+
+
+def test_a_name_of_many_segments_takes_the_time_of_its_length() -> None:
+    deep = "a." * 100_000 + "weight"
+    assert alphabetical([deep, "b.weight", "b.bias"]) is False

@@ -177,22 +177,26 @@ def alphabetical(names: Sequence[str]) -> bool:
 def _is_sorted_inside(names: Sequence[str]) -> bool:
     """Whether in nearly every module what is inside of it comes sorted. A ``weight`` before its
     ``bias``, and numbers that go down, are no sort's; a ``bias`` before its ``weight`` is."""
-    inside: dict[str, dict[str, None]] = {}
+    modules: dict[tuple[int, str], int] = {}  # by the number of what each is in, and its own name
+    inside: list[list[str]] = [[]]
     for name in names:
-        segments = name.split(".")
-        for i, segment in enumerate(segments):
-            inside.setdefault(".".join(segments[:i]), {})[segment] = None
+        module = 0
+        for segment in name.split("."):
+            below = modules.setdefault((module, segment), len(inside))
+            if below == len(inside):
+                inside[module].append(segment)
+                inside.append([])
+            module = below
     count = odd = turned = 0
-    for children in inside.values():
-        order = [*children]
+    for order in inside:
         if len(order) < 2:
             continue
         count += 1
         is_sorted = order in (sorted(order), sorted(order, key=natural))
-        if not is_sorted and ("weight" in children or all(map(str.isdecimal, order))):
+        if not is_sorted and ("weight" in order or all(map(str.isdecimal, order))):
             return False
         odd += not is_sorted
-        turned += "weight" in children and "bias" in children
+        turned += "weight" in order and "bias" in order
     return count > 0 and odd <= max(1 if turned else 0, count // 10)
 
 

@@ -19,6 +19,9 @@ from ..text import some
 
 _TABLE = Path(__file__).with_name("module_orders.json.gz")
 
+# No known architecture has modules in so many others.
+_DEEPEST = 100
+
 # What a module is called, and the names below it.
 Below = tuple[str, frozenset[str]]
 Tree = dict[str, "Tree | str"]
@@ -85,6 +88,8 @@ def tree_of(names: Iterable[str]) -> Tree:
     root: Tree = {}
     for name in names:
         *modules, last = unwrapped(name).split(".")
+        if len(modules) > _DEEPEST:
+            raise AmbiguousError(f"a name of {len(modules):,} modules: no known architecture's")
         inner = root
         for module in modules:
             below = inner.setdefault(module, {})
