@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from html import escape
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
@@ -231,6 +230,8 @@ class Checkpoint:
 
     def _repr_html_(self) -> str:
         """For a notebook: the line, and a row a tensor of the model."""
+        from html import escape
+
         models = self.sections.models
         tensors = models[0].tensors() if models else self.tensors()
         rows = "".join(

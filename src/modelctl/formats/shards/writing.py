@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,8 @@ def parse_size(size: int | str) -> int:
     Raises:
         UsageError: no size, or none above zero.
     """
+    from fractions import Fraction
+
     number = rf"\d{{1,{_DIGITS}}}(?:\.\d{{1,{_DIGITS}}})?"
     found = re.fullmatch(rf"({number})\s*([KMGT]?)(I?)B?", str(size).strip().upper(), re.ASCII)
     if found is None or (found[3] and not found[2]):
