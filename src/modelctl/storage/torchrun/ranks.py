@@ -8,6 +8,7 @@ that died is noticed there by the others.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -18,8 +19,9 @@ T = TypeVar("T")
 
 # What torchrun says to those that it starts, and they hand on to what they start.
 _SAID = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-# One may copy for long while the others wait; who dies is noticed at once.
-_DAYS = 7
+# Until all have come, and then, since one may copy for long while the others wait; who dies is
+# noticed at once.
+_MINUTES, _DAYS = 10, 7
 
 
 class LostRankError(WriteError):
@@ -80,6 +82,8 @@ class Ranks:
         try:
             return self._gather(value)
         except RuntimeError as e:
+            with suppress(ValueError):  # it ends already: torchrun's asking is not to stop that
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise LostRankError(
                 f"another of the {self.size} ranks has gone before all was done",
                 hint="what stood there is as it was; run it again",
@@ -127,7 +131,8 @@ def join() -> Ranks:
     try:
         import torch.distributed as dist
 
-        dist.init_process_group("gloo", timeout=timedelta(days=_DAYS))
+        dist.init_process_group("gloo", timeout=timedelta(minutes=_MINUTES))
+        group: Any = dist.new_group(timeout=timedelta(days=_DAYS))
     except (ImportError, RuntimeError, ValueError, AttributeError) as e:
         said = (str(e).splitlines() or [type(e).__name__])[0]
         raise ModelctlError(
@@ -138,7 +143,7 @@ def join() -> Ranks:
 
     def gather(value: object) -> list[Any]:
         found: list[Any] = [None] * size
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group)
         return found
 
     _joined = Ranks(dist.get_rank(), size, gather)
