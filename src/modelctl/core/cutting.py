@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import DamagedError
 from .nodes import Composite
 from .notes import Note, warning
-from .storages import Run, Storage
+from .storages import Run, Slice, Storage
 from .tensors import StorageRef, TensorRef
 from .text import count
 from .tree import containers, rebuild
@@ -39,6 +39,10 @@ class PartStorage(Storage):
     def runs(self, start: int = 0, stop: int | None = None) -> list[Run] | None:
         stop = self.nbytes if stop is None else stop
         return self.inner.runs(self.start + start, self.start + stop)
+
+    def slices(self, start: int = 0, stop: int | None = None) -> list[Slice]:
+        stop = self.nbytes if stop is None else stop
+        return self.inner.slices(self.start + start, self.start + stop)
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         stop = self.nbytes if stop is None else stop

@@ -219,6 +219,18 @@ class Run(NamedTuple):
     nbytes: int
 
 
+class Slice(NamedTuple):
+    """The bytes of a storage from ``start`` to ``stop``."""
+
+    storage: Storage
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
 class Storage(ABC):
     """Bytes shared by the tensors that view them; the same object means tied.
 
@@ -245,6 +257,15 @@ class Storage(ABC):
         """Where the bytes from ``start`` to ``stop`` lie, in order, in whatever sources; None
         where they are made."""
         return None
+
+    def slices(self, start: int = 0, stop: int | None = None) -> list[Slice]:
+        """The storages with checksums of their own that have the bytes from ``start`` to ``stop``,
+        in order: itself, but of one that is put together."""
+        return [Slice(self, start, self.nbytes if stop is None else stop)]
+
+    def recorded_crc32(self) -> int | None:
+        """The checksum of all bytes, as far as containers recorded it, of its parts too."""
+        return self.crc32
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The bytes from ``start`` to ``stop`` in pieces of at most 1 MiB."""
@@ -281,10 +302,12 @@ class Storage(ABC):
                 pass
 
     def compare(self, crc: int) -> None:
-        """Raises DamagedError where the checksum of all bytes is not the recorded one."""
-        if self.crc32 is not None and crc != self.crc32:
+        """Raises DamagedError where the checksum of all bytes is not the recorded one, of which
+        there must be one."""
+        known = self.recorded_crc32()
+        if known is not None and crc != known:
             raise self._damaged()
-        self.compared = True
+        self.compared = self.compared or known is not None
 
     def _damaged(self) -> DamagedError:
         runs = self.runs()
@@ -323,12 +346,20 @@ class RunStorage(Storage):
         if self.compared:
             return
         crc, crc32 = 0, fastest_crc32()
-        room = memoryview(bytearray(min(_ROOM, self.nbytes)))  # one, small enough for the cache
-        for at in range(0, self.nbytes, _ROOM):
-            part = room[: min(_ROOM, self.nbytes - at)]
-            self.source.read_into(self.offset + at, part)
+        for part in self.passing():
             crc = crc32(part, crc)
         self.compare(crc)
+
+    def passing(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
+        """The bytes from ``start`` to ``stop`` in pieces, each of which is gone with the next."""
+        stop = self.nbytes if stop is None else stop
+        # one place for all, small enough for the cache; what is far is asked for in large pieces
+        size = min(CHUNK if self.source.costly else _ROOM, stop - start)
+        room = memoryview(bytearray(size))
+        for at in range(start, stop, size or 1):
+            part = room[: min(size, stop - at)]
+            self.source.read_into(self.offset + at, part)
+            yield part
 
     def runs(self, start: int = 0, stop: int | None = None) -> list[Run]:
         stop = self.nbytes if stop is None else stop
@@ -380,37 +411,6 @@ class MemoryStorage(Storage):
         return self.data[start : start + size]
 
 
-class SwappedStorage(Storage):
-    """A storage of a big-endian file, read as little-endian items of ``itemsize`` bytes."""
-
-    __slots__ = ("inner", "itemsize")
-
-    def __init__(self, inner: Storage, itemsize: int) -> None:
-        super().__init__(inner.nbytes, inner.location)
-        self.inner, self.itemsize = inner, itemsize
-        self.compared = inner.compared
-
-    def check(self) -> None:
-        try:
-            self.inner.check()
-        except DamagedError as e:
-            raise DamagedError(self, e.path, e.offset) from None
-        self.compared = True
-
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        self.check()  # the checksum is that of the bytes as they lie there
-        yield from self.chunks(start, stop)
-
-    def read(self, start: int, size: int) -> bytes:
-        n = self.itemsize
-        first, last = start - start % n, start + size + -(start + size) % n
-        raw = self.inner.read(first, min(last, self.nbytes) - first)
-        out = bytearray(raw)
-        for i in range(n):
-            out[i::n] = raw[n - 1 - i :: n]
-        return bytes(out[start - first : start - first + size])
-
-
 @cache
 def fastest_crc32() -> Callable[[bytes | memoryview, int], int]:
     """ISA-L's, ten times as fast as zlib's, where it is installed."""
@@ -420,18 +420,6 @@ def fastest_crc32() -> Callable[[bytes | memoryview, int], int]:
         return zlib.crc32
     crc32: Callable[[bytes | memoryview, int], int] = isal_zlib.crc32
     return crc32
-
-
-def crc32_of_pieces(data: memoryview, found: Iterable[tuple[int, int]]) -> int:
-    """The checksum of all of ``data``, given (checksum, bytes) of its pieces in their order."""
-    try:
-        from isal.isal_zlib import crc32_combine
-    except ImportError:
-        return zlib.crc32(data)
-    crc = 0
-    for more, nbytes in found:
-        crc = crc32_combine(crc, more, nbytes)
-    return crc
 
 
 def cut(pieces: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:

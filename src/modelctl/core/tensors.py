@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-from ..errors import UnreadableError, UnsupportedError
+from ..errors import DamagedError, UnreadableError, UnsupportedError
 from .dtypes import DType, array
 from .storages import CHUNK, RunStorage, Source, Storage, cut
 
@@ -350,6 +350,37 @@ def announce_all(refs: Iterable[TensorRef]) -> None:
     order."""
     storages = {id(ref.storage): ref.storage for ref in refs}.values()
     announce((storage, 0, storage.nbytes) for storage in storages)
+
+
+class SwappedStorage(Storage):
+    """A storage of a big-endian file, read as little-endian items of ``itemsize`` bytes."""
+
+    __slots__ = ("inner", "itemsize")
+
+    def __init__(self, inner: Storage, itemsize: int) -> None:
+        super().__init__(inner.nbytes, inner.location)
+        self.inner, self.itemsize = inner, itemsize
+        self.compared = inner.compared
+
+    def check(self) -> None:
+        try:
+            self.inner.check()
+        except DamagedError as e:
+            raise DamagedError(self, e.path, e.offset) from None
+        self.compared = True
+
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        self.check()  # the checksum is that of the bytes as they lie there
+        yield from self.chunks(start, stop)
+
+    def read(self, start: int, size: int) -> bytes:
+        n = self.itemsize
+        first, last = start - start % n, start + size + -(start + size) % n
+        raw = self.inner.read(first, min(last, self.nbytes) - first)
+        out = bytearray(raw)
+        for i in range(n):
+            out[i::n] = raw[n - 1 - i :: n]
+        return bytes(out[start - first : start - first + size])
 
 
 class ValuesStorage(Storage):

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
 from ..core.nodes import Global, Obj, mapping
-from ..core.storages import MemoryStorage, Storage, SwappedStorage
-from ..core.tensors import Rebuild, TensorRef
+from ..core.storages import MemoryStorage, Storage
+from ..core.tensors import Rebuild, SwappedStorage, TensorRef
 from ..core.tree import Containers, containers, rebuild
 from ..errors import UnreadableError
 

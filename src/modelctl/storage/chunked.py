@@ -12,9 +12,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..core.dtypes import DType
-from ..core.storages import Run, Storage
+from ..core.storages import Run, Slice, Storage
 from ..core.tensors import TensorRef
 from ..errors import DamagedError, UnreadableError
+from .checksums import crc32_of_pieces
 
 Box = tuple[tuple[int, int], ...]  # from where to where, in each dimension
 
@@ -173,20 +174,44 @@ class ChunkedStorage(Storage):
         return found
 
     def runs(self, start: int = 0, stop: int | None = None) -> list[Run] | None:
+        found: list[Run] = []
+        for part in self._in_order(start, stop) or (None,):
+            runs = part and part.storage.runs(part.start, part.stop)
+            if runs is None:
+                return None
+            found += runs
+        return found
+
+    def slices(self, start: int = 0, stop: int | None = None) -> list[Slice]:
+        parts = self._in_order(start, stop)
+        if parts is None:
+            return super().slices(start, stop)
+        return [one for part in parts for one in part.storage.slices(part.start, part.stop)]
+
+    def recorded_crc32(self) -> int | None:
+        """Where each part is a storage with a checksum, that of all of them together."""
+        pieces = []
+        for part in self.slices():
+            if part.storage.crc32 is None or part.nbytes != part.storage.nbytes:
+                return None
+            pieces.append((part.storage.crc32, part.nbytes))
+        return crc32_of_pieces(pieces)
+
+    def _in_order(self, start: int, stop: int | None) -> list[Slice] | None:
+        """What the bytes from ``start`` to ``stop`` are, of the storages of the chunks, where they
+        lie there as they are, one after the other."""
         stop = self.nbytes if stop is None else stop
         if not self.in_rows or self.dtype.nbytes(1) * prod(self.shape) != self.nbytes:
             return None
         row = self.dtype.nbytes(prod(self.shape[1:]))
-        found: list[Run] = []
+        found: list[Slice] = []
         for index in self._reaching(start // row, -(-stop // row)) if start < stop else ():
             ref = self.part(index)
+            if not ref.is_contiguous or ref.bits:
+                return None
             at = self._starts[index] * row
             low, high = max(start - at, 0), min(stop - at, ref.nbytes)
-            inner = ref.is_contiguous and not ref.bits
-            runs = ref.storage.runs(ref.start + low, ref.start + high) if inner else None
-            if runs is None:
-                return None
-            found += runs
+            found.append(Slice(ref.storage, ref.start + low, ref.start + high))
         return found
 
     def _reaching(self, low: int, high: int) -> list[int]:

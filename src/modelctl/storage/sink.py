@@ -10,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..core.storages import Run, Source, Storage, fastest_crc32
+from ..core.storages import Run, RunStorage, Slice, Source, Storage, fastest_crc32
 from ..core.tensors import announce
 from ..errors import UnreadableError, WriteError
+from .checksums import Passed, crc32_of_pieces
 from .layout import Checksums, FileLayout, Late, Made, Piece, Segment
 
 if TYPE_CHECKING:
@@ -87,16 +88,16 @@ class Sink:
             large = segment.nbytes > _SMALL and not isinstance(segment, Late)
             apart = bool(batch) and segment.offset != batch[0].offset + size
             if large or apart or size >= _BATCH or len(batch) >= _MOST:
-                self._put_batch(batch, sums, waiting)
+                self._put_batch(batch, sums, waiting, checker)
                 batch, size = [], 0
             if isinstance(segment, Piece) and large:
                 self._copy(segment, sums, checker)
             elif large:
-                self._put_batch([segment], sums, waiting)  # by itself it is not copied
+                self._put_batch([segment], sums, waiting, checker)  # by itself it is not copied
             else:
                 batch.append(segment)
                 size += segment.nbytes
-        self._put_batch(batch, sums, waiting)
+        self._put_batch(batch, sums, waiting, checker)
         return waiting
 
     def put_late(self, waiting: Sequence[Late], sums: Checksums) -> None:
@@ -109,7 +110,11 @@ class Sink:
         _allocate(self.fd, nbytes)
 
     def _put_batch(
-        self, batch: Sequence[Segment], sums: dict[int, int], waiting: list[Late]
+        self,
+        batch: Sequence[Segment],
+        sums: dict[int, int],
+        waiting: list[Late],
+        checker: Checker,
     ) -> None:
         """Neighbouring small segments, in one write."""
         if not batch:
@@ -121,28 +126,19 @@ class Sink:
                 parts.append(segment.data)
             elif isinstance(segment, Piece):
                 parts.append(_as_long(segment, next(read)))
-                _check_small(segment, parts[-1], sums)
+                _check_small(segment, parts[-1], sums, checker)
             else:
                 parts.append(_made(segment, sums, waiting))
         self._put(memoryview(b"".join(parts)), batch[0].offset)
 
     def _copy(self, piece: Piece, sums: dict[int, int], checker: Checker) -> None:
         """A range of a storage: copied by the kernel where it lies in a file as it is."""
-        at, end = piece.offset, piece.offset + piece.nbytes
+        at = piece.offset
         runs = piece.storage.runs(piece.start, piece.stop)
         # what is far is not read twice for its checksum
         far = checker.follows and any(run.source.costly for run in runs or ())
         if runs is None or piece.checksum == "make" or (far and piece.checksum == "compare"):
-            crc, crc32 = 0, fastest_crc32()
-            for part in piece.storage.checked(piece.start, piece.stop):
-                if piece.checksum == "make":
-                    crc = crc32(part, crc)
-                if at + len(part) > end:
-                    raise _other_length(piece, "more")
-                at = self._put(memoryview(part), at)
-            if at != end:
-                raise _other_length(piece, "fewer")
-            sums[id(piece.storage)] = crc
+            self._pass(piece, sums, checker)
             return
         if sum(run.nbytes for run in runs) != piece.nbytes:
             raise _other_length(piece, "other")
@@ -154,6 +150,26 @@ class Sink:
                 part = run.source.read(run.offset + start, min(_BATCH, run.nbytes - start))
                 self._put(memoryview(part), at + start)
             at += run.nbytes
+
+    def _pass(self, piece: Piece, sums: dict[int, int], checker: Checker) -> None:
+        """A range of a storage by way of memory, read once: for its checksum, too."""
+        if not checker.follows:
+            checker.check(piece.storage)
+        at, end = piece.offset, piece.offset + piece.nbytes
+        crc32, found = fastest_crc32(), []
+        for part in piece.storage.slices(piece.start, piece.stop):
+            one, crc, begin = part.storage, 0, at
+            passing = one.passing if isinstance(one, RunStorage) else one.checked
+            for data in passing(part.start, part.stop):
+                crc = crc32(data, crc)
+                if at + len(data) > end:
+                    raise _other_length(piece, "more")
+                at = self._put(memoryview(data), at)
+            checker.passed(part, crc, piece.storage)
+            found.append((crc, at - begin))
+        if at != end:
+            raise _other_length(piece, "fewer")
+        sums[id(piece.storage)] = crc32_of_pieces(found)
 
     def _copy_range(self, run: Run, at: int) -> int:
         """How much of the run the kernel copied to ``at``; 0 where it can't."""
@@ -223,6 +239,7 @@ class Checker:
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
+        self._passed = Passed()
 
     def __enter__(self) -> Checker:
         return self
@@ -240,6 +257,10 @@ class Checker:
             self._jobs.pop(0).result()
         self._jobs.append(self._pool.submit(storage.check))
 
+    def passed(self, part: Slice, crc: int, of: Storage) -> None:
+        """What was read, compared once all of its storage was; ``of`` is what errors name."""
+        self._passed.add(part, crc, of)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -250,22 +271,25 @@ class Checker:
             if kind is None:
                 for job in self._jobs:
                     job.result()
+                self._passed.finish()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
 
 
-def _check_small(piece: Piece, data: bytes, sums: dict[int, int]) -> None:
+def _check_small(piece: Piece, data: bytes, sums: dict[int, int], checker: Checker) -> None:
     """What a small piece's checksum asks for, given its bytes."""
-    storage = piece.storage
+    storage, crc32 = piece.storage, fastest_crc32()
     if piece.checksum == "make":
-        storage.check()
-        sums[id(storage)] = fastest_crc32()(data, 0)
-    elif piece.checksum == "compare" and not storage.compared:
-        if storage.crc32 is not None and piece.nbytes == storage.nbytes:
-            storage.compare(fastest_crc32()(data, 0))
-        else:
-            storage.check()
+        sums[id(storage)] = crc32(data, 0)
+    if piece.checksum == "keep" or storage.compared:
+        return
+    if not checker.follows:
+        checker.check(storage)
+    at = 0
+    for part in storage.slices(piece.start, piece.stop):
+        checker.passed(part, crc32(data[at : at + part.nbytes], 0), storage)
+        at += part.nbytes
 
 
 def _made(late: Late, sums: Checksums, waiting: list[Late]) -> bytes:
@@ -301,19 +325,22 @@ def _other_length(piece: Piece, what: str) -> UnreadableError:
 
 def _read_small(pieces: Sequence[Piece]) -> list[bytes]:
     """The bytes of small pieces; those of one source are asked for at once."""
-    found = [b""] * len(pieces)
-    wanted: dict[Source, list[tuple[int, Run]]] = {}
-    for i, piece in enumerate(pieces):
+    found: list[list[bytes]] = []
+    wanted: dict[Source, list[tuple[list[bytes], int, Run]]] = {}
+    for piece in pieces:
         runs = piece.storage.runs(piece.start, piece.stop)
-        if runs is not None and len(runs) == 1:
-            wanted.setdefault(runs[0].source, []).append((i, runs[0]))
-        else:
-            found[i] = b"".join(piece.storage.chunks(piece.start, piece.stop))
+        if runs is None:
+            found.append([*piece.storage.chunks(piece.start, piece.stop)])
+            continue
+        parts = [b""] * len(runs)
+        found.append(parts)
+        for i, run in enumerate(runs):
+            wanted.setdefault(run.source, []).append((parts, i, run))
     for source, alike in wanted.items():
-        data = source.read_many([(run.offset, run.nbytes) for _, run in alike])
-        for (i, _), part in zip(alike, data, strict=True):
-            found[i] = part
-    return found
+        data = source.read_many([(run.offset, run.nbytes) for _, _, run in alike])
+        for (parts, i, _), read in zip(alike, data, strict=True):
+            parts[i] = read
+    return [b"".join(parts) for parts in found]
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,16 @@ def test_a_flipped_bit_is_seen_and_its_tensor_named(folder, tmp_path):
     assert runs is not None
     data[runs[1].offset + 3] ^= 1
     (folder / "__1_0.distcp").write_bytes(data)
-    for out in ("out.pt", "out.safetensors"):
-        with (
-            pytest.raises(DamagedError, match="the tensor 'w' is damaged"),
-            mc.open(folder) as ckpt,
-        ):
-            mc.save(mc.keep(ckpt, "w"), tmp_path / out)
-        assert not (tmp_path / out).exists()
+    with pytest.raises(DamagedError, match="the tensor 'w' is damaged"), mc.open(folder) as ckpt:
+        mc.save(mc.keep(ckpt, "w"), tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+    # the checksums of the parts, which are whole records, go along
+    with mc.open(folder) as ckpt:
+        mc.save(mc.keep(ckpt, "w"), tmp_path / "out.pt")
+    with zipfile.ZipFile(tmp_path / "out.pt") as zipped:
+        assert zipped.testzip() is not None
+    with pytest.raises(DamagedError, match="'w' is damaged"), mc.open(tmp_path / "out.pt") as ckpt:
+        mc.save(ckpt, tmp_path / "out.safetensors")
 
 
 class Evil:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import modelctl as mc
-from modelctl.errors import ModelctlError, UnreadableError, UnsupportedError
+from modelctl.core.tree import path_text, walk
+from modelctl.errors import DamagedError, ModelctlError, UnreadableError, UnsupportedError
 
 torch = pytest.importorskip("torch")
 
@@ -362,3 +363,21 @@ def test_the_command_ends_with_2_and_says_why(folder, stage, what):
     assert done.stderr.startswith("error: ")
     assert str(folder) in done.stderr.replace("\n", "")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("to", ["torch", "dcp"])
+@pytest.mark.parametrize("name", ["module.a.weight", "optimizer.state.0.exp_avg"])
+def test_a_flipped_bit_of_a_flat_group_is_seen(folder, name, to, tmp_path):
+    """Where the bytes go into files of torch's, whose checksums are others."""
+    with mc.open(folder) as ckpt:
+        refs = {path_text(path): node for path, node in walk(ckpt.root)}
+        runs = refs[name].storage.runs()
+    assert runs is not None
+    path = Path(runs[-1].source.name)
+    data = bytearray(path.read_bytes())
+    data[runs[-1].offset + 1] ^= 8
+    path.write_bytes(data)
+    with pytest.raises(DamagedError) as e, mc.open(folder) as ckpt:
+        mc.save(ckpt, tmp_path / "out", to=to)
+    assert str(path) in str(e.value)
+    assert not (tmp_path / "out").exists()

@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+import modelctl as mc
 import modelctl.nn as mnn
+from modelctl.core.dtypes import BY_NAME
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import DamagedError
 from modelctl.nn.loading import reader as reading
+from modelctl.storage.chunked import Chunk, ChunkedStorage
 from tests.formats.pytorch.test_damaged_storages import flip
 
 
@@ -77,3 +81,40 @@ def test_resume(tmp_path: Path) -> None:
     flip(path, "optimizer.state.0.exp_avg")
     with pytest.raises(DamagedError, match=r"'optimizer\.state\.0\.exp_avg' is damaged"):
         mnn.resume(path, model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parts_of_several_files(width: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of a tensor whose parts have checksums, and of one that is cut out of a flat vector."""
+    values = torch.rand(width, 1024)
+    two = [values[: width // 2].clone(), values[width // 2 :].clone()]
+    for rank, part in enumerate(two):
+        torch.save(part, tmp_path / f"{rank}.pt")
+        torch.save(torch.cat([torch.ones(3), part.view(-1)]), tmp_path / f"flat-{rank}.pt")
+
+    def load(names: list[str]) -> torch.Tensor:
+        files = [mc.open(tmp_path / name) for name in names]
+        chunks = [
+            Chunk.of((at,), _end(file.root, part.numel()), "there")
+            for at, part, file in zip((0, two[0].numel()), two, files, strict=True)
+        ]
+        storage = ChunkedStorage(BY_NAME["float32"], (values.numel(),), chunks)
+        dest = torch.empty(values.shape, dtype=dtype)
+        with reading.Reader() as reader:
+            reader.read(TensorRef(BY_NAME["float32"], tuple(values.shape), storage), dest)
+        return dest
+
+    for names in (["0.pt", "1.pt"], ["flat-0.pt", "flat-1.pt"]):
+        assert torch.equal(load(names), values.to(dtype))
+        path = tmp_path / names[1]
+        data = bytearray(path.read_bytes())
+        at = data.index(two[1].numpy().tobytes()[-1024:])
+        data[at + 100] ^= 16
+        path.write_bytes(data)
+        with pytest.raises(DamagedError):
+            load(names)
+
+
+def _end(vector: TensorRef, numel: int) -> TensorRef:
+    """The last elements of a tensor, as a vector."""
+    return vector.replace(shape=(numel,), stride=(1,), offset=vector.numel - numel)

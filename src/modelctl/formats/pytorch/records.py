@@ -33,7 +33,7 @@ class Records:
     def add(self, name: str, data: Storage | bytes, *more: bytes) -> None:
         """A record; a storage is copied, bytes may come in pieces."""
         if isinstance(data, Storage):
-            size, known = data.nbytes, data.crc32 if data.nbytes else 0
+            size, known = data.nbytes, data.recorded_crc32() if data.nbytes else 0
         else:
             size, known = len(data) + sum(map(len, more)), zlib.crc32(data)
             for piece in more:

@@ -10,8 +10,8 @@ from ...core.cutting import wasted
 from ...core.dtypes import DType
 from ...core.nodes import ORDERED_DICT, Global, Obj
 from ...core.notes import Loss, Note, warning
-from ...core.storages import RunStorage, Storage, SwappedStorage
-from ...core.tensors import TensorRef
+from ...core.storages import RunStorage, Storage
+from ...core.tensors import SwappedStorage, TensorRef
 from ...core.tree import Path, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.arrays import is_array

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.storages import Run, Source, Storage, crc32_of_pieces, fastest_crc32
+from ...core.storages import Run, Storage, fastest_crc32
 from ...core.tensors import TensorRef
 from ...errors import UnsupportedError
+from ...storage.checksums import crc32_of_pieces
 
 # What goes to a device, or becomes another dtype, passes through buffers of this size: two for
 # CUDA, one elsewhere.
@@ -26,6 +27,7 @@ _THREADS = min(8, max(4, os.cpu_count() or 1))  # they wait more than they compu
 # A tensor that does not fit into the rest of a buffer starts there if that much is left.
 _WORTH = 1 << 20
 _ALIGN = 64
+_ReadInto = Callable[[int, memoryview], None]
 
 
 def torch_dtype(ref: TensorRef) -> torch.dtype:
@@ -86,12 +88,14 @@ class Reader:
         if dest.is_meta or not dest.numel():
             return
         ref.check()
+        if not ref.storage.compared and ref.storage.recorded_crc32() is None:
+            ref.storage.check()  # of parts of other storages
         bits = ref.bits
         ref, dest = _row_major(ref.replace(rebuild=None) if bits else ref, dest)
         straight = dest.is_contiguous() and not bits
         if straight and dest.device.type == "cpu" and dest.dtype == dtype:
             out = memory(dest)
-            self._fill(ref, out, None if ref.storage.compared else _Comparison(ref.storage, out))
+            self._fill(ref, out, None if ref.storage.compared else _Comparison(ref.storage))
         elif straight and ref.is_contiguous and ref.storage.runs(0, 0) is not None:
             self._staged(ref, dest.view(-1), dtype)
         else:
@@ -142,13 +146,13 @@ class Reader:
                 self._advance(len(piece))
             return
         for run in runs:
-            self._fill_run(run, out[at : at + run.nbytes], comparison)
+            read = run.source.read_into
+            if comparison is not None:
+                read = partial(comparison.read, read, at - run.offset)
+            self._fill_run(run, out[at : at + run.nbytes], read)
             at += run.nbytes
 
-    def _fill_run(self, run: Run, out: memoryview, comparison: _Comparison | None) -> None:
-        read = run.source.read_into
-        if comparison is not None:
-            read = partial(comparison.read, run.source)
+    def _fill_run(self, run: Run, out: memoryview, read: _ReadInto) -> None:
         if len(out) <= PIECE or _THREADS == 1:
             read(run.offset, out)
             self._advance(len(out))
@@ -164,22 +168,22 @@ class _Comparison:
     """A storage whose checksum is compared once all of it is in memory: made piece by piece, while
     each is in the cache of who read it."""
 
-    def __init__(self, storage: Storage, out: memoryview) -> None:
-        self.storage, self.out, self.left = storage, out, len(out)
-        self.found: dict[int, tuple[int, int]] = {}  # by where the piece lies in its file
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self.left = storage, storage.nbytes
+        self.found: dict[int, tuple[int, int]] = {}  # by where the piece begins
         self.lock = Lock()
 
-    def read(self, source: Source, offset: int, out: memoryview) -> None:
-        """A piece, into its place."""
-        source.read_into(offset, out)
+    def read(self, read_into: _ReadInto, shift: int, offset: int, out: memoryview) -> None:
+        """A piece that lies at an offset of its file, into its place in the storage."""
+        read_into(offset, out)
         crc = fastest_crc32()(out, 0)
         with self.lock:
-            self.found[offset] = crc, len(out)
+            self.found[offset + shift] = crc, len(out)
             self.left -= len(out)
             is_last = not self.left
         if is_last:
             pieces = (self.found[at] for at in sorted(self.found))
-            self.storage.compare(crc32_of_pieces(self.out, pieces))
+            self.storage.compare(crc32_of_pieces(pieces))
 
 
 class _Stage:
