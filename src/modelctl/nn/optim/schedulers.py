@@ -16,8 +16,8 @@ from .several import Several, labelled
 
 Schedulers: TypeAlias = Several[LRScheduler]
 
-# What torch's schedulers keep one entry per param_group of, and how an entry follows from that
-# of the first group for a new group whose lr is ``ratio`` times as large.
+# What torch's schedulers, and timm's (the last two), keep one entry per param_group of, and how an
+# entry follows from that of the first group for a new group whose lr is ``ratio`` times as large.
 _PER_GROUP: dict[str, Callable[[Any, float], Any]] = {
     "base_lrs": lambda first, ratio: first * ratio,
     "max_lrs": lambda first, ratio: first * ratio,
@@ -26,6 +26,8 @@ _PER_GROUP: dict[str, Callable[[Any, float], Any]] = {
     "min_lrs": lambda first, ratio: first,
     "base_momentums": lambda first, ratio: first,
     "max_momentums": lambda first, ratio: first,
+    "base_values": lambda first, ratio: first * ratio,
+    "warmup_steps": lambda first, ratio: first,
 }
 # The same for what they keep in the groups themselves (OneCycleLR, CyclicLR, SWALR).
 IN_GROUP: dict[str, Callable[[Any, float], Any]] = {
@@ -166,7 +168,9 @@ def extend(schedulers: Schedulers, group: dict[str, Any]) -> None:
         first = scheduler.optimizer.param_groups[0]
         base = float(first.get("initial_lr", first["lr"]))
         lr = float(group.get("initial_lr", group["lr"]))
-        exact = {"base_lrs": lr, "_last_lr": group["lr"]}
+        exact = {"base_lrs": lr, "_last_lr": group["lr"], "base_values": lr}
+        if getattr(scheduler, "warmup_t", 0):  # timm's: what is added at each step
+            exact["warmup_steps"] = (lr - scheduler.warmup_lr_init) / scheduler.warmup_t
         for key, follow in _PER_GROUP.items():
             values = getattr(scheduler, key, None)
             if isinstance(values, list) and values:
@@ -181,7 +185,7 @@ def extend(schedulers: Schedulers, group: dict[str, Any]) -> None:
 _MOVING = frozenset(
     (
         *("last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"),
-        *("base_lrs", "max_lrs", "verbose"),
+        *("base_lrs", "max_lrs", "base_values", "verbose"),
     )
 )
 
@@ -229,7 +233,7 @@ def _settings(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _of_groups(key: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
     """What the groups have, whatever their order: one value where it is the same."""
-    if key in _MOVING or key.startswith("_"):
+    if key in _MOVING or key.startswith("_") or key == "warmup_steps":  # it follows from the lr
         return
     named = [value if isinstance(value, Mapping) else {key: value} for value in values]
     for name in dict.fromkeys(name for entry in named for name in entry):
