@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from ..model_names import is_lazy
 from .kernels import each
+from .values import SMALL
 
 Sizes = int | Sequence[Any] | Mapping[str, Sequence[int]]
 Dtypes = torch.dtype | Sequence[torch.dtype] | Mapping[str, torch.dtype] | None
@@ -82,15 +83,17 @@ def from_data(data: Any, device: torch.device, kwargs: Mapping[str, Any]) -> Inp
 
 
 def _own(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Copies, on ``meta`` too with their values: lengths, positions and masks that a forward
-    looks at."""
-    moved: dict[str, Any] = _moved(dict(kwargs), None if device.type == "meta" else device)
+    moved: dict[str, Any] = _moved(dict(kwargs), device)
     return moved
 
 
-def _moved(value: Any, device: torch.device | None) -> Any:
+def _moved(value: Any, device: torch.device) -> Any:
+    """Copies; what is to go to ``meta`` and is small keeps its values until then: lengths,
+    positions and masks that a forward looks at."""
     if isinstance(value, Tensor):
-        moved = value.detach().to(device) if device is not None else value.detach()
+        small = value.numel() * value.element_size() <= SMALL and value.layout == torch.strided
+        keep = device.type == "meta" and small and not value.is_meta
+        moved = value.detach().to("cpu" if keep else device)
         return moved if moved.is_meta else moved.clone()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_moved(one, device) for one in value))

@@ -148,6 +148,18 @@ def _bmm(a: Tensor, b: Tensor) -> Any:
     return _new(a, (a.shape[0], a.shape[1], b.shape[2]))
 
 
+def _grouped_mm(a: Tensor, b: Tensor, *_: Any, **__: Any) -> Any:
+    """Of experts, rows of ``a`` or columns of ``b`` by group: torch's rule has no float32."""
+    if a.dtype != b.dtype or a.shape[-1] != b.shape[-2] or not a.is_meta:
+        return None
+    rows, columns = (a.shape[-2], b.shape[-1])
+    if a.dim() == 2 and b.dim() == 2:
+        return None
+    if a.dim() == b.dim() == 3:
+        return _new(a, (a.shape[0], rows, columns)) if a.shape[0] == b.shape[0] else None
+    return _new(a, (rows, columns))
+
+
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Any:
     if not tensors or not _same(*tensors):
         return None
@@ -182,6 +194,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
     aten.bmm.default: _bmm,
+    **({aten._grouped_mm.default: _grouped_mm} if hasattr(aten, "_grouped_mm") else {}),
     aten.cat.default: _cat,
     aten.mean.dim: _mean,
     **{

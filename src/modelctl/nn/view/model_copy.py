@@ -8,7 +8,7 @@ import types
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,14 @@ _ATOMS = frozenset({bool, int, float, str, type(None)})  # most of what a module
 
 
 class Copy(NamedTuple):
-    """A copied model, and its tensors by the ids of those of the original."""
+    """A copied model, and its tensors by the ids of those of the original.
+
+    ``with_values`` are the copied tensors that are no parameters, each with the original.
+    """
 
     model: nn.Module
     tensors: Mapping[int, Tensor]
+    with_values: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 def structural_copy(model: nn.Module, device: torch.device) -> Copy:
@@ -39,7 +43,12 @@ def structural_copy(model: nn.Module, device: torch.device) -> Copy:
     copier = _Copier(device, model)
     copied: nn.Module = copier.copy(model)
     tensors = {key: one for key, one in copier.done.items() if isinstance(one, Tensor)}
-    return Copy(copied, tensors)
+    pairs = [
+        (tensors[id(one)], one)
+        for one in copier.kept
+        if id(one) in tensors and not isinstance(one, nn.Parameter)
+    ]
+    return Copy(copied, tensors, pairs)
 
 
 def _package(kind: type) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...core.text import shape
@@ -28,11 +29,16 @@ from .kernels import (
 from .macs import formula, is_free
 from .meta_shapes import result
 from .model_copy import Copy
+from .values import FromPython, Values, is_view, written
 
 Shapes = tuple[int, ...] | dict[str, Any]
 
 aten: Any = torch.ops.aten
 
+# What gives a number to Python, not a tensor.
+_ANSWERS = frozenset(
+    {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+)
 _NO_VALUES = (
     "no data",
     "meta tensor",
@@ -112,7 +118,12 @@ def trace(
         ForwardError: the forward raised.
     """
     model = copied.model
-    watch = _Watch(copied, args, kwargs)
+    values = Values()
+    if device.type == "meta":
+        for tensor, value in copied.with_values:
+            values.learn(tensor, value)
+        args, kwargs = each((args, dict(kwargs)), values.on_meta)
+    watch = _Watch(copied, args, kwargs, values)
     with ExitStack() as stack:
         stack.enter_context(random_numbers_kept())
         stack.enter_context(plain_kernels(device))
@@ -124,7 +135,7 @@ def trace(
         for handle in watch.hook(model):
             stack.callback(handle.remove)
         try:
-            with watch:
+            with watch, FromPython(values):
                 out = watch.call(model, args, kwargs)
         except Exception as e:
             raise watch.explain(e) from e
@@ -142,9 +153,12 @@ def _no_backward(_: Any) -> Tensor:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator of a forward, and which module it is of."""
 
-    def __init__(self, copied: Copy, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, copied: Copy, args: Sequence[Any], kwargs: Mapping[str, Any], values: Values
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
+        self.values = values
         self.stack: list[str] = []
         self.modules = {id(module): name for name, module in copied.model.named_modules()}
         self.kinds: dict[str, str] = {}
@@ -159,6 +173,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live: dict[int, _Alive] = {}
         self.last = ""  # operator that runs
         self.alive = 0
+
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -245,6 +261,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._of_functions(func, args, kwargs)
         if formula(func) is None and not is_free(func):  # made of others? In inference mode
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -256,18 +274,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # by way of an object or closure that was not copied: the original stays as it is
             args, kwargs = each((args, kwargs), lambda one: self.instead.get(id(one), one))
             inputs = [*tensors_in(args), *tensors_in(kwargs)]
-        if any(one.is_meta for one in inputs):
-            args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
-            raise_if_mixed(func, inputs, args, kwargs)
-            out = result(func, args, kwargs)
-            if out is None:
-                try:
-                    out = func(*args, **kwargs)
-                except (RuntimeError, IndexError, ValueError, TypeError):
-                    for_real(func, args, kwargs)
-                    raise
-        else:
-            out = func(*args, **kwargs)
+        out = self._run(func, inputs, args, kwargs)
         self.last = ""
         self._count(func, args, kwargs, out)
         for one in inputs:
@@ -280,23 +287,70 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._made(one)
         return out
 
+    def _of_functions(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator that calls Python for each element (flex_attention): what it costs depends on
+        that, and nobody counts it."""
+        key = (str(func._name), self.stack[-1] if self.stack else "")
+        self.trace.uncounted[key] = self.trace.uncounted.get(key, 0) + 1
+        query, _, value = (one if isinstance(one, Tensor) else None for one in args[:3])
+        if func._name != "flex_attention" or query is None or value is None or not query.is_meta:
+            return func(*args, **kwargs)
+        rows = query.shape[:-1]
+        found = [(*rows, value.shape[-1]), rows, rows]
+        return tuple(torch.empty(one, dtype=query.dtype, device="meta") for one in found)
+
+    def _run(self, func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """What an operator gives; on meta with the values that are known."""
+        device = kwargs.get("device")
+        on_meta = any(one.is_meta for one in inputs) or str(device) == "meta"
+        if not on_meta:
+            return func(*args, **kwargs)
+        values = self.values
+        known = None if is_view(func) else values.computed(func, args, kwargs)
+        if func in _ANSWERS and known is not None:
+            return known
+        if func is aten._to_copy.default and device is not None and device.type != "meta":
+            # nothing gets values back that has none
+            if known is not None:
+                return known
+            kwargs = {**kwargs, "device": torch.device("meta"), "pin_memory": False}
+        if func is aten._pack_padded_sequence.default:
+            packed = values.packed(*args)
+            if packed is None:
+                raise RuntimeError("data-dependent")
+            return packed
+        args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
+        raise_if_mixed(func, inputs, args, kwargs)
+        out = result(func, args, kwargs)
+        if out is None:
+            try:
+                out = func(*args, **kwargs)
+            except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError):
+                if known is None:
+                    for_real(func, args, kwargs)
+                    raise
+                out = each(known, values.on_meta)  # its shape depends on values
+        if known is not None:
+            values.follow(out, known)
+        else:
+            values.forget(written(func, args, kwargs))
+            values.constant(func, args, out)
+        return out
+
     def _all_on_meta(self, func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> Any:
-        """What a forward makes on the CPU by itself (positions, masks) keeps its values until it
-        meets a tensor that has none; nothing gets values back."""
-        if func is aten._to_copy.default and kwargs.get("device") is not None:
-            return args, {**kwargs, "device": torch.device("meta"), "pin_memory": False}
-        if all(one.is_meta for one in inputs):
-            return args, kwargs
+        """What a forward makes on the CPU by itself (positions, masks) is on meta from where it
+        meets a tensor that is there, and keeps its values."""
         indexed = func._overloadpacket in (aten.index, aten.index_put, aten.index_put_)
 
         def moved(value: Tensor) -> Tensor:
             # a mask's number of True is known only from its values
-            if value.is_meta or (indexed and value.dtype == torch.bool):
-                return value
-            return torch.empty_strided(
-                value.size(), value.stride(), dtype=value.dtype, device="meta"
-            )
+            if indexed and value.dtype == torch.bool:
+                known = self.values.of(value)
+                return value if known is None else known
+            return self.values.on_meta(value)
 
+        if not indexed and all(one.is_meta for one in inputs):
+            return args, kwargs
         return each((args, kwargs), moved)
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
