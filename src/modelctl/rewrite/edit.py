@@ -10,6 +10,7 @@ from ..core.pages import Progress
 from ..errors import ModelctlError
 from ..files import PathLike
 from ..inspection.edits import EditReport, EditReports
+from ..storage.far.urls import said
 from ..surgery.recipe import parse_recipe
 from .job import Job
 
@@ -112,7 +113,7 @@ def edit(
     parsed = parse_recipe([{"do": one} if isinstance(one, str) else one for one in several])
     job = Job(
         edits=parsed,
-        output=None if output is None else os.fspath(output),
+        output=None if output is None else said(output),
         in_place=in_place,
         to=to,
         max_shard_size=max_shard_size,
@@ -125,7 +126,7 @@ def edit(
     )
     reports = EditReports()
     try:
-        for one in job.run([os.fspath(path) for path in paths]):
+        for one in job.run([said(path) for path in paths]):
             reports.append(one)
             if report is not None:
                 report(one)
