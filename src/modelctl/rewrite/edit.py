@@ -84,7 +84,8 @@ def edit(
         edits: an operation's name, an operation with options, or a list of them.
         output: the file to write, or a folder: one that is there, or is written with a trailing
             slash and made with its parents. A file takes the source's name there, shards stay
-            shards. ``"-"`` is stdout, for one file, of the source's format where ``to`` names none.
+            shards. ``"-"`` is stdout, for one file, of the source's format where ``to`` names none;
+            a URL (``s3://``, ``gs://``, ``az://``) a file or a folder of a store.
         in_place: replace each source by its result instead. A file that the edits leave as it is
             is not written.
         to: the format, where the output's suffix is not to say it.

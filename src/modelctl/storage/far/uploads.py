@@ -11,7 +11,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from threading import Lock
 from typing import Any
@@ -67,8 +67,7 @@ class Upload(ABC):
 
     def stop(self) -> None:
         """End what is on its way: a part that comes after its upload was given up would stay."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        wait(self._jobs)
+        self._pool.shutdown(cancel_futures=True)
 
     def _next(self) -> None:
         part, self._part = self._part, bytearray()
