@@ -194,8 +194,10 @@ def test_nothing_is_left_of_what_may_not_be_finished(s3, source: str, monkeypatc
     assert not there(s3)
 
 
-def test_the_store_goes_away(source: str, capsys) -> None:
+def test_the_store_goes_away(source: str, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with serving_s3() as fs:
+        monkeypatch.setattr(type(fs), "retries", 1)
 
         def stop(n: int, of: int) -> None:
             fs.server.kill()
