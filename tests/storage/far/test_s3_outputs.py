@@ -210,10 +210,10 @@ def test_the_store_goes_away(source: str, monkeypatch) -> None:
 
 
 _MEMORY = """
-import resource, sys
+import re, sys
 from modelctl.cli import run
 run(["convert", sys.argv[1], "-o", "s3://bucket/" + sys.argv[2], "-q"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024)
 """
 
 
