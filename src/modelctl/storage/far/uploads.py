@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 
 # The bytes of a part, and how many parts are on their way at once while they are so small.
-PART, _AT_ONCE = 8 << 20, 6
+PART, _AT_ONCE = 8 << 20, 4
 _IN_FLIGHT = PART * _AT_ONCE
 # S3 puts together so many; Azure five times as many.
 _MOST_PARTS = 10_000
