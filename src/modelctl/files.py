@@ -13,18 +13,16 @@ from .core.checkpoint import Checkpoint
 from .core.cutting import without_removed
 from .core.notes import Note
 from .core.records import METADATA, add_history, write_records
+from .core.storages import Source
 from .core.tree import find_path
 from .errors import LossError
 from .formats.base import Writable, WritableFormat
-from .formats.destination import Destination, destination
+from .formats.destination import Destination, destination, out_place
 from .formats.registry import about_ranks, detect, for_writing
 from .pickles.left_out import without_calls
-from .storage.far.urls import url_of
+from .storage.far.urls import shown, url_of
 from .storage.layout import Layout
 from .storage.places import Place
-from .storage.source import FileSource
-from .storage.staging import check_file, check_folder
-from .storage.torchrun.group import staged_by_all
 
 PathLike = str | os.PathLike[str]
 # Called with the bytes written since the last call, and how many there will be in all.
@@ -32,10 +30,10 @@ Progress = Callable[[int, int], object]
 
 
 class Saved(NamedTuple):
-    """What :func:`save` wrote: the file (of shards the index), its format, all bytes and files, and
-    what there is to say of it."""
+    """What :func:`save` wrote: the file (of shards the index; what is far by its URL, a ``str``),
+    its format, all bytes and files, and what there is to say of it."""
 
-    path: Path
+    path: Path | str
     format: str
     bytes_written: int
     files: int = 1
@@ -122,7 +120,8 @@ def save(
     The format is ``to``, or what the suffix of ``path`` says. A folder, or the name of an index
     (``model.safetensors.index.json``), takes shards of at most ``max_shard_size`` (``"5GB"``,
     decimal) and their index; where all fits into one, that one. ``"-"`` is stdout, which takes one
-    file, from its start to its end. Tensors that were not changed
+    file, from its start to its end. A URL (``s3://``, ``gs://``, ``az://``, what else fsspec
+    writes) is a file or a folder of a store. Tensors that were not changed
     are copied from the files they lie in, which may include ``path`` itself.
 
     Args:
@@ -138,7 +137,7 @@ def save(
         DurabilityError: it was written whole, but its directory could not be synced.
     """
     of_folder = ckpt.folder is not None
-    target = destination(os.fspath(path), to, max_shard_size, of_folder=of_folder)
+    target = destination(path, to, max_shard_size, of_folder=of_folder)
     ckpt, notes = _prepared(ckpt, path, target, history)
     with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
         layout = target.layout(ckpt, group.names)
@@ -162,9 +161,9 @@ def _prepared(
 
 
 def _saved(target: Destination, layout: Layout, notes: Sequence[Note]) -> Saved:
-    name = Path(target.path, layout.main.name) if target.shards is not None else Path(target.path)
+    place = target.place if target.shards is None else target.place.member(layout.main.name)
     return Saved(
-        name, target.format.name, layout.nbytes, len(layout.files), (*notes, *layout.notes)
+        place.result, target.format.name, layout.nbytes, len(layout.files), (*notes, *layout.notes)
     )
 
 
@@ -203,16 +202,14 @@ def save_parts(
     formats = _formats_of(parts, to)
     cut = {name: _cut(parts[name], fmt) for name, fmt in formats.items()}
     sources = _files(next(iter(parts.values())))
-    with (
-        _no_collector(),
-        staged_by_all(folder, is_folder=True, overwrite=overwrite, sources=sources) as group,
-    ):
+    place = out_place(folder)
+    with _no_collector(), place.staged_files(overwrite=overwrite, sources=sources) as group:
         layout = Layout(
             [fmt.layout(cut[name][0], name + fmt.suffixes[0]) for name, fmt in formats.items()]
         )
         group.carry_out(layout, _of(progress, layout))
     return {
-        name: Saved(Path(folder, file.name), fmt.name, file.nbytes, notes=cut[name][1])
+        name: Saved(place.member(file.name).result, fmt.name, file.nbytes, notes=cut[name][1])
         for (name, fmt), file in zip(formats.items(), layout.files, strict=True)
     }
 
@@ -232,9 +229,12 @@ def check_parts(
     """
     formats = _formats_of(parts, to)
     if folder is not None:
-        check_folder(folder)
-        for name, fmt in formats.items() if os.path.isdir(folder) else ():
-            check_file(os.path.join(folder, name + fmt.suffixes[0]), overwrite=overwrite)
+        place = out_place(folder)
+        place.check_folder()
+        there = place.names
+        for name in (name + fmt.suffixes[0] for name, fmt in formats.items()):
+            if name in there:
+                place.member(name).check_file(overwrite=overwrite)
     notes: list[Note] = []
     for name, fmt in formats.items():
         part, about = _cut(parts[name], fmt)
@@ -255,8 +255,8 @@ def _formats_of(parts: Mapping[str, Checkpoint], to: str) -> dict[str, WritableF
     return formats
 
 
-def _files(ckpt: Checkpoint) -> Iterable[FileSource]:
-    return [source for source in ckpt.resources if isinstance(source, FileSource)]
+def _files(ckpt: Checkpoint) -> Iterable[Source]:
+    return [source for source in ckpt.resources if isinstance(source, Source)]
 
 
 def _of(progress: Progress | None, layout: Layout) -> Callable[[int], object] | None:
@@ -283,7 +283,7 @@ def check_save(
         WriteError: something stands there, or there is no folder to write to.
     """
     of_folder = ckpt.folder is not None
-    target = destination(os.fspath(path), to, max_shard_size, of_folder=of_folder)
+    target = destination(path, to, max_shard_size, of_folder=of_folder)
     ckpt, notes = _prepared(ckpt, path, target, history)
     if not new_folder:
         target.check(overwrite=overwrite)
@@ -292,12 +292,13 @@ def check_save(
 
 
 def _check(ckpt: Checkpoint, path: PathLike, target: Destination) -> None:
+    name = shown(path)
     if ckpt.outside is not None:
         raise LossError(
-            f"{path}: {ckpt.outside} can't be written, and would be lost",
+            f"{name}: {ckpt.outside} can't be written, and would be lost",
             hint="'modelctl convert --weights-only' keeps the model's tensors alone",
         )
     lost = target.losses(ckpt)
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise LossError(f"{path}: {lost[0].text}{more}", hint=lost[0].way_out)
+        raise LossError(f"{name}: {lost[0].text}{more}", hint=lost[0].way_out)

@@ -48,7 +48,8 @@ Destination = Annotated[
     str | None,
     Option(
         "The file to write, or a folder/ (made where there is none) that takes it by SRC's name. "
-        "Shards stay shards there; an .index.json takes them, too. - is stdout, for one file.",
+        "Shards stay shards there; an .index.json takes them, too. - is stdout, for one file; "
+        "s3://, gs://, az:// a store.",
         "DST",
         flags=("--output", "-o"),
         panel=_OUTPUT,

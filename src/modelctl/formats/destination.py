@@ -11,14 +11,13 @@ from typing import NamedTuple
 from ..core.checkpoint import Checkpoint
 from ..core.notes import Loss
 from ..core.sections import is_state_dict
+from ..core.storages import Source
 from ..errors import UsageError
-from ..storage.far.urls import check_output
+from ..storage.far.urls import url_of
 from ..storage.layout import Layout
-from ..storage.places import named
-from ..storage.source import FileSource
-from ..storage.staging import FileGroup, check_file, check_folder
-from ..storage.streams import Stdout, is_stream, stdout
-from ..storage.torchrun.group import SharedGroup, staged_by_all
+from ..storage.outputs import Group, OutPlace
+from ..storage.streams import is_stream, stdout
+from ..storage.targets import PathLike
 from .base import Writable, WritableFolder, WritableFormat, no_state_dict
 from .folders import Folder
 from .registry import for_writing, of_suffix, writable
@@ -39,13 +38,13 @@ class Destination(NamedTuple):
 
     Attributes:
         format: what is written.
-        path: the file, the folder, or ``-``.
+        place: the file, the folder, or ``-``.
         shards: what the shards are called; None: no shards.
         max_shard_size: the most bytes in a shard.
     """
 
     format: Writable
-    path: str
+    place: OutPlace
     shards: ShardNames | None = None
     max_shard_size: int = 0
 
@@ -69,43 +68,42 @@ class Destination(NamedTuple):
             WriteError: something stands there that is not to be replaced, or there is no folder
                 to write to.
         """
-        if is_stream(self.path):
+        if is_stream(self.place):
             return
         if not self.is_folder:
-            check_file(self.path, overwrite=overwrite)
+            self.place.check_file(overwrite=overwrite)
             return
-        check_folder(self.path)
+        self.place.check_folder()
         for name in self._replaced():
-            check_file(os.path.join(self.path, name), overwrite=overwrite)
+            self.place.member(name).check_file(overwrite=overwrite)
 
     def _replaced(self) -> list[str]:
         """What stands in the folder and makes room for the new one."""
         if self.shards is not None:
-            return superseded(self.path, self.shards)
+            return superseded(self.place, self.shards)
         assert isinstance(self.format, WritableFolder)
         return self.format.occupied(self.taken)
 
     def staged(
-        self, *, overwrite: bool, sources: Iterable[FileSource]
-    ) -> AbstractContextManager[FileGroup | SharedGroup | Stdout]:
+        self, *, overwrite: bool, sources: Iterable[Source]
+    ) -> AbstractContextManager[Group]:
         """The group of files that the output is on its way in, or stdout.
 
         Raises:
             WriteError: something stands there that is not to be replaced.
             UsageError: stdout is a terminal.
         """
-        if is_stream(self.path):
+        if is_stream(self.place):
             return stdout()
         self.check(overwrite=overwrite)
-        return staged_by_all(
-            self.path, is_folder=self.is_folder, overwrite=overwrite, sources=sources
-        )
+        if not self.is_folder:
+            return self.place.staged_file(overwrite=overwrite, sources=sources)
+        return self.place.staged_files(overwrite=overwrite, sources=sources)
 
     @property
     def taken(self) -> list[str]:
         """The names in the folder that it goes to, as it is now."""
-        is_there = self.is_folder and os.path.isdir(self.path)
-        return os.listdir(self.path) if is_there else []
+        return self.place.names if self.is_folder else []
 
     def layout(self, ckpt: Checkpoint, taken: Sequence[str]) -> Layout:
         """What it will be: the files that are to stand there, or a file alone. ``taken`` are the
@@ -115,25 +113,22 @@ class Destination(NamedTuple):
             RefusedError, UnsupportedError: as :meth:`WritableFormat.layout`.
         """
         if isinstance(self.format, WritableFolder):
-            there = os.path.realpath(self.path)
             own = ckpt.origin.path if ckpt.origin is not None else ""
-            if ckpt.folder is not None and not os.path.isdir(own):
-                own = os.path.dirname(own) or "."
-            same = bool(own) and os.path.realpath(own) == there
+            same = bool(own) and self.place.holds(own, as_folder=ckpt.folder is not None)
             return self.format.layout(ckpt, taken, in_place=same)
         assert isinstance(self.format, WritableFormat)
         if self.shards is None:
             # torch names what is in its zip after the file, and a link's target is another name
-            name = "" if is_stream(self.path) else os.path.basename(self.path)
+            name = "" if is_stream(self.place) else self.place.filename
             return Layout([self.format.layout(ckpt, name)])
-        old = superseded(self.path, self.shards)
+        old = superseded(self.place, self.shards)
         return shards_layout(
             ckpt, self.format, self.shards, self.max_shard_size, taken=taken, old=old
         )
 
 
 def destination(
-    path: str,
+    path: PathLike,
     to: str | None = None,
     shard_size: int | str | None = None,
     *,
@@ -151,51 +146,68 @@ def destination(
     Raises:
         UsageError: no such format, no size, or a name that does not say what is meant.
     """
-    named(path)
-    check_output(path)
+    place = out_place(path)
     limit = parse_size(MAX_SHARD_SIZE if shard_size is None else shard_size)
-    if is_stream(path) and shard_size is not None:
+    if is_stream(place) and shard_size is not None:
         raise UsageError("stdout takes one file, no shards", hint="-o FOLDER/")
-    if to is not None and isinstance(for_writing(to, path), WritableFolder):
-        if is_stream(path):
+    if to is not None and isinstance(for_writing(to, place.name), WritableFolder):
+        if is_stream(place):
             raise UsageError(f"stdout takes one file, {to} is a folder", hint="-o FOLDER/")
         if shard_size is not None:
             raise UsageError(f"{to} has no shards of a size to choose")
-        return Destination(for_writing(to, path), path.rstrip("/" + os.sep) or path)
-    if is_stream(path):
-        return Destination(for_writing(to, path), path)
-    folder, name = os.path.split(path)
-    there = names_by_index(path) if name.endswith(".json") else None
+        return Destination(for_writing(to, place.name), place.bare)
+    if is_stream(place):
+        return Destination(for_writing(to, place.name), place)
+    name = place.filename
+    there = names_by_index(place) if name.endswith(".json") else None
     if there is not None:
         fmt = for_writing(None, there.suffix)
-        _check_index(path, to, fmt)
-        return Destination(fmt, folder or ".", _sharded(fmt, there), limit)
+        _check_index(place, to, fmt)
+        return Destination(fmt, place.folder, _sharded(fmt, there), limit)
     if name.endswith(INDEX):
         stem, suffix = os.path.splitext(name.removesuffix(INDEX))
-        fmt = for_writing(None, suffix) if suffix else for_writing(to or "safetensors", path)
-        _check_index(path, to, fmt)
+        fmt = for_writing(None, suffix) if suffix else for_writing(to or "safetensors", place.name)
+        _check_index(place, to, fmt)
         names = stem or "model", suffix or fmt.suffixes[0]
-        return Destination(fmt, folder or ".", _sharded(fmt, names), limit)
-    is_folder = not name or os.path.isdir(path)
-    if of_folder and to is None and shard_size is None and (is_folder or of_suffix(path) is None):
-        return Destination(Folder(), path.rstrip("/" + os.sep) or path)
+        return Destination(fmt, place.folder, _sharded(fmt, names), limit)
+    is_folder = place.is_folder
+    as_it_was = of_folder and to is None and shard_size is None
+    if as_it_was and (is_folder or of_suffix(place.name) is None):
+        return Destination(Folder(), place.bare)
     if not is_folder and shard_size is not None:  # a folder that is to be, if it has no suffix
-        is_folder = of_suffix(path) is None
+        is_folder = of_suffix(place.name) is None
     if is_folder:
-        fmt = for_writing(to or "safetensors", path)
-        folder = path.rstrip("/" + os.sep) or path
-        return Destination(fmt, folder, _sharded(fmt, _shard_names(fmt)), limit)
+        fmt = for_writing(to or "safetensors", place.name)
+        return Destination(fmt, place.bare, _sharded(fmt, _shard_names(fmt)), limit)
     if shard_size is not None:
-        other = os.path.join(folder, name.partition(".")[0], "")
+        other = os.path.join(os.path.dirname(place.name), name.partition(".")[0], "")
         raise UsageError(
-            f"{path}: one file has no shards", hint=f"-o {quote(other)} writes a folder of them"
+            f"{place.name}: one file has no shards",
+            hint=f"-o {quote(other)} writes a folder of them",
         )
-    return Destination(for_writing(to, path), path)
+    return Destination(for_writing(to, place.name), place)
 
 
-def _check_index(path: str, to: str | None, fmt: Writable) -> None:
+def out_place(path: PathLike) -> OutPlace:
+    """The place that a path or a URL names; what is far is imported where it is asked for.
+
+    Raises:
+        UsageError: an empty path, or none; a URL that nothing is written to.
+        MissingExtraError: what writes this kind of URL is not installed.
+    """
+    if isinstance(path, OutPlace):
+        return path
+    url = url_of(path)
+    if url is None:
+        return OutPlace(path)
+    from ..storage.far.outputs import far_out_place
+
+    return far_out_place(url)
+
+
+def _check_index(place: OutPlace, to: str | None, fmt: Writable) -> None:
     if to not in (None, fmt.name):
-        raise UsageError(f"{path}: an index of {fmt.name} files, not of {to}")
+        raise UsageError(f"{place.name}: an index of {fmt.name} files, not of {to}")
 
 
 def _sharded(fmt: Writable, names: tuple[str, ...] | None) -> ShardNames:

@@ -10,6 +10,7 @@ from ..core.pages import Progress
 from ..errors import ModelctlError
 from ..files import PathLike
 from ..inspection.edits import EditReport, EditReports
+from ..storage.far.urls import said
 from ..surgery.recipe import parse_recipe
 from .job import Job
 
@@ -83,7 +84,8 @@ def edit(
         edits: an operation's name, an operation with options, or a list of them.
         output: the file to write, or a folder: one that is there, or is written with a trailing
             slash and made with its parents. A file takes the source's name there, shards stay
-            shards. ``"-"`` is stdout, for one file, of the source's format where ``to`` names none.
+            shards. ``"-"`` is stdout, for one file, of the source's format where ``to`` names none;
+            a URL (``s3://``, ``gs://``, ``az://``) a file or a folder of a store.
         in_place: replace each source by its result instead. A file that the edits leave as it is
             is not written.
         to: the format, where the output's suffix is not to say it.
@@ -112,7 +114,7 @@ def edit(
     parsed = parse_recipe([{"do": one} if isinstance(one, str) else one for one in several])
     job = Job(
         edits=parsed,
-        output=None if output is None else os.fspath(output),
+        output=None if output is None else said(output),
         in_place=in_place,
         to=to,
         max_shard_size=max_shard_size,
@@ -125,7 +127,7 @@ def edit(
     )
     reports = EditReports()
     try:
-        for one in job.run([os.fspath(path) for path in paths]):
+        for one in job.run([said(path) for path in paths]):
             reports.append(one)
             if report is not None:
                 report(one)

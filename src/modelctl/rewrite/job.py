@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,14 +17,14 @@ from ..core.notes import Note, warning
 from ..core.pages import Progress, told
 from ..core.records import FREEZE
 from ..errors import UsageError
+from ..formats.destination import out_place
 from ..formats.registry import for_writing
 from ..formats.shards.writing import INDEX
 from ..inspection.changes import plan
 from ..inspection.edits import EditReport
-from ..storage.far.urls import check_output, is_far, shown
-from ..storage.places import named
+from ..storage.far.urls import READ_ONLY, is_far, shown, url_of
+from ..storage.outputs import OutPlace
 from ..storage.streams import check_stdout, is_stream
-from ..storage.targets import check_makeable, made_folder
 from ..surgery.freeze import by_hand
 from ..surgery.recipe import history_line, run
 from .folders import about_files, about_optimizers
@@ -32,7 +33,6 @@ from .naming import (
     filename,
     format_of_stream,
     has_known_suffix,
-    is_folder,
     is_sharded,
     is_written_folder,
     name_in_folder,
@@ -47,9 +47,9 @@ from .shards import about_shards, check_index, shard_size
 class Target:
     """An output, its format where the suffix does not say it, and the folder to be made for it."""
 
-    path: str
+    place: OutPlace
     to: str | None = None
-    folder: str = ""
+    folder: OutPlace | None = None
 
     @property
     def is_new(self) -> bool:
@@ -58,7 +58,7 @@ class Target:
         Raises:
             WriteError: a file is in the way.
         """
-        return bool(self.folder and check_makeable(self.folder))
+        return self.folder is not None and self.folder.is_missing
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ class Job:
             with self.edited(source) as (before, after):
                 target = self.target(source, len(sources), before)
                 self.check_target(after, target, self.shard_size(before))
-            place = os.path.realpath(target.path)
+            place = target.place.key
             if place in taken:
                 raise UsageError(
-                    f"{taken[place]} and {source} are one file, {target.path}: it can't be "
+                    f"{taken[place]} and {source} are one file, {target.place.name}: it can't be "
                     "edited twice at once",
                     hint="name it once",
                 )
@@ -123,12 +123,14 @@ class Job:
             raise UsageError(
                 "where does the result go?", hint="-o FILE, --in-place, or --dry-run to look first"
             )
-        check_output(self.output)
-        far = next(filter(is_far, sources), None)
+        far = next((url for source in sources if (url := url_of(source))), None)
         if self.in_place and far is not None:
+            way_out = f"{quote(shown(far.text))} --overwrite puts a new one in its place, whole"
+            if far.scheme in READ_ONLY:
+                way_out = f"{quote(filename(far.text) or 'FILE')} writes the result here"
             raise UsageError(
-                f"{shown(far)}: what is far can't be edited in place",
-                hint=f"-o {quote(filename(far) or 'FILE')} writes the result here",
+                f"{shown(far.text)}: what is far can't be edited in place: it is never patched",
+                hint=f"-o {way_out}",
             )
         if self.in_place and any(map(is_stream, sources)):
             raise UsageError("stdin can't be edited in place", hint="-o FILE, or -o -")
@@ -143,21 +145,18 @@ class Job:
             raise UsageError(
                 "shards of several sources: edit them one by one, each with its own -o"
             )
-        if self.output is not None:
-            named(self.output)
-        if len(sources) > 1 and self.output is not None:
-            if not is_folder(self.output) and (
-                os.path.lexists(self.output) or has_known_suffix(self.output)
-            ):
+        place = self.place
+        if len(sources) > 1 and place is not None:
+            if not place.is_folder and (place.is_there or has_known_suffix(place.name)):
                 raise UsageError(
-                    f"{len(sources)} sources need a folder to go to, {self.output} is none",
+                    f"{len(sources)} sources need a folder to go to, {place.name} is none",
                     hint="-o FOLDER/",
                 )
             names = [name_in_folder(source, self.to) for source in sources]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise UsageError(
-                    f"{names.count(twice)} sources would go to {os.path.join(self.output, twice)}",
+                    f"{names.count(twice)} sources would go to {place.member(twice).name}",
                     hint="edit them one by one, each with its own -o",
                 )
 
@@ -167,35 +166,36 @@ class Job:
             source = replaced(source, ckpt, follow_links=self.follow_symlinks)
             return self.own_place(source, ckpt)
         if self.output is None:
-            return Target(source, self.to or same_format(ckpt))
-        if is_stream(self.output):
-            return Target(self.output, self.to or format_of_stream(ckpt))
+            return Target(OutPlace(source), self.to or same_format(ckpt))
+        where = self.place
+        assert where is not None
+        if is_stream(where):
+            return Target(where, self.to or format_of_stream(ckpt))
         if ckpt.folder is not None and self.stays_folder:
-            where = self.output
             if of > 1:
-                name = (
-                    filename(source)
-                    if is_far(source)
-                    else os.path.basename(os.path.abspath(source))
-                )
-                where = os.path.join(where, name)
-            return Target(where, None, os.path.dirname(where.rstrip("/" + os.sep)))
-        if of == 1 and not is_folder(self.output):
-            return Target(self.output, self.to)
+                name = filename(source if is_far(source) else os.path.abspath(source))
+                where = where.member(name)
+            return Target(where, None, where.folder)
+        if of == 1 and not where.is_folder:
+            return Target(where, self.to)
         if self.max_shard_size is not None or (of == 1 and is_sharded(ckpt)):
-            return Target(self.output, self.to, os.path.dirname(self.output.rstrip("/" + os.sep)))
+            return Target(where, self.to, where.folder)
         if of == 1 and ckpt.origin is not None and (is_far(source) or os.path.isdir(source)):
             source = ckpt.origin.path  # the file that was found in it
-        name = name_in_folder(source, self.to)
-        return Target(os.path.join(self.output, name), self.to, self.output)
+        return Target(where.member(name_in_folder(source, self.to)), self.to, where)
+
+    @cached_property
+    def place(self) -> OutPlace | None:
+        """Where the output goes, where it is named."""
+        return None if self.output is None else out_place(self.output)
 
     @property
     def stays_folder(self) -> bool:
         """Whether what was read from a folder becomes one again."""
-        out = self.output
+        out = self.place
         if out is None or self.to is not None or self.max_shard_size is not None:
             return False
-        return is_folder(out) or not (has_known_suffix(out) or out.endswith(".json"))
+        return out.is_folder or not (has_known_suffix(out.name) or out.name.endswith(".json"))
 
     def own_place(self, source: str, ckpt: Checkpoint) -> Target:
         """What is replaced in place: the file that was found, of shards their index."""
@@ -207,25 +207,25 @@ class Job:
                 hint="-o FILE.pt takes all of it in one file, --to dcp -o FOLDER/ in several",
             )
         if is_sharded(ckpt):
-            return Target(found, self.to)
+            return Target(OutPlace(found), self.to)
         if self.to is not None and suffix_lies(found, self.to):
             raise UsageError(
                 f"in place the file keeps its name, which would lie about {self.to}",
                 hint=f"-o {quote(Path(found).with_suffix(usual_suffix(self.to)).name)}",
             )
         if found != source and self.max_shard_size is not None:  # shards in the folder instead
-            return Target(found + INDEX, self.to)
-        return Target(found, self.to or same_format(ckpt))
+            return Target(OutPlace(found + INDEX), self.to)
+        return Target(OutPlace(found), self.to or same_format(ckpt))
 
     def check_target(
         self, after: Checkpoint, target: Target, size: int | str | None, history: Sequence[str] = ()
     ) -> files.Saved:
         """What saving would write; raises what it would raise, as far as that can be known."""
         if self.in_place:
-            check_index(after, target.path)
+            check_index(after, target.place.path)
         return files.check_save(
             after,
-            target.path,
+            target.place,
             target.to,
             size,
             overwrite=self.overwrite or self.in_place,
@@ -247,14 +247,14 @@ class Job:
         same = after.root is before.root and after.device == before.device
         unchanged = same and names != ["convert"]
         history = lines if self.history and not unchanged else []
-        path = target.path
+        place = target.place
         notes = [*_dangers(before), *after.notes]
         saved: files.Saved | None = None
         changes = plan(before, after)
         if changes.renamed or changes.removed:
             notes += about_optimizers(before)
         if self.placed and not (unchanged and self.in_place):
-            notes += about_names(before, path, in_place=self.in_place)
+            notes += about_names(before, place.path, in_place=self.in_place)
         size = self.shard_size(before)
         would: files.Saved | None = None
         if self.dry_run and not self.placed:
@@ -263,30 +263,30 @@ class Job:
             would = self.check_target(after, target, size, history)
         elif not (unchanged and self.in_place):
             if self.in_place:
-                check_index(after, path)
-            with made_folder(target.folder) if target.folder else nullcontext():
+                check_index(after, place.path)
+            with target.folder.made() if target.folder is not None else nullcontext():
                 saved = files.save(
                     after,
-                    path,
+                    place,
                     to=target.to,
                     overwrite=self.overwrite or self.in_place,
                     max_shard_size=size,
                     history=history,
-                    progress=told(self.progress, os.path.basename(path)),
+                    progress=told(self.progress, place.filename),
                 )
             would = saved
         if would is not None and not (unchanged and self.in_place):
             notes += [*would.notes, *_about_output(after, would)]
             if saved is not None and self.in_place and is_sharded(before):
-                notes += about_shards(before, saved.path, saved.files)
+                notes += about_shards(before, Path(saved.path), saved.files)
             if not self.in_place:
-                folder = would.path != Path(path) or would.files > 1
+                folder = would.path != place.result or would.files > 1
                 notes += about_files(
                     before, would, chosen=target.to is not None, into_folder=folder
                 )
-        output = path if self.placed else None
-        if would is not None and would.path != Path(path):  # into a folder
-            output = str(would.path)
+        output = place.name if self.placed else None
+        if would is not None and would.path != place.result:  # into a folder
+            output = shown(would.path)
         nothing = None if self.dry_run else 0
         return EditReport(
             source=before.origin.path if before.origin else None,
@@ -296,7 +296,7 @@ class Job:
             notes=notes,
             files_written=saved.files if saved else nothing,
             bytes_written=saved.bytes_written if saved else nothing,
-            by_hand=_by_hand(after, path, saved) if names == ["freeze"] and saved else (),
+            by_hand=_by_hand(after, place, saved) if names == ["freeze"] and saved else (),
         )
 
 
@@ -314,17 +314,18 @@ def _dangers(before: Checkpoint) -> Iterator[Note]:
 def _about_output(after: Checkpoint, saved: files.Saved) -> Iterator[Note]:
     """What other readers make of the output, where that may surprise."""
     yield from for_writing(saved.format, "").remarks(after)
-    rival = saved.path.parent / "model.safetensors"
-    if saved.path.name.startswith("pytorch_model.bin") and (
-        rival.exists() or Path(f"{rival}.index.json").exists()
-    ):
-        yield warning(f"{rival.name} beside it is what most readers take first")
+    place = out_place(saved.path)
+    if place.filename.startswith("pytorch_model.bin"):
+        rival = "model.safetensors"
+        if any(place.folder.member(name).is_there for name in (rival, rival + INDEX)):
+            yield warning(f"{rival} beside it is what most readers take first")
 
 
-def _by_hand(after: Checkpoint, path: str, saved: files.Saved) -> Sequence[str]:
+def _by_hand(after: Checkpoint, place: OutPlace, saved: files.Saved) -> Sequence[str]:
     """How plain torch applies the freeze record of a file."""
     model = after.sections.model()
-    if model.is_module or saved.files > 1 or saved.path != Path(path) or is_stream(path):
+    is_file = isinstance(saved.path, Path) and saved.path == place.result and not is_stream(place)
+    if model.is_module or saved.files > 1 or not is_file:
         return ()
-    record = for_writing(saved.format, "").record_by_hand(after, path, model.path, FREEZE)
+    record = for_writing(saved.format, "").record_by_hand(after, place.path, model.path, FREEZE)
     return () if record is None else by_hand(after, record)

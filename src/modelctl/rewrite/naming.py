@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
@@ -14,13 +13,6 @@ from ..storage.source import FileSource
 from ..storage.streams import STREAM, is_stream
 
 _USUAL = "torch"
-
-
-def is_folder(output: str) -> bool:
-    """Whether an output is a folder: one that is there, or one by its trailing slash."""
-    if is_stream(output):
-        return False
-    return output.endswith(("/", os.sep)) or os.path.isdir(output)
 
 
 def is_sharded(ckpt: Checkpoint) -> bool:

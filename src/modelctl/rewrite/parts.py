@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -13,10 +12,10 @@ from ..core.pages import Progress, told
 from ..core.records import add_history
 from ..errors import UsageError
 from ..files import PathLike
+from ..formats.destination import out_place
 from ..inspection.edits import EditReport, Part, SplitReport
-from ..storage.far.urls import check_output, shown
-from ..storage.places import named
-from ..storage.targets import check_makeable, made_folder
+from ..storage.far.urls import said, shown
+from ..storage.outputs import OutPlace
 from ..surgery.merge import merge
 from ..surgery.recipe import history_line
 from ..surgery.split import split
@@ -50,7 +49,7 @@ def merge_files(
             :func:`modelctl.save` raise.
     """
     paths = {
-        name: os.fspath(path)
+        name: said(path)
         for name, path in (
             *(("model", model), ("optimizer", optimizer), ("scheduler", scheduler)),
             *(("ema", ema), ("like", like), ("rest", rest)),
@@ -66,7 +65,7 @@ def merge_files(
     given.update(numbers)
     given["set"] = [f"{key}={value}" for key, value in (set or {}).items()]
     job = Job(
-        output=None if output is None else os.fspath(output),
+        output=None if output is None else said(output),
         overwrite=overwrite,
         dry_run=dry_run,
         history=history,
@@ -78,7 +77,7 @@ def merge_files(
             name: stack.enter_context(files.open(path)) for name, path in paths.items()
         }
         merged = merge(**opened, **numbers, set=set)
-        target = Target(paths["model"], same_format(opened["model"]))
+        target = Target(OutPlace(paths["model"]), same_format(opened["model"]))
         if job.output is not None:
             target = job.target(paths["model"], 1, opened["model"])
         return job.finish(opened["model"], merged, target, [history_line("merge", given)])
@@ -103,12 +102,10 @@ def split_file(
         ModelctlError: what :func:`modelctl.open`, :func:`modelctl.split` and
             :func:`modelctl.save_parts` raise.
     """
-    source = os.fspath(source)
+    source = said(source)
     if output is None and not dry_run:
         raise UsageError("where do the parts go?", hint="-o DIR, or --dry-run to look first")
-    if output is not None:
-        named(output)
-        check_output(output)
+    place = None if output is None else out_place(output)
     saved: dict[str, files.Saved] = {}
     notes: Sequence[Note] = ()
     with files.open(source, key=key, follow_symlinks=follow_symlinks) as before:
@@ -117,14 +114,13 @@ def split_file(
             models = ["model"] if "model" in parts else [*parts]
             parts.update({name: add_history(parts[name], ["split"]) for name in models})
         if dry_run:
-            is_there = output is not None and not check_makeable(output)
-            folder = output if is_there else None
+            folder = None if place is None or place.is_missing else place
             notes = files.check_parts(parts, folder, to=to or "torch", overwrite=overwrite)
-        elif output is not None:
-            with made_folder(os.path.dirname(os.path.abspath(output))):
+        elif place is not None:
+            with place.folder.made():
                 saved = files.save_parts(
                     parts,
-                    output,
+                    place,
                     to=to or "torch",
                     overwrite=overwrite,
                     progress=told(progress, filename(source)),
@@ -132,10 +128,10 @@ def split_file(
             notes = [note for one in saved.values() for note in one.notes]
         tensors = {name: len(part.tensors()) for name, part in parts.items()}
     rows = [
-        Part(name, str(saved[name].path), n, saved[name].bytes_written)
+        Part(name, shown(saved[name].path), n, saved[name].bytes_written)
         if name in saved
         else Part(name, None, n, None)
         for name, n in tensors.items()
     ]
-    place = None if output is None else os.fspath(output)
-    return SplitReport(shown(source), place, dry_run, rows, [*parts["rest"].notes, *notes])
+    where = None if place is None else place.name
+    return SplitReport(shown(source), where, dry_run, rows, [*parts["rest"].notes, *notes])

@@ -219,7 +219,8 @@ def test_in_place(far: Server, capsys) -> None:
     code, out, err = said(capsys, "strip-prefix", f"{far.url}/made.pt", "--in-place")
     assert (code, out) == (2, "")
     assert err == (
-        f"error: {far.url}/made.pt: what is far can't be edited in place\n"
+        f"error: {far.url}/made.pt: what is far can't be edited in place: it is never "
+        "patched\n"
         "hint: -o made.pt writes the result here\n"
     )
     assert not far.asked
@@ -229,16 +230,18 @@ def test_in_place(far: Server, capsys) -> None:
 def test_a_far_output(far: Server, capsys, command: str) -> None:
     Path("made.pt").write_bytes(far.files["made.pt"])
     more = ["--pattern", "layer1"] if command == "keep" else []
-    code, _, err = said(capsys, command, "made.pt", *more, "-o", "s3://bucket/x.pt")
+    code, _, err = said(capsys, command, "made.pt", *more, "-o", f"{far.url}/x.pt?sig=hunter2")
     assert code == 2
-    assert "s3://bucket/x.pt: an output is written here, not far away" in err
+    assert f"{far.url}/x.pt: a web server is read, not written to" in err
+    assert "hunter2" not in err
+    assert not far.asked
     assert os.listdir() == ["made.pt"]
 
 
 def test_a_training_is_not_saved_far() -> None:
     import modelctl.nn as mnn
 
-    with pytest.raises(UsageError, match="an output is written here"):
+    with pytest.raises(UsageError, match="a training saves to this machine"):
         mnn.save_checkpoint("s3://bucket/x.pt", model=torch.nn.Linear(1, 1))
 
 

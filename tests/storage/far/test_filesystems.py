@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from modelctl.errors import MissingExtraError, ModelctlError, UnreadableError, U
 from modelctl.storage.far import filesystems
 
 from . import made
+from .moto import serving_s3
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -167,37 +166,10 @@ def test_what_is_not_installed(monkeypatch, url: str, lacks: str, hint: str) -> 
 
 @pytest.fixture(scope="module")
 def s3(checkpoints: dict[str, bytes]):
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, text in (
-            ("AWS_ACCESS_KEY_ID", "hunter"),
-            ("AWS_SECRET_ACCESS_KEY", "hunter2"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-            ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
-        ):
-            patch.setenv(name, text)
-        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
-            fs = fsspec.filesystem("s3")
-            fs.mkdir("bucket")
-            for name, data in checkpoints.items():
-                fs.pipe_file(f"bucket/run/{name}", data)
-            yield fs
-        finally:
-            server.terminate()
-            server.wait(20)
+    with serving_s3() as fs:
+        for name, data in checkpoints.items():
+            fs.pipe_file(f"bucket/run/{name}", data)
+        yield fs
 
 
 @pytest.mark.parametrize("path", ["run/made.pt", "run/shards", "run/shards/"])

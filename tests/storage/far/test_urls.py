@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelctl.errors import UsageError
-from modelctl.storage.far.urls import check_output, is_far, shown, url_of
+from modelctl.storage.far.urls import is_far, said, shown, url_of
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,6 @@ def test_shown(url: str, name: str) -> None:
     assert shown(url) == name
 
 
-def test_no_output_is_far() -> None:
-    with pytest.raises(UsageError, match="an output is written here, not far away") as caught:
-        check_output("s3://bucket/x.pt")
-    assert caught.value.hint == "-o x.pt, and copy that there"
-    check_output("x.pt")
-    check_output(None)
+def test_said() -> None:
+    assert said(Path("s3://bucket/x.pt")) == said("s3://bucket/x.pt") == "s3://bucket/x.pt"
+    assert said(Path("a/x.pt")) == said("a/x.pt") == "a/x.pt"

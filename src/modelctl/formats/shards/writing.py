@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
@@ -19,6 +18,7 @@ from ...core.records import without_records
 from ...core.tensors import TensorRef
 from ...errors import UsageError, WriteError
 from ...storage.layout import Layout, LayoutBuilder
+from ...storage.outputs import OutPlace
 from ..base import WritableFormat
 
 MAX_SHARD_SIZE = "5GB"
@@ -80,22 +80,23 @@ class ShardNames(NamedTuple):
 _NUMBERED = re.compile(r"(.+?)(?:\.\d+)?-\d{5}-of-\d{5}((?:\.\w+)+)")
 
 
-def shards_in(index: str | os.PathLike[str]) -> dict[str, str] | None:
-    """Which shard each tensor is in, as an index on the disk says; None where it is none."""
+def shards_in(index: str | os.PathLike[str] | OutPlace) -> dict[str, str] | None:
+    """Which shard each tensor is in, as an index that stands there says; None where it is none."""
     try:
-        found = json.loads(Path(index).read_bytes())["weight_map"]
+        place = index if isinstance(index, OutPlace) else OutPlace(index)
+        found = json.loads(place.read())["weight_map"]
         return {str(name): str(shard) for name, shard in found.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 
 
-def names_by_index(path: str) -> ShardNames | None:
-    """What new shards of an index on the disk are called, so that it keeps its own name: as those
-    that it names, else after itself. None where it is no index."""
-    shards = list(dict.fromkeys((shards_in(path) or {}).values()))
+def names_by_index(index: OutPlace) -> ShardNames | None:
+    """What new shards of an index that stands there are called, so that it keeps its own name: as
+    those that it names, else after itself. None where it is no index."""
+    shards = list(dict.fromkeys((shards_in(index) or {}).values()))
     if not shards:
         return None
-    name = os.path.basename(path)
+    name = index.filename
     numbered = {found.groups() for found in map(_NUMBERED.fullmatch, shards) if found}
     if len(numbered) == 1:
         stem, suffix = numbered.pop()
@@ -214,13 +215,13 @@ def _free_names(taken: Collection[str], wanted: ShardNames, count: int) -> list[
     raise WriteError(f"no free names for the shards of {stem}{suffix}")
 
 
-def superseded(folder: str | os.PathLike[str], names: ShardNames) -> list[str]:
+def superseded(folder: OutPlace, names: ShardNames) -> list[str]:
     """The files in a folder that a new checkpoint of this name takes the place of: the single
     file, the index, and the shards that the index names."""
-    folder = Path(folder)
-    found = [name for name in (names.single, names.index_file) if (folder / name).exists()]
+    there = {*folder.names}
+    found = [name for name in (names.single, names.index_file) if name in there]
     if names.index_file in found:
-        shards = dict.fromkeys((shards_in(folder / names.index_file) or {}).values())
+        shards = dict.fromkeys((shards_in(folder.member(names.index_file)) or {}).values())
         # an index may name any file: only what is called like a shard of ours goes
         found += [name for name in shards if names.includes(name)]
     return found

@@ -16,7 +16,7 @@ from typing import Any
 from ...core.text import some
 from ...errors import ModelctlError, UsageError, WriteError
 from ...files import open as open_checkpoint
-from ...storage.far.urls import check_output, is_far
+from ...storage.far.urls import is_far, shown
 from ...storage.links import point
 from ...storage.places import named
 
@@ -40,7 +40,11 @@ class Row:
         keep_last: int | None = None,
     ) -> None:
         named(path)
-        check_output(path)
+        if is_far(path):
+            raise UsageError(
+                f"{shown(path)}: a training saves to this machine",
+                hint="save here, then modelctl convert FILE -o URL",
+            )
         folder, self.pattern = os.path.split(os.fspath(path))
         self.folder = Path(folder)
         self._values = values

@@ -149,6 +149,11 @@ class FarSource(Source):
     def _fetch(self, offset: int, size: int) -> bytes:
         return self._bytes(offset, offset + size)
 
+    @property
+    def opened(self) -> FarObject | None:
+        """What is far away, where it was asked for by now."""
+        return self._object
+
     # ------------------------------------------------------------------ where bytes come from
 
     def _bytes(self, start: int, stop: int) -> bytes:

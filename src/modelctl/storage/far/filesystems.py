@@ -1,22 +1,27 @@
-"""Far files through fsspec: s3, gs, az, and whatever else it knows."""
+"""Far files through fsspec, read and written: s3, gs, az, and whatever else it knows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
-from ...errors import MissingExtraError, ModelctlError, UnreadableError, UsageError
+from ...errors import MissingExtraError, ModelctlError, UnreadableError, UsageError, WriteError
 from .blocks import HEAD, FarObject
 from .stores import Store, no_such_place
+from .uploads import ClosedUpload, RenamedUpload, S3Upload, Upload
 from .urls import Url, shown
 
 # The longest that any call may take: a store has timeouts of its own, which end before.
 TIMEOUT = 120.0
+_WHO = "who asks is what the store's own tools would say: environment, profile, login"
 # What reads a kind of URL for fsspec, where it has another name.
 _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs",
     "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
 }  # fmt: skip
+# Of these the first part of a path is a bucket, which no output makes.
+_BUCKETS = frozenset(_PACKAGES)
 # What tells one version of an object from another, as the stores call it.
 _STATE = (
     *("size", "ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "modified"),
@@ -45,7 +50,7 @@ def filesystem(url: Url, near: str | None) -> tuple[Store, str]:
         if near is not None and near != url.scheme:
             raise _unknown(name, url.scheme, near) from None
         raise MissingExtraError(
-            f"{name}: {url.scheme}:// is read through fsspec, which is not installed", hint=extra
+            f"{name}: {url.scheme}:// goes through fsspec, which is not installed", hint=extra
         ) from None
     try:
         fs, path = _in_time(lambda: url_to_fs(url.text), name, ImportError, ValueError)
@@ -54,7 +59,7 @@ def filesystem(url: Url, near: str | None) -> tuple[Store, str]:
         known = known_implementations.get(url.scheme, {})
         says = package or known.get("err", "another package")
         raise MissingExtraError(
-            f"{name}: {url.scheme}:// is read through fsspec and {says}, which is not installed",
+            f"{name}: {url.scheme}:// goes through fsspec and {says}, which is not installed",
             hint=how,
         ) from None
     except ValueError:
@@ -110,6 +115,121 @@ class Filesystem(Store):
             return f"{said.rpartition('/')[0]}/{path.rpartition('/')[2]}"
         return f"{self._url.scheme}://{path.lstrip('/')}"
 
+    # ------------------------------------------------------------------ writing
+
+    def now(self, path: str) -> dict[str, Any] | None:
+        """What stands at a path as it is now; None where nothing does."""
+        try:
+            return _info(self._fs, path, self.shown(path))
+        except FileNotFoundError:
+            return None
+
+    def check_bucket(self, path: str) -> None:
+        """Raises WriteError where the bucket of a path is not there: nothing can be written."""
+        bucket = path.lstrip("/").partition("/")[0]
+        if self._url.scheme in _BUCKETS and bucket != path and self.now(bucket) is None:
+            raise self._no_bucket(path)
+
+    def _no_bucket(self, path: str) -> WriteError:
+        bucket = path.lstrip("/").partition("/")[0]
+        return WriteError(
+            f"{self.shown(path)}: there is no bucket {bucket}",
+            hint="a bucket is made with the store's own tools",
+        )
+
+    def check_still(self, read: FarObject | None, path: str) -> None:
+        """Raises WriteError where an object that was read is the one at a path, and is no longer
+        as it was."""
+        if not isinstance(read, _Object) or read.place != (type(self._fs), path):
+            return
+        try:
+            read.check()
+        except UnreadableError as e:
+            raise WriteError(
+                f"{self.shown(path)}: changed while it was edited: nothing was written",
+                hint="run it again",
+            ) from e
+
+    def forget(self) -> None:
+        """Ask anew for what was listed before."""
+        self._known.clear()
+        self._fs.invalidate_cache()
+
+    def read(self, path: str) -> bytes:
+        """All of a small file. Raises FileNotFoundError."""
+        return bytes(_in_time(lambda: self._fs.cat_file(path), self.shown(path)))
+
+    def upload(self, path: str, nbytes: int) -> Upload:
+        """What takes a file of so many bytes."""
+        scheme = self._url.scheme
+        if scheme in ("s3", "s3a"):
+            return S3Upload(self._fs, path, nbytes)
+        if scheme in _BUCKETS:
+            return ClosedUpload(self._fs, path, nbytes)
+        return RenamedUpload(self._fs, path, nbytes, self._move)
+
+    def _move(self, path: str, to: str) -> None:
+        from fsspec.spec import AbstractFileSystem
+
+        if type(self._fs).mv is not AbstractFileSystem.mv:
+            self._fs.mv(path, to)
+        else:  # the general one takes names for patterns
+            self._fs.cp_file(path, to)
+            self._fs.rm_file(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Raises WriteError."""
+        self.do(lambda: self._fs.rm_file(path), path)
+
+    def do(self, call: Callable[[], object], path: str) -> None:
+        """A call that writes to a path.
+
+        Raises:
+            WriteError: it failed.
+        """
+        try:
+            call()
+        except ModelctlError:
+            raise
+        except Exception as e:
+            self._failed(e, path)
+
+    def do_whole(self, call: Callable[[], object], path: str) -> None:
+        """A call that is not cut off: Ctrl-C waits until it is known what became of it.
+
+        Raises:
+            WriteError: it failed.
+            KeyboardInterrupt: it was done.
+        """
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                call()
+            except Exception as e:
+                failed.append(e)
+
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        interrupted = False
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                interrupted = True
+        if failed:
+            self._failed(failed[0], path)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _failed(self, e: Exception, path: str) -> NoReturn:
+        if isinstance(e, FileNotFoundError) and self._url.scheme in _BUCKETS:
+            raise self._no_bucket(path) from e
+        name, why = self.shown(path), _first_line(e)
+        if isinstance(e, PermissionError):
+            raise WriteError(f"{name}: it may not be written ({why})", hint=_WHO) from e
+        raise WriteError(f"{name}: not written: {why}", hint="run it again") from e
+
     def _info(self, path: str) -> dict[str, Any] | None:
         if path not in self._known:
             try:
@@ -121,10 +241,14 @@ class Filesystem(Store):
 
 class _Object(FarObject):
     """A file of a file system of fsspec. Its ranges don't say which version they are of: after
-    each the store is asked whether it is still the same."""
+    each the store is asked whether it is still the same.
+
+    ``place`` is where it is, whatever it is called.
+    """
 
     def __init__(self, fs: Any, path: str, name: str) -> None:
         self._fs, self._path, self.name = fs, path, name
+        self.place = type(fs), path
         self._state = self._now()
         size = self._state.get("size")
         if not isinstance(size, int):
@@ -137,9 +261,23 @@ class _Object(FarObject):
             data: bytes = _in_time(
                 lambda: self._fs.cat_file(self._path, start=start, end=stop), self.name
             )
+        except FileNotFoundError:
+            raise self._removed() from None
+        self.check()
+        if len(data) != stop - start:
+            raise UnreadableError(
+                f"{len(data):,} bytes came where {stop - start:,} are asked",
+                path=self.name,
+                offset=start,
+            )
+        return data
+
+    def check(self) -> None:
+        """Raises UnreadableError where it is no longer as it was at first."""
+        try:
             now = self._now()
         except FileNotFoundError:
-            raise UnreadableError("it was removed while it was read", path=self.name) from None
+            raise self._removed() from None
         for what, before in self._state.items():
             if now.get(what) != before:
                 raise UnreadableError(
@@ -148,13 +286,9 @@ class _Object(FarObject):
                     path=self.name,
                     hint="do it again",
                 )
-        if len(data) != stop - start:
-            raise UnreadableError(
-                f"{len(data):,} bytes came where {stop - start:,} are asked",
-                path=self.name,
-                offset=start,
-            )
-        return data
+
+    def _removed(self) -> UnreadableError:
+        return UnreadableError("it was removed while it was read", path=self.name)
 
     def _now(self) -> dict[str, Any]:
         info = _info(self._fs, self._path, self.name)
@@ -200,7 +334,7 @@ def _in_time(call: Any, name: str, *passes: type[Exception]) -> Any:
     if isinstance(e, PermissionError):
         raise ModelctlError(
             f"{name}: it may not be read ({_first_line(e)})",
-            hint="who asks is what the store's own tools would say: environment, profile, login",
+            hint=_WHO,
         )
     raise ModelctlError(f"{name}: can't be read: {_first_line(e)}")
 

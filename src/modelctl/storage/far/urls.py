@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from shlex import quote
 from typing import NamedTuple
-
-from ...errors import UsageError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 # pathlib makes one slash of two
 _AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/([^/].*)", re.DOTALL)
 _CREDENTIALS = re.compile(r"(://)[^/?#]*@")
+
+# What is read, and written by nobody here.
+READ_ONLY = frozenset(("http", "https", "hf"))
 
 
 class Url(NamedTuple):
@@ -56,11 +56,7 @@ def shown(path: str | os.PathLike[str]) -> str:
     return _CREDENTIALS.sub(r"\1***@", plain)
 
 
-def check_output(path: str | os.PathLike[str] | None) -> None:
-    """Raises UsageError where an output is far: nothing is written there."""
-    if path is not None and is_far(path):
-        name = quote(shown(path).rstrip("/").rpartition("/")[2])
-        raise UsageError(
-            f"{shown(path)}: an output is written here, not far away",
-            hint=f"-o {name}, and copy that there",
-        )
+def said(path: str | os.PathLike[str]) -> str:
+    """A path as text; of a URL, whose two slashes pathlib makes one, all of it."""
+    url = url_of(path)
+    return os.fspath(path) if url is None else url.text
