@@ -41,7 +41,7 @@ COMPUTED = {"nn.view.build"}
 
 # Libraries and who alone may import them (prefixes of module names).
 ONLY = {
-    "torch": ("nn", "testing"),
+    "torch": ("nn", "testing", "storage.torchrun.ranks"),
     "torchvision": ("nn",),
     "safetensors": ("nn",),
     "fsspec": ("storage.far.filesystems",),

@@ -23,7 +23,8 @@ from .storage.far.urls import url_of
 from .storage.layout import Layout
 from .storage.places import Place
 from .storage.source import FileSource
-from .storage.staging import check_file, check_folder, staged_files
+from .storage.staging import check_file, check_folder
+from .storage.torchrun.group import staged_by_all
 
 PathLike = str | os.PathLike[str]
 # Called with the bytes written since the last call, and how many there will be in all.
@@ -202,7 +203,10 @@ def save_parts(
     formats = _formats_of(parts, to)
     cut = {name: _cut(parts[name], fmt) for name, fmt in formats.items()}
     sources = _files(next(iter(parts.values())))
-    with _no_collector(), staged_files(folder, overwrite=overwrite, sources=sources) as group:
+    with (
+        _no_collector(),
+        staged_by_all(folder, is_folder=True, overwrite=overwrite, sources=sources) as group,
+    ):
         layout = Layout(
             [fmt.layout(cut[name][0], name + fmt.suffixes[0]) for name, fmt in formats.items()]
         )

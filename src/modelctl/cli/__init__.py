@@ -47,6 +47,7 @@ def _interrupted(number: int, frame: object) -> NoReturn:
 
 
 _received: list[int] = []
+_TORCHRUN = "TORCHELASTIC_RUN_ID"  # is in the environment of what torchrun starts
 _INTERRUPTED = 130
 _HELP = {"--help", "-h"}
 
@@ -63,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _guarded(argv: Sequence[str]) -> int:
     try:
-        code = _run(list(argv))
+        code = _by_all(list(argv)) if _TORCHRUN in os.environ else _run(list(argv))
         _flush()
     except ModelctlError as e:
         return _failed(argv, e.as_dict(), e)
@@ -90,6 +91,27 @@ def _guarded(argv: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + _received[-1] if _received else _INTERRUPTED
     return code
+
+
+def _by_all(argv: list[str]) -> int:
+    """A command of several processes, where torchrun started them: they are one, and the first
+    speaks for all."""
+    from ..storage.torchrun.ranks import join, leave, was_started
+
+    if not was_started():
+        return _run(argv)
+    ranks = join()
+    try:
+        if not ranks.is_first:
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if "-" in argv:
+            raise UsageError(
+                "torchrun's processes have no stdin and stdout in common",
+                hint="name a file, or do it without torchrun",
+            )
+        return ranks.run(lambda: _run(argv))
+    finally:
+        leave()
 
 
 def _run(argv: list[str]) -> int:

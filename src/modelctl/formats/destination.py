@@ -16,8 +16,9 @@ from ..storage.far.urls import check_output
 from ..storage.layout import Layout
 from ..storage.places import named
 from ..storage.source import FileSource
-from ..storage.staging import FileGroup, check_file, check_folder, staged_file, staged_files
+from ..storage.staging import FileGroup, check_file, check_folder
 from ..storage.streams import Stdout, is_stream, stdout
+from ..storage.torchrun.group import SharedGroup, staged_by_all
 from .base import Writable, WritableFolder, WritableFormat, no_state_dict
 from .folders import Folder
 from .registry import for_writing, of_suffix, writable
@@ -86,7 +87,7 @@ class Destination(NamedTuple):
 
     def staged(
         self, *, overwrite: bool, sources: Iterable[FileSource]
-    ) -> AbstractContextManager[FileGroup | Stdout]:
+    ) -> AbstractContextManager[FileGroup | SharedGroup | Stdout]:
         """The group of files that the output is on its way in, or stdout.
 
         Raises:
@@ -96,9 +97,9 @@ class Destination(NamedTuple):
         if is_stream(self.path):
             return stdout()
         self.check(overwrite=overwrite)
-        if not self.is_folder:
-            return staged_file(self.path, overwrite=overwrite, sources=sources)
-        return staged_files(self.path, overwrite=overwrite, sources=sources)
+        return staged_by_all(
+            self.path, is_folder=self.is_folder, overwrite=overwrite, sources=sources
+        )
 
     @property
     def taken(self) -> list[str]:

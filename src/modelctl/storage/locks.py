@@ -112,11 +112,27 @@ class Lock:
     def remove_if_dead(self) -> None:
         """Without being its holder: remove the lock of a killed writer, and what it left."""
         with suppress(OSError):
-            if fcntl and not _may_live(self._owner()) and self._acquire(create=False):
-                try:
-                    self._remove_temps(os.listdir(self.folder))
-                finally:
-                    self.__exit__()
+            if not _may_live(self._owner()):
+                self._remove_if_free()
+
+    def remove_of_dying(self) -> None:
+        """As :meth:`remove_if_dead`, where its writer is known to have gone, on any machine."""
+        until = time.monotonic() + _PATIENCE
+        with suppress(OSError):
+            while not self._remove_if_free() and time.monotonic() < until:
+                time.sleep(0.01)  # the system has not let go of all of it
+
+    def _remove_if_free(self) -> bool:
+        """Whether nobody holds it; then it goes, and what was left with it."""
+        if fcntl is None or not os.path.lexists(self.path):
+            return True
+        if not self._acquire(create=False):
+            return False
+        try:
+            self._remove_temps(os.listdir(self.folder))
+        finally:
+            self.__exit__()
+        return True
 
     def _remove_temps(self, names: list[str]) -> None:
         for name in names:

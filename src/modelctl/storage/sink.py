@@ -64,16 +64,30 @@ class Sink:
             UnreadableError: what it is made from can't be read.
             OSError: it can't be written.
         """
-        self._begin(file.nbytes)
-        pieces = (one for one in file.segments if isinstance(one, Piece))
-        announce((one.storage, one.start, one.stop) for one in pieces)
+        self.begin(file.nbytes)
         sums: dict[int, int] = {}
+        self.put_late(self.put_segments(file.segments, sums, checker), sums)
+
+    def put_segments(
+        self, segments: Sequence[Segment], sums: dict[int, int], checker: Checker
+    ) -> list[Late]:
+        """Segments of a file, one after the other: all of it, or some.
+
+        Args:
+            sums: gets the checksums that were made.
+
+        Returns:
+            What asks for checksums that are not known yet.
+        """
+        pieces = (one for one in segments if isinstance(one, Piece))
+        announce((one.storage, one.start, one.stop) for one in pieces)
         waiting: list[Late] = []
         batch: list[Segment] = []
         size = 0
-        for segment in file.segments:
+        for segment in segments:
             large = segment.nbytes > _SMALL and not isinstance(segment, Late)
-            if large or size >= _BATCH or len(batch) >= _MOST:
+            apart = bool(batch) and segment.offset != batch[0].offset + size
+            if large or apart or size >= _BATCH or len(batch) >= _MOST:
                 self._put_batch(batch, sums, waiting, checker)
                 batch, size = [], 0
             if isinstance(segment, Piece) and large:
@@ -84,10 +98,14 @@ class Sink:
                 batch.append(segment)
                 size += segment.nbytes
         self._put_batch(batch, sums, waiting, checker)
+        return waiting
+
+    def put_late(self, waiting: Sequence[Late], sums: Checksums) -> None:
+        """What had to wait, now that all checksums are known."""
         for late in waiting:
             self._put(memoryview(_as_long(late, late.make(sums))), late.offset, new=False)
 
-    def _begin(self, nbytes: int) -> None:
+    def begin(self, nbytes: int) -> None:
         """Ask for room for all of it."""
         _allocate(self.fd, nbytes)
 

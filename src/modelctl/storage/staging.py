@@ -146,14 +146,18 @@ class FileGroup:
             UnreadableError: what they are made from can't be read.
             WriteError: as :meth:`open`; there is no room for them; the layout is wrong.
         """
-        for file in layout.files:
-            check_layout(file)
-        check_space(self._lock.folder, layout.nbytes, self._path())
+        self.check(layout)
         with Checker() as checker:  # goes on while the disk is waited for
             for file in layout.files:
                 with self.open(file.name, progress) as sink:
                     sink.carry_out(file, checker)
-        self.remove_after([name for name in layout.superseded if name not in self._outputs])
+        self.remove_after(layout.superseded)
+
+    def check(self, layout: Layout) -> None:
+        """Raises WriteError where a layout is wrong, or there is no room for it."""
+        for file in layout.files:
+            check_layout(file)
+        check_space(self._lock.folder, layout.nbytes, self._path())
 
     @contextmanager
     def open(self, name: str, progress: Progress | None = None) -> Iterator[Sink]:
@@ -183,7 +187,7 @@ class FileGroup:
     def remove_after(self, names: Iterable[str]) -> None:
         """Files of the folder that are removed once all the others stand: those that nothing
         names any more. What is no plain file, or can't be removed then, stays."""
-        for name in names:
+        for name in set(names) - self._outputs.keys():
             target = self._lock.folder / plain_name(name)
             if target.is_file() and not target.is_symlink():
                 self._old[name] = _Output(target, self._path(name), True, self._sources)

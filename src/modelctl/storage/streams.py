@@ -150,7 +150,7 @@ def check_stdout() -> int:
 class _StreamSink(Sink):
     """A sink that has no places to go back to."""
 
-    def _begin(self, nbytes: int) -> None:
+    def begin(self, nbytes: int) -> None:
         """A stream has no room to ask for."""
 
     def _put(self, view: memoryview, at: int, *, new: bool = True) -> int:

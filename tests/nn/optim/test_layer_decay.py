@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 
 import pytest
@@ -31,8 +32,8 @@ def on_meta(name: str, **kwargs) -> nn.Module:
 # How far some parameters are from the head; the stem is among them.
 TORCHVISION = {
     "resnet18": {
-        "conv1.weight": 5, "bn1.bias": 5, "layer1.0.conv1.weight": 4,
-        "layer2.0.downsample.1.bias": 3, "layer4.1.bn2.weight": 1, "fc.weight": 0,
+        "conv1.weight": 9, "bn1.bias": 9, "layer1.0.conv1.weight": 8,
+        "layer2.0.downsample.1.bias": 6, "layer4.1.bn2.weight": 1, "fc.weight": 0,
     },
     "vit_b_16": {
         "class_token": 13, "conv_proj.weight": 13, "encoder.pos_embedding": 13,
@@ -41,28 +42,32 @@ TORCHVISION = {
         "heads.head.weight": 0,
     },
     "convnext_tiny": {
-        "features.0.0.weight": 8, "features.1.0.layer_scale": 7, "features.2.1.weight": 6,
+        "features.0.0.weight": 19, "features.1.0.layer_scale": 18,
+        "features.1.2.layer_scale": 16, "features.2.1.weight": 15, "features.3.0.layer_scale": 15,
         "features.7.2.block.0.weight": 1, "classifier.2.weight": 0,
     },
     "swin_t": {
-        "features.0.0.weight": 8, "features.6.reduction.weight": 2,
+        "features.0.0.weight": 13, "features.1.0.norm1.bias": 12, "features.2.norm.bias": 11,
+        "features.5.5.norm1.bias": 3, "features.6.reduction.weight": 3,
         "features.7.1.attn.relative_position_bias_table": 1, "norm.weight": 1, "head.bias": 0,
     },
     "densenet121": {
-        "features.conv0.weight": 5, "features.denseblock1.denselayer1.conv1.weight": 4,
-        "features.transition1.conv.weight": 4, "features.denseblock4.denselayer1.norm1.bias": 1,
+        "features.conv0.weight": 59, "features.denseblock1.denselayer1.conv1.weight": 58,
+        "features.denseblock1.denselayer6.conv1.weight": 53,
+        "features.transition1.conv.weight": 53, "features.denseblock4.denselayer1.norm1.bias": 16,
         "features.norm5.weight": 1, "classifier.weight": 0,
     },
     "vgg11_bn": {
         "features.0.weight": 8, "features.1.weight": 8, "features.25.weight": 1,
         "classifier.0.weight": 0, "classifier.6.weight": 0,
     },
-    "mobilenet_v3_small": {"features.0.0.weight": 13, "features.12.0.weight": 1,
+    "mobilenet_v3_small": {"features.0.0.weight": 12, "features.12.0.weight": 1,
                            "classifier.3.weight": 0},
     # three linear layers are as good as a row beside five convolutions, but no second tower
     "alexnet": {"features.0.weight": 5, "features.10.bias": 1, "classifier.1.weight": 0},
-    "efficientnet_b0": {"features.0.0.weight": 9, "features.8.0.weight": 1, "classifier.1.bias": 0},
-    "shufflenet_v2_x0_5": {"conv1.0.weight": 4, "stage2.0.branch1.0.weight": 3,
+    "efficientnet_b0": {"features.0.0.weight": 17, "features.7.0.block.0.0.weight": 1,
+                        "features.8.0.weight": 1, "classifier.1.bias": 0},
+    "shufflenet_v2_x0_5": {"conv1.0.weight": 17, "stage2.0.branch1.0.weight": 16,
                            "stage4.3.branch2.0.weight": 1, "conv5.0.weight": 0, "fc.bias": 0},
 }  # fmt: skip
 
@@ -75,26 +80,152 @@ def test_the_layers_of_torchvision_models(name):
     assert {*found.values()} == {*range(max(found.values()) + 1)}  # no layer is empty
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
-def test_timm_has_the_same_scales_and_the_same_decay(name):
+def families() -> list[str]:
+    """The smallest model of each file of timm that says its layers."""
+    if importlib.util.find_spec("timm") is None:
+        return []
+    from timm.models import list_models, list_modules
+
+    found = [sorted(list_models(module=module), key=len)[:1] for module in list_modules()]
+    return [name for names in found for name in names]
+
+
+# Where modules inside of a model of timm say themselves what does not decay, or it lists nothing.
+OTHER_DECAY = {"edgenext_base": "temperature", "xcit_nano_12_p8_224": "temperature",
+               "visformer_tiny": "pos_embed"}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_timm_has_the_same_scales_and_the_same_decay(part):
     timm = pytest.importorskip("timm")
-    model = timm.create_model(name)
-    theirs = pytest.importorskip("timm.optim").param_groups_layer_decay(
-        model,
-        weight_decay=0.1,
-        layer_decay=0.75,
-        no_weight_decay_list=model.no_weight_decay(),
-    )
-    ours = mnn.param_groups(model, lr=3.0, weight_decay=0.1, no_decay=True, layer_decay=0.75)
+    theirs = pytest.importorskip("timm.optim").param_groups_layer_decay
+    compared = 0
+    for name in families()[part::4]:
+        with torch.device("meta"):
+            try:
+                model = timm.create_model(name)
+            except (RuntimeError, NotImplementedError):  # not built on meta
+                continue
+        if not hasattr(model, "group_matcher"):
+            continue
+        own = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        expected = {
+            id(p): (pytest.approx(3 * group["lr_scale"]), group["weight_decay"])
+            for group in theirs(model, weight_decay=0.1, layer_decay=0.75, no_weight_decay_list=own)
+            for p in group["params"]
+        }
+        ours = mnn.param_groups(model, lr=3.0, weight_decay=0.1, no_decay=True, layer_decay=0.75)
+        for group in ours:
+            for p, named in zip(group["params"], group["param_names"], strict=True):
+                lr, decay = expected[id(p)]
+                assert group["lr"] == lr, (name, named)
+                if OTHER_DECAY.get(name, "?") not in named:
+                    assert group["weight_decay"] == decay, (name, named)
+        assert sum(len(group["params"]) for group in ours) == len(expected)
+        compared += 1
+    assert compared > 10
+
+
+def test_a_wrapper_does_not_hide_what_timm_says():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model("cait_xxs24_224")
+    found = layers_of(model)
+    assert found["blocks_token_only.0.attn.q.weight"] == 2  # as the last but one block
+    assert layers_of(nn.DataParallel(model)) == found
+
+
+# What the authors' own code gives: BEiT (optim_factory.py) and Swin (SimMIM's optimizer.py) a block
+# a layer; of timm's ConvNeXt, too.
+TRANSFORMERS = {
+    "Beit": {"embeddings.cls_token": 13, "layers.0.lambda_1": 12, "layers.11.lambda_1": 1,
+             "classifier.bias": 0},
+    "Swin": {"embeddings.patch_embeddings.projection.bias": 13,
+             "encoder.layers.0.blocks.1.mlp.fc1.bias": 11,
+             "encoder.layers.0.downsample.norm.bias": 11,
+             "encoder.layers.3.blocks.1.mlp.fc1.bias": 1, "classifier.bias": 0},
+    "ConvNext": {"embeddings.layernorm.bias": 19, "encoder.stages.0.layers.0.pwconv1.bias": 18,
+                 "encoder.stages.1.downsampling_layer.1.bias": 15,
+                 "encoder.stages.1.layers.0.pwconv1.bias": 15,
+                 "encoder.stages.3.layers.2.pwconv1.bias": 1, "classifier.bias": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_a_block_is_a_layer_in_transformers_models_too(kind):
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, f"{kind}ForImageClassification"):
+        pytest.skip("this transformers lacks it")
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForImageClassification")(
+            getattr(transformers, f"{kind}Config")()
+        )
+    found = layers_of(model)
     expected = {
-        id(p): (pytest.approx(3 * group["lr_scale"]), group["weight_decay"])
-        for group in theirs
-        for p in group["params"]
+        name: i for end, i in TRANSFORMERS[kind].items() for name in found if name.endswith(end)
     }
-    for group in ours:
-        for p in group["params"]:
-            assert (group["lr"], group["weight_decay"]) == expected[id(p)]
-    assert sum(len(group["params"]) for group in ours) == len(expected)
+    assert len(expected) >= len(TRANSFORMERS[kind])
+    assert {name: found[name] for name in expected} == expected
+    assert {*found.values()} == {*range(max(found.values()) + 1)}
+
+
+def block(size=2):
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))
+
+
+def test_what_works_side_by_side_is_one_layer():
+    """Experts and branches are numbered like blocks."""
+
+    def layer():
+        experts = nn.ModuleList(block() for _ in range(4))
+        return nn.ModuleDict({"gate": nn.Linear(2, 2), "experts": experts})
+
+    model = nn.ModuleDict({"layers": nn.ModuleList(layer() for _ in range(3))})
+    assert {*layers_of(model).values()} == {2, 1, 0}
+    branches = nn.ModuleDict({"branch1": block(), "branch2": block()})
+    model = nn.ModuleDict(
+        {
+            "units": nn.ModuleList(
+                [branches, nn.ModuleDict({"branch1": block(), "branch2": block()})]
+            )
+        }
+    )
+    assert {*layers_of(model).values()} == {1, 0}
+
+
+def test_class_attention_is_no_head():
+    model = nn.ModuleDict(
+        {
+            "blocks": nn.ModuleList(block() for _ in range(6)),
+            "cls_attn_blocks": nn.ModuleList(block() for _ in range(2)),
+            "norm": nn.LayerNorm(2),
+            "head": nn.Linear(2, 2),
+        }
+    )
+    found = layers_of(model)
+    assert found["blocks.0.0.weight"] == 8
+    assert found["cls_attn_blocks.0.0.weight"] == 2
+    assert found["cls_attn_blocks.1.0.weight"] == found["norm.weight"] == 1
+    assert found["head.weight"] == 0
+
+
+def test_a_norm_within_a_head_is_the_heads():
+    head = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2))
+    model = nn.ModuleDict({"blocks": nn.ModuleList(block() for _ in range(2)), "head": head})
+    assert layers_of(model)["head.0.weight"] == 0
+
+
+def test_positions_and_class_tokens_do_not_decay():
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        nets = [models.get_model(name, weights=None) for name in ("vit_b_16", "swin_t")]
+    nets.append(nn.ModuleDict({"position_embeddings": nn.Embedding(4, 2)}))
+    model = nn.ModuleList(nets)
+    groups = mnn.param_groups(model, no_decay=True, weight_decay=0.1)
+    bare = {n for g in groups if not g["weight_decay"] for n in g["param_names"]}
+    assert {"0.class_token", "0.encoder.pos_embedding"} <= bare
+    assert "1.features.1.0.attn.relative_position_bias_table" in bare
+    assert "2.position_embeddings.weight" not in bare
 
 
 class Attention(nn.Module):
@@ -144,15 +275,14 @@ def test_the_model_itself_says_what_does_not_decay():
 
 
 def test_stages_within_stages_and_other_rows():
-    block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))  # noqa: E731
     stages = nn.Sequential(*(nn.Sequential(block(), block(), block()) for _ in range(2)))
     model = nn.ModuleDict({"stem": nn.Linear(2, 2), "stages": stages, "head": nn.Linear(2, 2)})
-    assert [*dict.fromkeys(layers_of(model).values())] == [3, 2, 1, 0]
+    assert [*dict.fromkeys(layers_of(model).values())] == [7, 6, 5, 4, 3, 2, 1, 0]
     # a pair in which one is nearly all of the model is a wrapper, and its inside counts
-    assert layers_of(nn.Sequential(model, nn.Linear(2, 2)))["0.stages.0.0.0.weight"] == 2
+    assert layers_of(nn.Sequential(model, nn.Linear(2, 2)))["0.stages.0.0.0.weight"] == 6
     # a few linear layers after the blocks are the head, not a second tower
     wide = nn.ModuleDict({"trunk": stages, "head": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))})
-    assert layers_of(wide)["trunk.0.0.0.weight"] == 2
+    assert layers_of(wide)["trunk.0.0.0.weight"] == 6
     assert layers_of(wide)["head.0.weight"] == layers_of(wide)["head.1.weight"] == 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import escape
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,6 +18,13 @@ from ...errors import RefusedError, UsageError
 from ..model_names import Parameters, is_lazy, numel, places
 from .layer_depth import depths, is_norm
 
+# Bare parameters that say where or what something is, as ViT, DeiT, BEiT, Swin, MViT and LeViT call
+# them; an embedding that is a module has a ``weight``.
+_POSITIONS = re.compile(
+    r"(cls|class|dist|distillation|mask|reg|register)_tokens?\w{0,2}"
+    r"|((absolute|abs|pixel|patch)_)?pos(ition(al)?)?(_emb\w*)?"
+    r"|rel(ative)?_pos(ition)?_\w+|attention_biases"
+)
 RESERVED = ("params", "param_names")
 
 
@@ -40,16 +50,19 @@ def param_groups(
         no_decay: the parameters whose ``weight_decay`` is 0 whatever the rules say, in groups of
             their own: those that these patterns match, or, with True, biases, parameters of
             norms, all others with fewer than two dimensions (the rule of nanoGPT and timm, for
-            which "Bag of Tricks", arXiv:1812.01187, is the source), and those that the model's
-            own ``no_weight_decay()`` names, as timm's models do. Embeddings are matrices, so
-            they decay, as in nanoGPT; the rule ``{"*embed*": {"weight_decay": 0}}`` ends that.
+            which "Bag of Tricks", arXiv:1812.01187, is the source), class tokens, position
+            embeddings and tables of relative positions that are bare parameters (ViT, BEiT and
+            Swin take them out), and those that the model's own ``no_weight_decay()`` names, as
+            timm's models do. Embeddings that are modules are matrices, so they decay, as in
+            nanoGPT; the rule ``{"*embed*": {"weight_decay": 0}}`` ends that.
         layer_decay: the lr of a group times this for every layer between it and the last one
             (0.65 to 0.9 are usual), as in BEiT, arXiv:2106.08254: in ``lr`` itself, where timm
-            writes an ``lr_scale`` that no torch optimizer reads. The layers are found: the row
-            of numbered siblings that holds most tensors is the blocks (``layer1`` … of a resnet,
-            ``blocks.0``, ``stages.0``, ``features.0``, ``encoder_layer_0`` …), one layer each;
-            what is before them is the stem, what is after them the head, each a layer. Norms
-            right after the last block go with it.
+            writes an ``lr_scale`` that no torch optimizer reads. A model of timm says itself what
+            its layers are, and ``param_groups_layer_decay`` gives the same. Else they are found:
+            the row of numbered siblings that holds most tensors is the blocks
+            (``encoder_layer_0`` …), or stages of them (``layer1`` … of a resnet, ``stages.0``,
+            ``features.0`` …), one layer a block; what is before them is the stem, what is after
+            them the head, each a layer. Norms right after the last block go with it.
         layers: says the layers instead, patterns from the input on; what none matches is the
             head, a layer after them.
         defaults: settings of every group, by keyword.
@@ -190,12 +203,19 @@ def undecayed(model: nn.Module, params: Parameters, no_decay: bool | Patterns) -
         for n, p in params.by_name.items()
         if n.endswith("bias") or (not is_lazy(p) and p.ndim < 2)
     }
+    said: list[str] = []  # the modules that say themselves what does not decay
     for name, _, module, _ in places(model):
         if is_norm(module):
             found.update(params.name_of(p) or "" for p in module.parameters())
         says = getattr(module, "no_weight_decay", None)
-        for own in says() if callable(says) else ():
-            found.update(params.called.get(f"{name}.{own}" if name else own, ()))
+        if callable(says):
+            said.append(f"{name}." if name else "")
+            for own in says():  # names, or globs of them
+                for called in fnmatch.filter(params.called, escape(said[-1]) + own):
+                    found.update(params.called[called])
+    for name in params.by_name:
+        if _POSITIONS.fullmatch(name.rpartition(".")[2]) and not name.startswith((*said,)):
+            found.add(name)
     return found
 
 

@@ -1,0 +1,1 @@
+"""Several processes that ``torchrun`` started of one command: they share out its work."""
