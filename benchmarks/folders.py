@@ -1,18 +1,22 @@
 """A folder of several ranks to one file, beside a copy of as many bytes and the framework's own
-script: python benchmarks/folders.py [--gb 4] [--rounds 3] [--zero-to-fp32 FILE]
+script; then what edits of a folder in place write:
+python benchmarks/folders.py [--gb 4] [--rounds 3] [--zero-to-fp32 FILE]
 
-The folders are laid out as torch.distributed.checkpoint (two ranks' files) and DeepSpeed's ZeRO-3
-(two ranks) write them, of random values. DeepSpeed's script is only run where it is named, and its
-imports of deepspeed are stood in for. Results that count are kept in docs/benchmarks.md.
+The folders are laid out as torch.distributed.checkpoint (two ranks' files, cut by rows and by
+columns) and DeepSpeed's ZeRO-3 (two ranks) write them, of random values. DeepSpeed's script is only
+run where it is named, and its imports of deepspeed are stood in for. Results that count are kept in
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -45,23 +49,35 @@ MAKE_DCP = """
 import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-folder, store, rank, rows, tensors = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+folder, store, rank, rows, tensors, dim = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
 state = {
-    f"layers.{i}.weight": DTensor.from_local(torch.rand(rows, 1024), mesh, [Shard(0)])
+    f"layers.{i}.weight": DTensor.from_local(torch.rand(rows, 1024), mesh, [Shard(dim)])
     for i in range(tensors)
 }
-dcp.save({"model": state}, checkpoint_id=folder)
+dcp.save({"model": state, "epoch": 3}, checkpoint_id=folder)
 """
 
 
-def make_dcp(folder: Path, gb: float) -> Path:
+# What a command wrote, in bytes, whichever way.
+COUNTED = """
+import sys
+from modelctl.cli import main
+try:
+    main()
+finally:
+    sys.stderr.write(open("/proc/self/io").read())
+"""
+
+
+def make_dcp(folder: Path, gb: float, dim: int = 0) -> Path:
     path, store = folder / "dcp", folder / "store"
     rows = int(gb * 1e9 / 4 / 1024 / TENSORS / 2)
-    arguments = [[path, store, str(rank), str(rows), str(TENSORS)] for rank in (0, 1)]
+    arguments = [[path, store, str(rank), str(rows), str(TENSORS), str(dim)] for rank in (0, 1)]
     ranks = [subprocess.Popen(python(MAKE_DCP, *one)) for one in arguments]
     codes = [rank.wait() for rank in ranks]
+    store.unlink()
     if any(codes):
         raise SystemExit("the ranks failed")
     return path
@@ -155,6 +171,37 @@ def row(title: str, source: Path, theirs: list[str] | None, rounds: int) -> None
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def in_place(path: Path, rounds: int) -> None:
+    """Edits that write names alone, each of what the one before left; rows of a Markdown table."""
+    there = sum(one.stat().st_size for one in path.iterdir())
+    steps = {
+        "rename": ["--map", "layers.*=blocks.*"],
+        "add-prefix": ["--prefix", "module."],
+        "strip-prefix": [],
+        "drop": ["--pattern", "blocks.?.weight"],
+    }
+    for command, options in steps.items():
+        walls, wrote = [], 0
+        for i in range(rounds):
+            copy = path.with_name(f"{command}-{i}")  # of links to the same bytes
+            shutil.copytree(path, copy, copy_function=os.link)
+            start = time.perf_counter()
+            done = subprocess.run(
+                [*python(COUNTED), command, str(copy), *options, "--in-place"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            walls.append(time.perf_counter() - start)
+            wrote = int(done.stderr.split("wchar: ")[1].split()[0])
+            last = i == rounds - 1
+            remove(path if last else copy)
+            if last:
+                copy.rename(path)
+        wall = statistics.median(walls)
+        print(f"| {command} | {there:,} | {wall:.2f} s | {wrote:,} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, default=4)
@@ -167,6 +214,10 @@ def main() -> None:
         path = make_dcp(folder, options.gb)
         theirs = python(DCP_TO_TORCH, path, folder / "other.pt")
         row(f"DCP, 2 ranks, {options.gb:g} GB, to .pt", path, theirs, options.rounds)
+        in_place(path, options.rounds)
+        remove(path)
+        path = make_dcp(folder, options.gb, dim=1)
+        row(f"DCP, 2 ranks, {options.gb:g} GB, by columns, to .pt", path, None, options.rounds)
         remove(path)
         path = make_zero(folder, options.gb)
         script = options.zero_to_fp32

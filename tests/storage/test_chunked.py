@@ -152,6 +152,27 @@ def test_damage_of_a_part_is_seen(columns):
         storage.check()
 
 
+@pytest.mark.parametrize("width", [3, 1 << 10, 1 << 20])
+def test_columns_are_read_once_and_compared(width):
+    values = np.arange(8 * width, dtype="<i2").reshape(8, width)
+    cut = width // 3
+    for crc in (0, 1):
+        parts = [
+            chunk(values[:, :cut].copy(), (0, 0)),
+            chunk(values[:, cut:].copy(), (0, cut), crc=crc),
+        ]
+        storage = ChunkedStorage(INT16, values.shape, placed(values.shape, parts))
+        sources = [part.find().storage.source for part in parts]
+        if crc:
+            with pytest.raises(DamagedError) as e:
+                b"".join(storage.checked())
+            assert e.value.storage is storage
+        else:
+            assert b"".join(storage.checked()) == values.tobytes()
+            assert storage.compared
+        assert sum(source.bytes_read for source in sources) == values.nbytes
+
+
 def test_a_part_that_is_not_what_was_said_is_refused():
     other = TensorRef(BY_NAME["int32"], (2,), MemoryStorage(bytes(8)))
     storage = ChunkedStorage(INT16, (2,), [Chunk((0,), (2,), lambda: other, "__0_0.distcp")])

@@ -12,10 +12,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..core.dtypes import DType
-from ..core.storages import Run, Slice, Storage
+from ..core.storages import CHUNK, Run, Slice, Storage, fastest_crc32
 from ..core.tensors import TensorRef
 from ..errors import DamagedError, UnreadableError
-from .checksums import crc32_of_pieces
+from .checksums import Passed, crc32_of_pieces
 
 Box = tuple[tuple[int, int], ...]  # from where to where, in each dimension
 
@@ -226,12 +226,15 @@ class ChunkedStorage(Storage):
         ]
 
     def read(self, start: int, size: int) -> bytes:
+        return self._read(start, size, None)
+
+    def _read(self, start: int, size: int, passed: Passed | None) -> bytes:
         item = self.dtype.itemsize
         first, last = start // item, -(-(start + size) // item)
-        data = b"".join(map(self._box, boxes(self.shape, first, last)))
+        data = b"".join(self._box(box, passed) for box in boxes(self.shape, first, last))
         return data[start - first * item :][:size]
 
-    def _box(self, wanted: Box) -> bytes:
+    def _box(self, wanted: Box, passed: Passed | None) -> bytes:
         """The values of a box, row-major."""
         import numpy as np
 
@@ -241,21 +244,24 @@ class ChunkedStorage(Storage):
             common = _common(chunk.box, wanted)
             if common is None:
                 continue
-            data = self._of_chunk(index, common)
+            data = self._of_chunk(index, common, passed)
             if common == wanted:
                 return data
+            # as bytes: what lies in a row is moved at once
+            steps = [1] * (len(wanted) - 1) + [self.dtype.itemsize]
             if out is None:
-                out = np.empty([high - low for low, high in wanted], f"V{self.dtype.itemsize}")
-            sizes = [high - low for low, high in common]
+                sizes = [high - low for low, high in wanted]
+                out = np.empty([n * step for n, step in zip(sizes, steps, strict=True)], "u1")
             where = tuple(
-                slice(low - at, high - at)
-                for (low, high), (at, _) in zip(common, wanted, strict=True)
+                slice((low - at) * step, (high - at) * step)
+                for (low, high), (at, _), step in zip(common, wanted, steps, strict=True)
             )
-            out[where] = np.frombuffer(data, out.dtype).reshape(sizes)
+            out[where] = np.frombuffer(data, "u1").reshape(out[where].shape)
         return b"" if out is None else out.tobytes()
 
-    def _of_chunk(self, index: int, box: Box) -> bytes:
-        """The values of a box that lies in a chunk."""
+    def _of_chunk(self, index: int, box: Box, passed: Passed | None) -> bytes:
+        """The values of a box that lies in a chunk; ``passed`` is told where they lie as they
+        are."""
         ref, offsets = self.part(index), self._chunks[index].offsets
         first = sum(
             (low - at) * step for (low, _), at, step in zip(box, offsets, ref.stride, strict=True)
@@ -266,9 +272,13 @@ class ChunkedStorage(Storage):
             *(ref.dtype, sizes, ref.storage, start, ref.stride), base=ref.base, rebuild=ref.rebuild
         )
         try:
-            return view.tobytes()
+            data = view.tobytes()
         except DamagedError as e:
             raise DamagedError(self, e.path, e.offset) from None
+        if passed is not None and view.is_contiguous and not view.bits and len(data):
+            part = Slice(view.storage, view.start, view.start + len(data))
+            passed.add(part, fastest_crc32()(data, 0), self)
+        return data
 
     def check(self) -> None:
         if self.compared:
@@ -282,9 +292,12 @@ class ChunkedStorage(Storage):
 
     def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         stop = self.nbytes if stop is None else stop
-        if self.compared or not self.in_rows or (start, stop) != (0, self.nbytes):
+        if self.compared or (start, stop) != (0, self.nbytes):
             self.check()
             yield from self.chunks(start, stop)
+            return
+        if not self.in_rows:
+            yield from self._in_blocks()
             return
         for index in range(len(self._chunks)):
             ref = self.part(index)
@@ -294,3 +307,14 @@ class ChunkedStorage(Storage):
             except DamagedError as e:
                 raise DamagedError(self, e.path, e.offset) from None
         self.compared = True
+
+    def _in_blocks(self) -> Iterator[bytes]:
+        """All bytes, put together of the chunks, each of which is read once, for its checksum,
+        too."""
+        passed = Passed()
+        row = self.dtype.nbytes(prod(self.shape[1:])) or 1
+        size = CHUNK // row * row or CHUNK  # whole rows, which lie in a chunk one after the other
+        for at in range(0, self.nbytes, size):
+            yield self._read(at, min(size, self.nbytes - at), passed)
+        passed.finish()
+        self.check()  # what does not lie there as it is

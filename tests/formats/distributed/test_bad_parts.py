@@ -59,6 +59,33 @@ def test_a_rank_is_missing(folder, number):
     refused(folder, "'w': 8 of its 24 elements are in no part of it")
 
 
+def test_the_last_rank_can_not_be_missed_and_that_is_said(folder):
+    with mc.open(folder) as ckpt:
+        (note,) = ckpt.warnings
+        assert note.text.startswith("the files of 3 ranks are here, and none says how many saved")
+    next(folder.glob("shard-00003*")).unlink()
+    with mc.open(folder) as ckpt:
+        assert ckpt["w"].shape == (4, 4)
+        (note,) = ckpt.warnings
+        assert "of 2 ranks" in note.text
+
+
+def test_a_rank_that_held_other_tensors_is_missing(folder):
+    part(folder, 5, {"v": torch.zeros(2)}, {"v": {"saved_offsets": [0]}})
+    with mc.open(folder) as ckpt:
+        said, _ = ckpt.warnings
+        assert said.level == "warning"
+        assert said.text.startswith("no file shard-00004-…")
+
+
+def test_files_of_some_tensors_are_missing_of_every_rank(folder):
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace("of-00001", "of-00002")))
+    refused(folder, "model-00002-of-00002 is missing, of every rank")
+    path.with_name(path.name.replace("of-00001", "of-00002")).rename(path)
+    refused(folder, "files of several saves: shard-00001-model-00001-of-0000")
+
+
 @pytest.mark.parametrize(
     ("tensors", "starts", "match"),
     [

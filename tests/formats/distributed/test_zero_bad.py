@@ -79,6 +79,14 @@ def test_files_of_two_saves(tmp_path):
     refused(folder, "files of different saves: global_steps 2, 3")
 
 
+def test_a_rank_of_the_optimizer_of_another_save(tmp_path, stage):
+    """Of the same model, some steps later: all shapes are the same."""
+    folder = ds.save(tmp_path / "run", ds.trained(), ds.Layout(stage, 2))
+    later = ds.save(tmp_path / "later", ds.trained(5), ds.Layout(stage, 2))
+    shutil.copy(optimizer(later, 1), optimizer(folder, 1))
+    refused(folder, "files of different saves: the optimizer's step is 2, 5")
+
+
 def test_two_saves_in_one_folder(folder):
     other = optimizer(folder).with_name(optimizer(folder).name.removeprefix("bf16_"))
     shutil.copy(optimizer(folder), other)

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from ...core.dtypes import BY_NAME, DType
+from ...core.numbers import numbers
 from ...core.tensors import TensorRef, ValuesStorage, Widened
 from ...errors import UnreadableError
 from ...storage.chunked import Chunk, ChunkedStorage
@@ -100,6 +101,22 @@ def own(value: Any) -> Any:
     if not isinstance(value, TensorRef):
         return value
     return value.replace(storage=ValuesStorage(value), offset=0, base=0, stride=None)
+
+
+def check_steps(values: Iterable[Any]) -> None:
+    """Raises UnreadableError where the optimizers of ranks did not take as many steps."""
+    said = {step for step in map(_step, values) if step is not None}
+    if len(said) > 1:
+        steps = ", ".join(f"{step:.15g}" for step in sorted(said))
+        raise UnreadableError(f"files of different saves: the optimizer's step is {steps}")
+
+
+def _step(value: Any) -> float | None:
+    """How many steps an optimizer took; None where it does not say."""
+    if isinstance(value, TensorRef) and value.numel == 1:
+        found = numbers(value.tobytes(), value.dtype)
+        value = None if found is None else found.item()
+    return float(value) if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 
 def shapes_of(group: Mapping[Any, Any] | None) -> dict[str, tuple[int, ...]]:

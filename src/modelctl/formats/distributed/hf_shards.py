@@ -5,11 +5,14 @@ begins."""
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Sequence
 
 from ...core.checkpoint import Checkpoint, Origin
 from ...core.nodes import mapping
+from ...core.notes import Note, info, warning
 from ...core.tensors import TensorRef
-from ...core.text import count
+from ...core.text import count, some
 from ...errors import UnreadableError
 from ...storage.chunked import Chunk, ChunkedStorage, placed
 from ...storage.places import Place
@@ -20,6 +23,9 @@ from .metadata import torch_size
 
 _INFO, _VERSION = "DCP_SHARDING_INFO", "DCP_VERSION"
 _FILES = Safetensors()
+# of a rank, from 1 on, and of a number of files that the names of tensors are shared out to
+_FILE = re.compile(r"shard-(\d{5,9})-model-(\d{5,9})-of-(\d{5,9})\.safetensors")
+_AGAIN = "copy the folder again, with the files of all ranks"
 
 
 class PartsInSafetensors(Format):
@@ -34,6 +40,7 @@ class PartsInSafetensors(Format):
 
     def read(self, place: Place) -> Checkpoint:
         names = _names(place)
+        notes = tuple(_missing(place.name, names))
         chunks: dict[str, list[Chunk]] = {}
         whole: dict[str, TensorRef] = {}
         metadata: dict[str, str] = {}
@@ -64,17 +71,49 @@ class PartsInSafetensors(Format):
                 raise UnreadableError(
                     f"{key!r:.200}: {e.reason}",
                     path=place.name,
-                    hint="copy the folder again, with the files of all ranks",
+                    hint=_AGAIN,
                 ) from None
             root[key] = TensorRef(dtype, shape, ChunkedStorage(dtype, shape, inside))
         label = f"{self.label}, {count(len(names), 'file')}"
-        return Checkpoint(root, Origin(place.name, self.name, label, size), metadata=metadata)
+        origin = Origin(place.name, self.name, label, size)
+        return Checkpoint(root, origin, metadata=metadata, warnings=notes)
 
 
 def _names(place: Place) -> list[str]:
     if any(name.endswith(INDEX) for name in place.names):
         return []
     return [name for name in place.names if name.endswith(".safetensors")]
+
+
+def _missing(folder: str, names: Sequence[str]) -> Iterator[Note]:
+    """What the names of the files tell of others that should be there.
+
+    Raises:
+        UnreadableError: some tensors are in none of them.
+    """
+    found = [match.groups() for match in map(_FILE.fullmatch, names) if match]
+    if len(found) < len(names):
+        return
+    ranks, indices, totals = ({int(one[i]) for one in found} for i in range(3))
+    if len(totals) > 1:
+        raise UnreadableError(f"files of several saves: {some(names, 3)}", path=folder, hint=_AGAIN)
+    (total,) = totals
+    if len(indices) < total:
+        lost = next(i for i in range(1, total + 1) if i not in indices)
+        raise UnreadableError(
+            f"model-{lost:05}-of-{total:05} is missing, of every rank", path=folder, hint=_AGAIN
+        )
+    if len(ranks) < max(ranks):
+        lost = next(i for i in range(1, max(ranks)) if i not in ranks)
+        yield warning(
+            f"no file shard-{lost:05}-…: what that rank alone held is not here",
+            "a rank that holds nothing writes none",
+        )
+    yield info(
+        f"the files of {count(len(ranks), 'rank')} are here, and none says how many saved it: "
+        "without those of the last, tensors end before they should",
+        "'modelctl match' compares the shapes with the model's",
+    )
 
 
 def _starts(place: Place, name: str, text: str | None) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from ...storage.places import Place
 from ..base import Format
 from ..folders import latest_of
 from ..pytorch.zip import TorchZip
-from .flat import Flat, in_fp32, joined, own, paddings_of, shapes_of
+from .flat import Flat, check_steps, in_fp32, joined, own, paddings_of, shapes_of
 
 MODEL = re.compile(r"(?:(?:bf16_)?zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -398,7 +398,11 @@ class Save:
 
     def _moments(self, group: int, states: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
         """The state of a group: of what is by element its vectors, all else as the first rank
-        has it."""
+        has it.
+
+        Raises:
+            UnreadableError: the ranks did not take as many steps.
+        """
         first = 0 if self.stage == 3 else group
         entries = mapping(states[0].get(first)) or {}
         pieces = self.ranks[0].weights[0 if self.stage == 3 else group]
@@ -417,8 +421,10 @@ class Save:
                     [(mapping(one.get(at)) or {}).get(key) for at in numbers] for one in states
                 ]
                 found[key] = _Vectors(self._vectors(of_ranks, group))
-            else:
-                found[key] = value
+                continue
+            found[key] = value
+            if key == "step":
+                check_steps((mapping(one.get(first)) or {}).get(key) for one in states)
         return found
 
 
