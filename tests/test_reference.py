@@ -102,7 +102,7 @@ def table(page: str, head: str) -> dict[str, str]:
 
 def test_the_limits_are_those_of_the_code() -> None:
     from modelctl.core import tree
-    from modelctl.storage import zipdir
+    from modelctl.storage.containers import zipdir
 
     written = table("safety.md", "| of | most |")
     limits = {

@@ -18,9 +18,9 @@ from modelctl.core.storages import RunStorage, Storage, SwappedStorage
 from modelctl.core.tensors import TensorRef
 from modelctl.errors import UnreadableError, UnsupportedError
 from modelctl.formats.base import Format
-from modelctl.storage.deflate import InflatedStorage, inflate
+from modelctl.storage.containers.deflate import InflatedStorage, inflate
+from modelctl.storage.containers.zipdir import STORED, Member
 from modelctl.storage.places import Place
-from modelctl.storage.zipdir import STORED, Member
 
 _MOST_HEADER = 1 << 16
 

@@ -12,7 +12,7 @@ import pytest
 
 from modelctl.core.storages import MemoryStorage, Run, Source, Storage
 from modelctl.errors import ModelctlError, UnreadableError, WriteError
-from modelctl.storage.deflate import InflatedStorage, inflate
+from modelctl.storage.containers.deflate import InflatedStorage, inflate
 from modelctl.storage.layout import FileLayout, Late, Layout, Made, Piece, Segment
 from modelctl.storage.source import FileSource, Window
 from modelctl.storage.staging import staged_file

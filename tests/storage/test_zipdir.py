@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from modelctl.errors import ModelctlError, UnreadableError, UnsupportedError
+from modelctl.storage.containers.zipdir import ZipDirectory
 from modelctl.storage.source import FileSource
-from modelctl.storage.zipdir import ZipDirectory
 
 
 def local(name: bytes, data: bytes, /, **lies: Any) -> bytes:

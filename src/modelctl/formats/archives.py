@@ -105,7 +105,7 @@ class PlainTar(Format):
     def read(self, place: Place) -> Checkpoint:
         import tarfile
 
-        from ..storage.tarheaders import BoundedTarInfo
+        from ..storage.containers.tarheaders import BoundedTarInfo
 
         members: dict[str, tuple[int, int]] = {}
         try:
@@ -164,7 +164,7 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
     """The checkpoints in a gzipped tar, unpacked, and its config."""
     import tarfile
 
-    from ..storage.tarheaders import BoundedTarInfo
+    from ..storage.containers.tarheaders import BoundedTarInfo
 
     limit = max(_ALLOWED, _RATIO * place.size)
     found: dict[str, Place] = {}

@@ -9,11 +9,11 @@ from shlex import quote
 
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
+from .containers.zipdir import STORED, Member, ZipDirectory
 from .far.urls import is_far
 from .link_rules import in_one_cache
 from .source import FileSource, Window
 from .streams import is_stream, stdin
-from .zipdir import STORED, Member, ZipDirectory
 
 HEAD = 4096
 

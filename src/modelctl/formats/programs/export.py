@@ -19,8 +19,8 @@ from ...core.storages import RunStorage
 from ...core.tensors import StorageRef, TensorRef
 from ...errors import UnreadableError
 from ...pickles.rebuild import view
+from ...storage.containers.zipdir import STORED, Member, ZipDirectory
 from ...storage.places import Place
-from ...storage.zipdir import STORED, Member, ZipDirectory
 from ..base import Format
 from ..pytorch.zip import TorchZip
 from .export_program import ExportedProgram

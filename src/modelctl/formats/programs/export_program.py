@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.checkpoint import Recorded
 from ...errors import UnreadableError
-from ...storage.zipdir import ZipDirectory
+from ...storage.containers.zipdir import ZipDirectory
 
 MAX_JSON = 1 << 30
 _PROGRAM = re.compile(r"(?:.*/)?(?:models/[^/]+\.json|serialized_exported_program\.json)")

@@ -14,8 +14,8 @@ from ...core.modules import make_module
 from ...core.nodes import Global, Obj, attributes
 from ...core.tensors import TensorRef
 from ...core.tree import containers, rebuild
+from ...storage.containers.zipdir import ZipDirectory
 from ...storage.places import Place
-from ...storage.zipdir import ZipDirectory
 from ..base import Format
 from ..pytorch.zip import SavedZip
 

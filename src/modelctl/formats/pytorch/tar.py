@@ -149,7 +149,7 @@ def _members(source: Source) -> dict[str, tuple[int, int]]:
     """Where each member's bytes lie in the file: (start, end)."""
     import tarfile
 
-    from ...storage.tarheaders import BoundedTarInfo
+    from ...storage.containers.tarheaders import BoundedTarInfo
 
     places: dict[str, tuple[int, int]] = {}
     try:

@@ -16,10 +16,10 @@ from ...core.tree import Path, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.arrays import is_array
 from ...pickles.interpreter import most_bytes, unpickle
-from ...storage.deflate import InflatedStorage
+from ...storage.containers.deflate import InflatedStorage
+from ...storage.containers.zipdir import DEFLATED, Member, ZipDirectory
 from ...storage.layout import FileLayout
 from ...storage.places import Place
-from ...storage.zipdir import DEFLATED, Member, ZipDirectory
 from ..base import WritableFormat
 from .storage_ids import storage_table
 

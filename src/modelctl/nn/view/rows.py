@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ...inspection.summary.folding import folded
 from ..model_names import kind_of, numel
-from .trace import Shapes, Trace
+from .said import Shapes
+from .trace import Trace
 
 # A table that is longer is folded, and shows fewer levels.
 _MOST = 60

@@ -20,7 +20,8 @@ from .advice import advice
 from .inputs import Dtypes, Inputs, Sizes, from_data, from_shapes
 from .model_copy import Copy, structural_copy
 from .rows import Layer, Totals, deepest, fitting, folded_if, layers, totals
-from .trace import ForwardError, Shapes, Trace, describe, trace
+from .said import Shapes, describe
+from .trace import ForwardError, Trace, trace
 
 _FEW = 6
 # an error on the number of dimensions: "Expected 3D (unbatched) or 4D (batched) input"

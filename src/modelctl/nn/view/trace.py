@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...core.text import shape
 from ...errors import ModelctlError
 from ..model_names import kind_of
 from ..training.rng import random_numbers_kept
@@ -29,24 +28,14 @@ from .kernels import (
 from .macs import formula, is_free
 from .meta_shapes import result
 from .model_copy import Copy
+from .said import Shapes, cut, needs_values, shapes_of, words
 from .values import FromPython, Values, is_view, written
-
-Shapes = tuple[int, ...] | dict[str, Any]
 
 aten: Any = torch.ops.aten
 
 # What gives a number to Python, not a tensor.
 _ANSWERS = frozenset(
     {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
-)
-_NO_VALUES = (
-    "no data",
-    "meta tensor",
-    "meta device",
-    "Meta kernel",
-    "register_meta function",
-    "data-dependent",
-    "unallocated storage",
 )
 _FOR_REAL = "device='cpu' (--device cpu) runs a copy of the model for real"
 _BACKWARD = ("summary runs no backward", "saved tensor hooks", "does not support backward")
@@ -237,10 +226,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         where = next((self.modules[id(one)] for one in frames[::-1] if id(one) in self.modules), "")
         kind = self.kinds.get(where, "model")
         place = f"'{where}' ({kind})" if where else f"the model itself ({kind})"
-        given = _words(self.trace.modules.get(where, Calls()).given)
+        given = words(self.trace.modules.get(where, Calls()).given)
         start = f"forward failed in {place}{f', given {given}' if given else ''}: "
         text = " ".join(str(error).split()) or "no message"
-        if _needs_values(error, text):
+        if needs_values(error, text):
             by = f" ({self.last})" if self.last else ""
             found = ForwardError(
                 f"{start}it needs the values of tensors{by}, and has shapes alone",
@@ -252,7 +241,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 hint = "give integers: dtypes=[torch.long] (--input-dtype int64)"
             elif "meta" in text.lower() or "quantized" in text:
                 hint = f"it may be torch's meta device: {_FOR_REAL}"
-            found = ForwardError(f"{start}{type(error).__name__}: {_short(text)}", hint=hint)
+            found = ForwardError(f"{start}{type(error).__name__}: {cut(text)}", hint=hint)
         found.modules = len(self.trace.modules)
         found.backward = any(words in text for words in _BACKWARD)
         return found
@@ -406,46 +395,3 @@ def _has_storage(tensor: Tensor) -> bool:
 
 def _storage(tensor: Tensor) -> Any:
     return tensor.untyped_storage()
-
-
-def shapes_of(value: Any) -> Shapes | None:
-    """The shape of a tensor; of several a mapping of their names or places; None where there is
-    none."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, list | tuple):
-        names = getattr(value, "_fields", None) or map(str, range(len(value)))
-        items = zip(names, value, strict=True)
-    elif hasattr(value, "__dataclass_fields__"):
-        items = vars(value).items()
-    else:
-        data = getattr(value, "data", None)  # a PackedSequence
-        return tuple(data.shape) if isinstance(data, Tensor) else None
-    found = {str(name): shapes for name, one in items if (shapes := shapes_of(one)) is not None}
-    return found or None
-
-
-def describe(value: Any) -> str:
-    """Inputs in a few words: ``1x3x224x224 float32``."""
-    return _words([(one.shape, one.dtype) for one in tensors_in(value)])
-
-
-def _words(tensors: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
-    shown = [
-        f"{shape(dims) if dims else 'a scalar'} {str(dtype).removeprefix('torch.')}"
-        for dims, dtype in tensors
-    ]
-    return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
-
-
-def _short(text: str, most: int = 300) -> str:
-    return text if len(text) <= most else text[:most] + " …"
-
-
-def _needs_values(error: Exception, text: str) -> bool:
-    """Whether torch says that a tensor on meta has no data."""
-    return isinstance(error, NotImplementedError | RuntimeError | TypeError) and any(
-        words in text for words in _NO_VALUES
-    )

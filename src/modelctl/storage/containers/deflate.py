@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from ..core.storages import CHUNK, Source, Storage, cut
-from ..errors import DamagedError, UnreadableError
+from ...core.storages import CHUNK, Source, Storage, cut
+from ...errors import DamagedError, UnreadableError
 
 
 class InflatedStorage(Storage):

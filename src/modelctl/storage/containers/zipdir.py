@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..core.notes import Note, warning
-from ..core.storages import Source
-from ..errors import UnreadableError, UnsupportedError
+from ...core.notes import Note, warning
+from ...core.storages import Source
+from ...errors import UnreadableError, UnsupportedError
 from .deflate import inflate
 
 _END = struct.Struct("<4s4H2IH")
