@@ -22,17 +22,19 @@ MOST_SECONDS = 300  # of ranks that wait for each other
 
 def check(factory: pytest.TempPathFactory, module: str, world: int, name: str) -> None:
     """Raises AssertionError with what ranks say of a function of a module, ``on_WORLD_…``. All of
-    them are run at once, for all processes that run tests."""
+    them are run at once, for all processes that run tests, in FOLDER/MODULE-WORLD: first those of
+    two ranks, whose folder others may read."""
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this torch has no gloo")
     filelock = pytest.importorskip("filelock")
     base = factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    folder = shared / f"{module}-{world}"
-    with filelock.FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            (folder / "said").write_text(run(module, world, folder))
+    with filelock.FileLock(f"{shared / module}.lock"):
+        for count in sorted({2, world}):
+            folder = shared / f"{module}-{count}"
+            if not folder.exists():
+                folder.mkdir()
+                (folder / "said").write_text(run(module, count, folder))
     found = [folder / f"{rank}.json" for rank in range(world)]
     assert all(one.exists() for one in found), (folder / "said").read_text()
     said = [json.loads(one.read_text())[name] for one in found]
@@ -87,7 +89,7 @@ def main(module: str, world: int, rank: int, folder: Path) -> None:
             getattr(functions, name)(inside, rank)
             dist.barrier()
             said[name] = ""
-        except Exception:  # the others, too, or they wait until they give up
+        except BaseException:  # the others, too, or they wait until they give up
             said[name] = f"rank {rank}: {traceback.format_exc()}"
             print(name, said[name], flush=True)
     (folder / f"{rank}.json").write_text(json.dumps(said))

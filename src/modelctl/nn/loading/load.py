@@ -26,7 +26,7 @@ from .file_names import find_prefix, given_prefix, only_plain
 from .plan import plan_load, removed_names, saved_freeze
 from .report import LoadReport
 from .tensors import to_tensors
-from .together import Together
+from .together import Together, tensors_of
 from .values import live
 
 Path = str | os.PathLike[str]
@@ -138,7 +138,7 @@ def load_into(
         UnreadableError: the file; where its structure is sound but its data can't be read, the
             model may have been loaded in part.
     """
-    ranks = Together(model)
+    ranks = Together(*tensors_of(model))
     with ExitStack() as stack:
         with ranks.agreeing("before anything was changed"):
             if on_mismatch not in ("error", "skip"):

@@ -4,7 +4,7 @@ other subclasses, into which nothing is loaded."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from math import prod
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -167,11 +167,11 @@ def filled(tensor: Any, device: torch.device | None, dtype: torch.dtype) -> Tens
     return new
 
 
-def groups(tensors: Iterator[Tensor]) -> list[Any]:
-    """The process groups of several ranks that share a model's DTensors, in the model's order."""
+def groups(tensors: Iterable[Tensor]) -> list[Any]:
+    """The process groups of several ranks that share DTensors, in the order of these."""
     found: dict[str, Any] = {}
     for tensor in tensors:
-        mesh: Any = tensor.device_mesh if is_sharded(tensor) else None  # type: ignore[attr-defined]
+        mesh: Any = cast(Any, tensor).device_mesh if is_sharded(tensor) else None
         for i in range(mesh.ndim if mesh is not None and _in_mesh(tensor) else 0):
             if mesh.size(i) > 1:
                 group = mesh.get_group(i)
