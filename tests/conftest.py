@@ -63,6 +63,7 @@ LACKED = (
     ("2.5", "FSDP2 without a GPU", "CUDA driver version is insufficient"),
     ("2.5", "FSDP2 without a GPU", "Found no NVIDIA driver"),
     ("2.5", "a public DTensor", "module 'torch.distributed.tensor' has no attribute"),
+    ("2.5", "FSDP2 over tensor parallel", "2D state_dict is under development"),
     ("2.14", "pickles of GraphModules from any place", "'str' object has no attribute '__name__'"),
 )
 

@@ -33,6 +33,10 @@ class PartStorage(Storage):
         self.inner, self.start = inner, start
         self.compared = inner.compared
 
+    @property
+    def seekable(self) -> bool:  # type: ignore[override]
+        return self.inner.seekable
+
     def read(self, start: int, size: int) -> bytes:
         return self.inner.read(self.start + start, size)
 

@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 # beyond it the storage is mapped.
 GATHER = 32 << 20
 # Ranges that are no farther apart are read at once.
-_GAP, _MOST_AT_ONCE = 4096, 8 << 20
+GAP, _MOST_AT_ONCE = 4096, 8 << 20
 _ROOM = 256 << 10
 
 
@@ -131,7 +131,7 @@ class Source(ABC):
                 continue
             self.check(offset, size)
             reached = max(end, offset + size)
-            if group and (offset > end + _GAP or reached - begin > _MOST_AT_ONCE):
+            if group and (offset > end + GAP or reached - begin > _MOST_AT_ONCE):
                 fetch()
                 group, begin, reached = [], offset, offset + size
             elif not group:
@@ -239,9 +239,11 @@ class Storage(ABC):
             is none.
         crc32: the checksum of all bytes, where the container recorded one.
         compared: whether nothing is left to compare with it.
+        seekable: whether a part of it is read without what lies before that.
     """
 
     __slots__ = ("compared", "crc32", "location", "nbytes")
+    seekable = True
 
     def __init__(self, nbytes: int, location: str | None = None, crc32: int | None = None) -> None:
         self.nbytes = nbytes

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from ..errors import DamagedError, UnreadableError, UnsupportedError
 from .dtypes import DType, array
-from .storages import CHUNK, RunStorage, Source, Storage, cut
+from .storages import CHUNK, GAP, RunStorage, Source, Storage, cut
 
 # An expanded view (stride 0) of more bytes than this, and of so many times those that are stored,
 # is a bomb: four bytes can say four terabytes.
 _EXPANDED, _TIMES = 1 << 30, 1000
+# A view is read in strips: none of so much, and none of less than is worth a read by itself.
+STRIP, _WORTH = 8 << 20, 256
 
 # Floating dtypes without a sign of each element in its top bit.
 _UNSIGNED = ("float8_e8m0fnu", "float4_e2m1fn_x2")
 
 Role = Literal["parameter", "buffer"]
+Dims = Sequence[tuple[int, int]]  # size and stride of each, in elements
 
 
 class StorageRef(NamedTuple):
@@ -236,16 +240,45 @@ class TensorRef:
                 self.storage.check()
             yield from self._gather()
 
-    def _gather(self) -> Iterator[bytes]:
-        import numpy as np
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """From where to where in the storage it is read, in order."""
+        for start, dims in self._strips() if self.numel else ():
+            yield start, start + self._span(dims)
 
+    def _strips(self) -> Iterator[tuple[int, Dims]]:
+        """Where it lies: views one after the other, row-major, with more in between than is worth
+        reading, or one."""
         item = self.dtype.itemsize
         # numpy knows fewer dimensions than torch: those of one element don't matter
         dims = [(n, step) for n, step in zip(self.shape, self.stride, strict=True) if n != 1]
+        outer = _outer(dims, item) if self.storage.seekable else None
+        if outer is None:
+            yield self.start, dims
+            return
+        (n, step), *rest = dims[outer:] or [(1, 1)]
+        rows = max(1, STRIP // (step * item))
+        for index in product(*(range(size) for size, _ in dims[:outer])):
+            steps = zip(index, dims[:outer], strict=True)
+            start = self.start + item * sum(i * each for i, (_, each) in steps)
+            for at in range(0, n, rows):
+                yield start + at * step * item, [(min(rows, n - at), step), *rest]
+
+    def _span(self, dims: Dims) -> int:
+        return self.dtype.nbytes(1 + sum((n - 1) * step for n, step in dims))
+
+    def _gather(self) -> Iterator[bytes]:
+        for start, dims in self._strips():
+            yield from self._row_major(start, dims)
+
+    def _row_major(self, start: int, dims: Dims) -> Iterator[bytes]:
+        """The bytes of a view of the storage, which is read in one piece."""
+        import numpy as np
+
+        item = self.dtype.itemsize
         view: Any = np.ndarray(
             [n for n, _ in dims],
             dtype=f"V{item}",
-            buffer=self.storage.buffer(self.start, self.span),
+            buffer=self.storage.buffer(start, self._span(dims)),
             strides=[step * item for _, step in dims],
         )
         todo = [view]
@@ -303,6 +336,20 @@ class TensorRef:
 
     def __repr__(self) -> str:
         return f"TensorRef({self.dtype.short}, {list(self.shape)})"
+
+
+def _outer(dims: Dims, item: int) -> int | None:
+    """How many of the first dimensions of a view lead from one strip to the
+    next, with more in between than is worth reading; None where the rest lies in between itself."""
+    span = 1
+    for i in reversed(range(len(dims))):
+        n, step = dims[i]
+        if step < span:
+            return None
+        if (step - span) * item > GAP:
+            return i + 1 if span * item >= _WORTH else None
+        span += (n - 1) * step
+    return 0
 
 
 def _resolved(stored: Iterable[bytes], dtype: DType, bits: dict[str, bool]) -> Iterator[bytes]:
@@ -388,6 +435,7 @@ class ValuesStorage(Storage):
     where they don't lie so."""
 
     __slots__ = ("ref",)
+    seekable = False
 
     def __init__(self, ref: TensorRef) -> None:
         super().__init__(ref.nbytes, ref.storage.location)

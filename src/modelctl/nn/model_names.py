@@ -9,8 +9,9 @@ first.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,8 @@ class Slot(NamedTuple):
 
 def slots(model: nn.Module) -> list[Slot]:
     """Every parameter and buffer under each of its names, in ``state_dict``'s order."""
+    _check_module(model)
+    _reshard(model)
     found = []
     for name, raw, module, _ in places(model):
         left_out = module._non_persistent_buffers_set
@@ -122,6 +125,17 @@ def slots(model: nn.Module) -> list[Slot]:
                 full, full_raw = _join(name, attr), _join(raw, attr)
                 found.append(Slot(full, full_raw, module, attr, tensor, attr not in left_out))
     return found
+
+
+def _reshard(model: nn.Module) -> None:
+    """Have FSDP2 put its own parameters back: after a forward, those that were gathered for it may
+    stand in their place, and what is done to these is lost."""
+    homes = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
+    kinds = [getattr(sys.modules.get(home), "FSDPModule", None) for home in homes]
+    known = tuple(kind for kind in kinds if isinstance(kind, type))
+    for module in model.modules() if known else ():
+        if isinstance(module, known):
+            cast(Any, module).reshard()
 
 
 class Parameters:

@@ -96,6 +96,10 @@ class Lock:
         """A new name for what its holder is writing."""
         return self.folder / f".{self.stem}.modelctl-{os.getpid()}-{os.urandom(4).hex()}.tmp"
 
+    def aside(self) -> Path:
+        """Where what its holder replaces is for a moment: and stays, if that is killed then."""
+        return self.folder / f".{self.stem}.modelctl-old"
+
     def remove_leftovers(self) -> None:
         """Remove what killed writers left in the folder: the holder's predecessors, and those of
         this machine whose locks are here. Nothing else, and no failure is one of the holder."""

@@ -355,12 +355,31 @@ def check_folder(path: PathLike) -> None:
 
 
 @contextmanager
-def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
+def staged_folder(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder, for others to write files into, that stands under ``path`` once the block ends
+    without an error. What stood there, a file or a folder of files, is put aside for that, and
+    removed after it; killed in between, the next call puts it back.
+
+    Raises:
+        WriteError: nothing was changed; says why.
+        DurabilityError: it is in place, but the directory could not be synced.
+    """
+    with _failing(path), _new_folder(resolve_target(path), path, overwrite) as temp:
+        yield temp
+
+
+@contextmanager
+def _new_folder(target: Path, shown: PathLike, overwrite: bool = False) -> Iterator[Path]:
     """A folder that becomes ``target`` once the block ends without an error."""
     check_parent(target, shown)
     with Lock(target.parent, target.name, shown) as lock:
         lock.remove_leftovers()
-        if os.path.lexists(target):
+        aside = lock.aside()
+        old = os.path.lexists(target)
+        if os.path.lexists(aside):
+            remove(aside) if old else os.rename(aside, target)
+            old = True
+        if old and (not overwrite or target.is_symlink()):
             what = "" if target.is_dir() else ", and is no directory"
             raise WriteError(f"{shown}: exists already{what}")
         temp = lock.temp()
@@ -368,12 +387,21 @@ def _new_folder(target: Path, shown: PathLike) -> Iterator[Path]:
             os.mkdir(temp)
             yield temp
             sync(temp)
-            os.rename(temp, target)
+            if old:
+                os.rename(target, aside)
+            try:
+                os.rename(temp, target)
+            except BaseException:
+                if old:
+                    os.rename(aside, target)
+                raise
         except BaseException:
             with suppress(OSError):
                 remove(temp)
             raise
         confirm(target.parent, shown)
+        if old:
+            remove(aside)
 
 
 @contextmanager

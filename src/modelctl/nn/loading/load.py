@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from .file_names import find_prefix, given_prefix, only_plain
 from .plan import plan_load, removed_names, saved_freeze
 from .report import LoadReport
 from .tensors import to_tensors
+from .together import Together, tensors_of
 from .values import live
 
 Path = str | os.PathLike[str]
@@ -106,6 +108,10 @@ def load_into(
     without data, before anything is read), and their post-hooks are run. A freeze record only
     freezes (see :func:`apply_freeze`).
 
+    Of a model of DTensors (FSDP2, tensor parallel) all ranks call this, and each reads its own
+    parts alone; those on ``meta`` come to the device of their mesh. Checksums of whole tensors are
+    not compared then. What one rank is refused, all are: the others raise RefusedError.
+
     Args:
         device: where the whole model goes, chosen as by :func:`choose_device`; by default each
             tensor stays where it is, and those on ``meta`` go to the CPU.
@@ -127,37 +133,50 @@ def load_into(
         UsageError: not a device, none that is there, or ``meta``; not a floating dtype; not a
             way to treat mismatches.
         CollisionError: two of the file's names mean the same tensor.
-        UnsupportedError: a tensor that is needed is sparse, quantized or wrapped, or a module's
-            own code computes it.
+        UnsupportedError: a tensor that is needed is sparse, quantized or wrapped, in the file or
+            in the model; a DTensor of sums (``Partial``); a module's own code computes it.
         UnreadableError: the file; where its structure is sound but its data can't be read, the
             model may have been loaded in part.
     """
-    if on_mismatch not in ("error", "skip"):
-        raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
-    floating = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
-    if dtype is not None and not floating:
-        raise UsageError(
-            f"dtype is a floating torch.dtype, as torch.bfloat16, not {dtype!r}",
-            hint="dtype=None leaves each tensor its own",
-        )
+    ranks = Together(*tensors_of(model))
+    with ExitStack() as stack:
+        with ranks.agreeing("before anything was changed"):
+            if on_mismatch not in ("error", "skip"):
+                raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
+            where = _device(device)
+            _check_dtype(dtype)
+            ckpt = stack.enter_context(open_checkpoint(path, key=key))
+            section = chosen_model(ckpt)
+            alone = prefix is not None
+            if prefix is None:
+                start = find_prefix(section, slots(model))
+            else:
+                start = given_prefix(section, prefix)
+            plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
+            plan.check(shown(path), strict=on_mismatch == "error", device=where)
+            record = saved_freeze(ckpt, start, alone)
+        with ranks.agreeing("while it read, and the model may be loaded in part"):
+            with on_terminal(progress) as bar:
+                plan.run(where, dtype, told(bar, os.path.basename(shown(path))))
+            if record is None or not record.freezes:
+                return plan.report
+            return replace(plan.report, frozen=apply_record(model, record, strict=False))
+
+
+def _device(device: Device) -> torch.device | None:
     where = None if device is None else choose_device(device)
     if where is not None and where.type == "meta":
         raise UsageError(
             "device='meta' holds no values: nothing can be loaded there",
             hint="a model that was built on meta loads onto the CPU, or onto device='auto'",
         )
-    with open_checkpoint(path, key=key) as ckpt:
-        section = chosen_model(ckpt)
-        if prefix is None:
-            start = find_prefix(section, slots(model))
-        else:
-            start = given_prefix(section, prefix)
-        alone = prefix is not None
-        plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
-        plan.check(shown(path), strict=on_mismatch == "error")
-        record = saved_freeze(ckpt, start, alone)
-        with on_terminal(progress) as bar:
-            plan.run(where, dtype, told(bar, os.path.basename(shown(path))))
-        if record is None or not record.freezes:
-            return plan.report
-        return replace(plan.report, frozen=apply_record(model, record, strict=False))
+    return where
+
+
+def _check_dtype(dtype: object) -> None:
+    floating = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+    if dtype is not None and not floating:
+        raise UsageError(
+            f"dtype is a floating torch.dtype, as torch.bfloat16, not {dtype!r}",
+            hint="dtype=None leaves each tensor its own",
+        )

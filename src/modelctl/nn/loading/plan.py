@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ...core.names import unwrapped
 from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record
 from ...core.sections import StateDict
-from ...core.tensors import TensorRef, announce_all
+from ...core.tensors import TensorRef, announce, announce_all
 from ...core.text import prefix_command, some
 from ...errors import RefusedError, UnsupportedError
 from ..model_names import Slot, is_lazy, places, slots
@@ -25,6 +25,7 @@ from .file_names import fits, match, prefixes
 from .module_hooks import Computed
 from .reader import Reader
 from .report import LoadReport
+from .sharded import check_kind, filled, is_sharded, local, within, wraps_whole
 from .values import live
 
 
@@ -61,8 +62,9 @@ class Plan:
     extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
     prefixes: Prefixes = field(default_factory=Prefixes)
 
-    def check(self, path: str, *, strict: bool) -> None:
-        """Raises RefusedError where the plan must not be run; nothing was changed."""
+    def check(self, path: str, *, strict: bool, device: torch.device | None = None) -> None:
+        """Raises RefusedError, or UnsupportedError, where the plan must not be run; nothing was
+        changed. ``device`` is where the model is to go."""
         report = self.report
         problems = report.problems()
         if not self.pairs or (strict and problems):
@@ -73,6 +75,11 @@ class Plan:
                 if len(parts) == 1:
                     how = f"'{prefix_command('add', path, parts[0])}'"
                 hint = f"the file's names are those within {part}: load that, or {how}"
+            elif wraps_whole(self.model):
+                hint = (
+                    "load before FullyShardedDataParallel wraps it, or inside its "
+                    "summon_full_params(model)"
+                )
             elif self.pairs:
                 hint = "load_into(model, path, on_mismatch='skip') loads what fits"
                 if report.prefix:
@@ -87,6 +94,8 @@ class Plan:
             raise RefusedError(
                 f"{path} does not fit the model: {'; '.join(problems) or 'no tensors'}", hint=hint
             )
+        for found, _ in (*self.pairs, *self.fill):
+            check_kind(found[0].name, found[0].tensor, device)
         filled = {id(slot.tensor) for found, _ in (*self.pairs, *self.fill) for slot in found}
         left = [
             s.name for s in slots(self.model) if s.tensor.is_meta and id(s.tensor) not in filled
@@ -107,13 +116,25 @@ class Plan:
     ) -> None:
         """Copy the values, and bring the whole model to ``device`` and ``dtype``; ``progress`` is
         told the bytes that were read since the last call, and how many there are in all."""
-        total = sum(ref.nbytes for _, ref in self.pairs)
-        announce_all(ref for _, ref in self.pairs)
+        given, made = self.pairs, self.fill
+        sharded = any(is_sharded(slot.tensor) for slot in slots(self.model))
+        if sharded and dtype is not None:  # FSDP2 takes notice of this alone
+            self.model.to(dtype=dtype)
+            given = [(_anew(found), ref) for found, ref in given]
+            made = [(_anew(found), value) for found, value in made]
+        parts = [_share(found[0].tensor, ref) for found, ref in given]
+        total = sum(part.nbytes for part in parts)
+        if sharded:
+            announce((part.storage, *span) for part in parts for span in part.spans())
+        else:
+            announce_all(parts)
         with Reader(None if progress is None else lambda more: progress(more, total)) as reader:
-            for found, ref in self.pairs:
-                reader.read(ref, _destination(found, ref, device, dtype))
-        for found, value in self.fill:
-            _destination(found, value, device, dtype).copy_(value)
+            for (found, ref), part in zip(given, parts, strict=True):
+                dest = _destination(found, ref, device, dtype)
+                reader.read(part, dest, compare=part.shape == ref.shape)
+        for found, value in made:
+            own = _share(found[0].tensor, value)
+            _destination(found, value, device, dtype).copy_(own)
         for module, state in self.extras:
             module.set_extra_state(state)
         if device is not None or dtype is not None:
@@ -122,6 +143,19 @@ class Plan:
         for place in reversed(list(places(self.model))):  # children first, as load_state_dict
             for hook in place.module._load_state_dict_post_hooks.values():
                 hook(place.module, found_not)
+
+
+Value = TypeVar("Value", TensorRef, Tensor)
+
+
+def _share(tensor: Tensor, value: Value) -> Value:
+    """What of a value goes into this rank's part of a tensor of the model."""
+    return within(value, tensor) if is_sharded(tensor) else value
+
+
+def _anew(found: list[Slot]) -> list[Slot]:
+    """The same places, with what stands there now."""
+    return [slot._replace(tensor=getattr(slot.owner, slot.attr)) for slot in found]
 
 
 def _destination(
@@ -136,6 +170,7 @@ def _destination(
     # that tensors of inference have no version
     if not is_lazy(old) and not old.is_inference():
         torch.autograd.graph.increment_version(old)
+    sharded = is_sharded(old)
     where = device or (torch.device("cpu") if old.is_meta else old.device)
     floating = old.dtype.is_floating_point or old.dtype.is_complex
     kind = dtype if dtype is not None and floating else old.dtype
@@ -143,14 +178,19 @@ def _destination(
         cast(Any, old).materialize(value.shape, device=where, dtype=kind)
         return old.detach()
     if old.is_meta:
-        new = torch.empty_like(old, device=where, dtype=kind, requires_grad=False)
+        if sharded:
+            new = filled(old, device, kind)
+        else:
+            new = torch.empty_like(old, device=where, dtype=kind, requires_grad=False)
         if isinstance(old, nn.Parameter):
             made = nn.Parameter(new, requires_grad=old.requires_grad)
             made.__dict__.update(old.__dict__)
             new = made
         for slot in found:
             setattr(slot.owner, slot.attr, new)
-        return new.detach()
+        return local(new) if sharded else new.detach()
+    if sharded:
+        return local(old)
     if old.device != where or old.dtype != kind:
         old.data = torch.empty_like(old, device=where, dtype=kind)
     return old.detach()

@@ -47,7 +47,8 @@ class Reader:
     A CPU tensor of the same dtype gets the file's bytes in its own memory, with nothing in
     between. What goes to another device or dtype passes through a staging buffer; for CUDA two
     page-locked ones take turns, so that the disk and the bus work at the same time. Only what
-    is not dense in memory, or deflated in the file, goes through a temporary tensor.
+    is not dense in memory or in the file, or deflated there, goes through a temporary tensor: of
+    as many rows as a buffer holds, where these lie one after the other.
     """
 
     def __init__(self, advance: Callable[[int], object] | None = None) -> None:
@@ -75,8 +76,11 @@ class Reader:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
 
-    def read(self, ref: TensorRef, dest: Tensor) -> None:
+    def read(self, ref: TensorRef, dest: Tensor, *, compare: bool = True) -> None:
         """Start to copy a tensor of a file into one with as many elements, of any dtype.
+
+        Without ``compare`` only its own bytes are read: the checksum of what it is a part of is
+        not looked at.
 
         Raises:
             DamagedError: its bytes are not what was saved.
@@ -87,21 +91,29 @@ class Reader:
         dtype = torch_dtype(ref)
         if dest.is_meta or not dest.numel():
             return
-        ref.check()
-        if not ref.storage.compared and ref.storage.recorded_crc32() is None:
-            ref.storage.check()  # of parts of other storages
+        if compare:
+            ref.check()
+            if not ref.storage.compared and ref.storage.recorded_crc32() is None:
+                ref.storage.check()  # of parts of other storages
+        compare = compare and not ref.storage.compared  # while it is read
         bits = ref.bits
         ref, dest = _row_major(ref.replace(rebuild=None) if bits else ref, dest)
         straight = dest.is_contiguous() and not bits
         if straight and dest.device.type == "cpu" and dest.dtype == dtype:
             out = memory(dest)
-            self._fill(ref, out, None if ref.storage.compared else _Comparison(ref.storage))
+            self._fill(ref, out, _Comparison(ref.storage) if compare else None)
         elif straight and ref.is_contiguous and ref.storage.runs(0, 0) is not None:
-            self._staged(ref, dest.view(-1), dtype)
+            self._staged(ref, dest.view(-1), dtype, compare)
+        elif not bits and (rows := _rows(ref, dest)):
+            for at in range(0, len(dest), rows):
+                part = dest[at : at + rows]
+                start = ref.offset + at * ref.stride[0]
+                strip = ref.replace(shape=tuple(part.shape), stride=ref.stride, offset=start)
+                self.read(strip, part, compare=compare)
         else:
             where = dest.device if ref.is_contiguous else "cpu"
             values = torch.empty(ref.shape, dtype=dtype, device=where)
-            self.read(ref, values)
+            self.read(ref, values, compare=compare)
             self.finish()
             if bits.get("conj"):
                 values = values.conj().resolve_conj()
@@ -116,7 +128,7 @@ class Reader:
             job.result()
             self._advance(nbytes)
 
-    def _staged(self, ref: TensorRef, flat: Tensor, dtype: torch.dtype) -> None:
+    def _staged(self, ref: TensorRef, flat: Tensor, dtype: torch.dtype, compare: bool) -> None:
         crc, crc32 = 0, fastest_crc32()
 
         def fill(at: int, out: memoryview) -> None:
@@ -124,14 +136,14 @@ class Reader:
             n = len(out) // ref.dtype.itemsize
             self._fill(ref.replace(shape=(n,), stride=(1,), offset=ref.offset + at), out)
             self.finish()
-            if not ref.storage.compared:
+            if compare:
                 crc = crc32(out, crc)
 
         if flat.device not in self._stages:
             self.finish()  # so that waiting for a window is waiting for that alone
             self._stages[flat.device] = _Stage(flat.device)
         self._stages[flat.device].pass_on(fill, flat, dtype)
-        if not ref.storage.compared:
+        if compare:
             ref.storage.compare(crc)
 
     def _fill(self, ref: TensorRef, out: memoryview, comparison: _Comparison | None = None) -> None:
@@ -244,6 +256,14 @@ def memory(tensor: Tensor) -> memoryview:
     )
     array: Any = raw.numpy()
     return memoryview(array)
+
+
+def _rows(ref: TensorRef, dest: Tensor) -> int:
+    """How many rows of a view fit into a buffer, where it can be read so, and has more; else 0."""
+    if ref.is_contiguous or not ref.storage.seekable or tuple(dest.shape) != ref.shape:
+        return 0
+    rows = max(1, STAGE * len(dest) // ref.nbytes)
+    return rows if rows < len(dest) else 0
 
 
 def _row_major(ref: TensorRef, dest: Tensor) -> tuple[TensorRef, Tensor]:

@@ -26,14 +26,15 @@ _SIZE = Global("torch", "Size")
 _DEVICE = Global("torch", "device")
 
 
-def live(node: Any, where: str) -> Any:
-    """The tree of a file as values: tensors (on the CPU, tied ones one), containers, atoms.
+def live(node: Any, where: str, *, lazy: bool = False) -> Any:
+    """The tree of a file as values: tensors (on the CPU, tied ones one), containers, atoms. Where
+    it is ``lazy``, tensors stay references.
 
     Raises:
         UnsupportedError: something else, which would have to be run or imported; names its key.
     """
     refs = {id(found): found for _, found in walk(node) if isinstance(found, TensorRef)}
-    tensors = to_tensors(refs)
+    tensors: dict[int, Any] = {**refs} if lazy else {**to_tensors(refs)}
     # by identity: what is shared stays shared, and a few shared lists can't spell out billions
     made: dict[int, Any] = {}
 

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...core.matching.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
+from ...core.tensors import TensorRef
 from ...core.text import some
 from ...errors import RefusedError
 from ..freezing.unfreeze import add_group
+from ..loading.reader import Reader, torch_dtype
+from ..loading.sharded import filled, is_sharded, local, within
+from ..loading.tensors import to_tensors
 from ..model_names import Parameters
 from ..optim import schedulers
 from .optimizer_entries import WAY_OUT, Group, find_targets, misfit
@@ -94,12 +98,47 @@ class OptimizerPlan:
         if any(isinstance(pid, str) for pid in ids):
             return own
         saved = self.saved["state"].items()
-        return {**own, **{key: one for key, one in saved if isinstance(key, str)}}
+        return {**own, **{key: _here(key, one) for key, one in saved if isinstance(key, str)}}
 
     def _state_of(self, parameter: Tensor, optimizer: Optimizer) -> Any:
         if id(parameter) in self.ids:
-            return self.saved["state"].get(self.ids[id(parameter)])
+            found = self.saved["state"].get(self.ids[id(parameter)])
+            return found and {k: _here(k, value, parameter) for k, value in found.items()}
         return optimizer.state.get(parameter)  # Adagrad has one from the start
+
+
+def _here(key: str, value: Any, parameter: Tensor | None = None) -> Any:
+    """A value of a saved state; of one that was not read yet, this rank's part, where it has one
+    of the parameter."""
+    if not isinstance(value, TensorRef):
+        return value
+    if parameter is None or not _by_element(key, value, parameter):
+        return to_tensors({"": value})[""]
+    room = filled(parameter, local(parameter).device, torch_dtype(value))
+    part = within(value, parameter)
+    with Reader() as reader:
+        reader.read(part, local(room), compare=part.shape == value.shape)
+    return room
+
+
+def _by_element(key: str, value: TensorRef, parameter: Tensor) -> bool:
+    """Whether it is sharded as its parameter is."""
+    counts = not value.shape and key == "step"  # of a parameter that is one number, too
+    return is_sharded(parameter) and value.shape == tuple(parameter.shape) and not counts
+
+
+def _unparted(state: Mapping[str, Any] | None, parameter: Tensor) -> str | None:
+    """The key of a state of a sharded parameter of which it is not known how it is sharded."""
+    for key, value in (state or {}).items() if is_sharded(parameter) else ():
+        if isinstance(value, Tensor):
+            return key
+        if (
+            isinstance(value, TensorRef)
+            and value.numel > 1
+            and not _by_element(key, value, parameter)
+        ):
+            return key
+    return None
 
 
 def _settings(group: Mapping[str, Any], without: Sequence[str]) -> Group:
@@ -149,6 +188,13 @@ def plan_optimizer(
                 f"{list(odd[1].shape)} in the checkpoint, the parameter is "
                 f"{list(parameter.shape)}",
                 hint=WAY_OUT,
+            )
+        unparted = _unparted(saved["state"].get(pid), parameter)
+        if unparted is not None:
+            raise RefusedError(
+                f"the optimizer's '{unparted}' of '{params.name_of(parameter) or pid}' is not one "
+                "value for each element: how it is sharded with its parameter is not known",
+                hint="resume without optimizer=",
             )
     if any(is_flat(saved["state"].get(pid, {})) for pid in where) and (
         [id(p) for p in targets.values()] != [id(p) for p in live]

@@ -17,6 +17,7 @@ from ...core.text import some
 from ...errors import AmbiguousError, CollisionError, RefusedError
 from ...surgery.carry.optimizer_names import assign_names
 from ..freezing.freeze import set_grad
+from ..loading.sharded import is_sharded
 from ..loading.values import live as made
 from ..model_names import Parameters
 from ..optim import schedulers
@@ -71,7 +72,7 @@ class OptimizersPart(Part):
         self.unused += _left(saved, pairs, "optimizer")
         nodes: dict[Label, Any] = {label: node for label, (_, node) in pairs.items()}
         states: dict[Label, Any] = {
-            label: self._with_own_names(made(node, called("optimizer", label)))
+            label: self._with_own_names(self._made(node, called("optimizer", label)))
             for label, node in nodes.items()
         }
         params = self.model.params
@@ -130,6 +131,15 @@ class OptimizersPart(Part):
         """That of a live one, by identity."""
         plans = (plan for label, plan in self.plans.items() if self.live[label] is optimizer)
         return next(plans, None)
+
+    def _made(self, node: Any, what: str) -> Any:
+        """A saved optimizer; of a sharded model no state is read before whose it is is known."""
+        entries = mapping(node) or {}
+        sharded = any(map(is_sharded, self.model.params.by_name.values()))
+        if not sharded or "state" not in entries:
+            return made(node, what)
+        rest = {key: value for key, value in entries.items() if key != "state"}
+        return {**made(rest, what), "state": made(entries["state"], f"{what}.state", lazy=True)}
 
     def _note(self, what: str, optimizer: Optimizer, plan: OptimizerPlan) -> None:
         if plan.by_place:

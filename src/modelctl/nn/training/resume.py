@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import MutableMapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...errors import UsageError
 from ...files import open as open_checkpoint
 from ...storage.far.urls import is_far, shown
+from ..loading.together import Together, tensors_of
 from ..optim.several import Several, labelled
 from .optimizers import OptimizersPart, SchedulersPart
 from .part import Part, Saved
@@ -86,23 +88,27 @@ def resume(
     """
     if on_mismatch not in ("error", "skip"):
         raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
-    path = newest(path)
-    with open_checkpoint(path, key=key) as ckpt:
-        path = shown(path) if is_far(path) else path
-        saved = Saved(ckpt, path, on_mismatch == "skip")
-        weights = ModelPart(saved, model)
-        given = labelled(scheduler)
-        optimizers = OptimizersPart(saved, weights, labelled(optimizer), [*given.values()])
-        progress = ProgressPart(saved, optimizers)
-        parts: list[Part] = [
-            *(weights, optimizers, SchedulersPart(saved, optimizers, given)),
-            *(ScalerPart(saved, scaler), EmaPart(saved, ema), RngPart(saved, rng, model)),
-            progress,
-        ]
-        for part in parts:
-            part.fit()
-        for part in parts:
-            part.run()
+    ranks = Together(*tensors_of(model), *tensors_of(ema))
+    with ExitStack() as stack:
+        with ranks.agreeing("before anything was changed"):
+            path = newest(path)
+            ckpt = stack.enter_context(open_checkpoint(path, key=key))
+            path = shown(path) if is_far(path) else path
+            saved = Saved(ckpt, path, on_mismatch == "skip")
+            weights = ModelPart(saved, model)
+            given = labelled(scheduler)
+            optimizers = OptimizersPart(saved, weights, labelled(optimizer), [*given.values()])
+            progress = ProgressPart(saved, optimizers)
+            parts: list[Part] = [
+                *(weights, optimizers, SchedulersPart(saved, optimizers, given)),
+                *(ScalerPart(saved, scaler), EmaPart(saved, ema), RngPart(saved, rng, model)),
+                progress,
+            ]
+            for part in parts:
+                part.fit()
+        with ranks.agreeing("while it read, and may be restored in part"):
+            for part in parts:
+                part.run()
     missing = [name for part in parts for name in part.missing]
     notes = [note for part in parts for note in part.notes]
     lacking = [name for name in missing if name != "rng"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import string
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 from ...core.text import some
 from ...errors import ModelctlError, UsageError, WriteError
 from ...files import open as open_checkpoint
+from ...formats.distributed.metadata import NAME as METADATA
 from ...storage.far.urls import is_far, shown
 from ...storage.links import point
 from ...storage.places import named
@@ -23,11 +25,13 @@ from ...storage.places import named
 # What says which of two is older.
 _PROGRESS = ("epoch", "step")
 LATEST = "latest"
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 _NUMBER = r"[-+]?(?:\d[\d_,]*\.?\d*(?:[eE][-+]?\d+)?|inf|nan)%?"
 
 
 class Row:
-    """The checkpoints that one path with fields stands for, of which the last few are kept.
+    """The checkpoints that one path with fields stands for, of which the last few are kept: files,
+    or ``folders`` of torch.distributed.checkpoint.
 
     Raises:
         UsageError: no path; fields that can't be filled in or, to keep the last few, read back.
@@ -38,6 +42,8 @@ class Row:
         path: str | os.PathLike[str],
         values: Mapping[str, Any],
         keep_last: int | None = None,
+        *,
+        folders: bool = False,
     ) -> None:
         named(path)
         if is_far(path):
@@ -73,6 +79,12 @@ class Row:
             raise UsageError(f"{self.pattern!r}: {e}") from None
         if os.path.basename(self.name) != self.name:
             raise UsageError(f"{self.name!r} is not the name of a file")
+        self.folders = folders
+        if folders and self.path.suffix in _SUFFIXES:
+            raise UsageError(
+                f"{self.path}: the model is sharded over ranks, and is saved as a folder",
+                hint=f"name it without {self.path.suffix}: {self.folder / 'epoch-{epoch:03d}'}",
+            )
         if self.fields and self.latest == self.path:
             raise UsageError(f"{self.latest}: that is what the newest of the row is known by")
         self.keep_last = keep_last
@@ -105,6 +117,8 @@ class Row:
         there = os.path.lexists(self.latest) and not self.latest.is_symlink()
         if self.fields and there and (self.latest.is_dir() or not overwrite):
             raise WriteError(f"{self.latest}: exists already, and is no link to a checkpoint")
+        if self.folders and os.path.lexists(self.path) and not of_ranks(self.path):
+            raise WriteError(f"{self.path}: exists already, and is no folder that ranks wrote")
 
     def finish(self) -> None:
         """The new one stands: let it be the latest, then remove those that are too old."""
@@ -114,7 +128,7 @@ class Row:
         too_old = self._older()[: 1 - self.keep_last or None] if self.keep_last else []
         for name in too_old:
             try:
-                os.unlink(self.folder / name)
+                (shutil.rmtree if self.folders else os.unlink)(self.folder / name)
             except FileNotFoundError:
                 pass
             except OSError as e:
@@ -130,7 +144,8 @@ class Row:
             if at is not None and now is not None and at <= now and name != self.name:
                 with suppress(OSError):
                     status = os.lstat(self.folder / name)
-                    if stat.S_ISREG(status.st_mode):
+                    own = of_ranks(self.folder / name) if self.folders else False
+                    if own or (stat.S_ISREG(status.st_mode) and not self.folders):
                         found.append((at, status.st_mtime_ns, name))
         return [name for *_, name in sorted(found)]
 
@@ -166,6 +181,14 @@ class Row:
             if numbers.setdefault(field, int(digits)) != int(digits):
                 return None
         return tuple(numbers[field] for field in _PROGRESS if field in numbers)
+
+
+def of_ranks(path: Path) -> bool:
+    """Whether it is a folder of torch.distributed.checkpoint, with nothing else in it."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    names = os.listdir(path)
+    return METADATA in names and all(n == METADATA or n.endswith(".distcp") for n in names)
 
 
 # ------------------------------------------------------------------ the newest
@@ -204,13 +227,12 @@ def newest(path: str | os.PathLike[str]) -> str | Path:
 
 
 _NOWHERE = (-1, -1)
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def _reached(path: Path) -> tuple[int, int] | None:
     """Epochs and steps that a checkpoint has behind it, -1 where it does not say; None for
     anything else than a whole checkpoint with a model."""
-    if not path.is_file():
+    if not path.is_file() and not of_ranks(path.resolve()):
         return None
     try:
         with open_checkpoint(path) as ckpt:

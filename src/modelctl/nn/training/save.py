@@ -20,7 +20,9 @@ from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ...storage.targets import made_folder
 from ..freezing.freeze import record_of
+from ..loading.sharded import is_sharded
 from ..loading.tensors import is_declared
+from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
@@ -119,37 +121,45 @@ def save_checkpoint(
     generators = rng_state(model) if rng else None
     if generators is not None and rng == "all":
         generators = gathered(generators)  # before anything that can fail on one rank alone
+    optimizers, schedulers = labelled(optimizer), labelled(scheduler)
     content: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
-    optimizers = labelled(optimizer)
     if lr is None and optimizers:
         content["lr"] = lr_of(next(iter(optimizers.values())).param_groups[0])
     content["extra"] = {**(extra or {}), **extras}
-    plain = {key: storable(value, key) for key, value in content.items() if value is not None}
-    for key, kind in (("epoch", int), ("step", int), ("lr", float)):
-        if key in plain and type(plain[key]) not in (int, kind):
-            raise RefusedError(
-                f"{key}={plain[key]!r:.40} is no {'number' if kind is float else 'integer'}"
-            )
-    row = Row(path, {**plain["extra"], **plain}, keep_last)
-    if rank() != 0:
+    tensors = [*tensors_of(model), *tensors_of(ema)]
+    sharded = any(map(is_sharded, tensors))
+    ranks = Together(*tensors)
+    with ranks.agreeing("before anything was written"):
+        plain = _plain(content)
+        row = Row(path, {**plain["extra"], **plain}, keep_last, folders=sharded)
+        if rank() != 0 and not sharded:
+            return row.path
+        row.check(overwrite)
+        whole: dict[str, Any] = {"model": bare_state_dict(model)}
+        if optimizers:
+            states = _optimizer_states(optimizers, Parameters(model))
+            if sharded:
+                states = {label: by_name(state) for label, state in states.items()}
+            whole["optimizer"] = packed(states)
+        if schedulers:
+            whole["scheduler"] = packed({k: one.state_dict() for k, one in schedulers.items()})
+        if scaler is not None and scaler.is_enabled():
+            whole["scaler"] = scaler.state_dict()
+        if ema is not None:
+            whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
+        records = _records(model)
+        whole["model"].__dict__["_metadata"].setdefault("", {}).update(records)
+        whole = {key: storable(value, key, sharded=sharded) for key, value in whole.items()}
+        for key in ("model", "ema"):
+            _check_dense(key, whole.get(key, {}))
+        whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
+        if generators is not None:
+            whole["rng"] = generators
+    if sharded:
+        from .save_together import save_together
+
+        save_together(row, whole, records, ranks, overwrite=overwrite)
         return row.path
-    row.check(overwrite)
-    whole: dict[str, Any] = {"model": _model_state(model)}
-    if optimizers:
-        whole["optimizer"] = packed(_optimizer_states(optimizers, Parameters(model)))
-    schedulers = labelled(scheduler)
-    if schedulers:
-        whole["scheduler"] = packed({k: one.state_dict() for k, one in schedulers.items()})
-    if scaler is not None and scaler.is_enabled():
-        whole["scaler"] = scaler.state_dict()
-    if ema is not None:
-        whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
-    whole = {key: storable(value, key) for key, value in whole.items()}
-    for key in ("model", "ema"):
-        _check_dense(key, whole.get(key, {}))
-    whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
-    if generators is not None:
-        whole["rng"] = generators
     with (
         made_folder(os.path.dirname(os.path.abspath(row.path))),
         staged(row.path, overwrite=overwrite) as sink,
@@ -160,6 +170,17 @@ def save_checkpoint(
             raise stream.failed
     row.finish()
     return row.path
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """What stands beside the parts, checked."""
+    plain = {key: storable(value, key) for key, value in content.items() if value is not None}
+    for key, kind in (("epoch", int), ("step", int), ("lr", float)):
+        if key in plain and type(plain[key]) not in (int, kind):
+            raise RefusedError(
+                f"{key}={plain[key]!r:.40} is no {'number' if kind is float else 'integer'}"
+            )
+    return plain
 
 
 def _check_given(model: object, extra: object) -> None:
@@ -177,6 +198,8 @@ def _check_given(model: object, extra: object) -> None:
 
 def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
     for name, value in state.items():
+        if is_sharded(value):
+            continue
         if isinstance(value, torch.Tensor) and is_declared(type(value)):
             raise RefusedError(
                 f"'{key}.{name}' is a {type(value).__name__}: only plain tensors can be loaded "
@@ -191,13 +214,12 @@ def _check_dense(key: str, state: Mapping[Any, Any]) -> None:
             )
 
 
-def _model_state(model: nn.Module) -> OrderedDict[str, Any]:
-    """The bare model's state_dict with the freeze record: an empty one says that all trains."""
-    state = bare_state_dict(model)
+def _records(model: nn.Module) -> dict[str, Any]:
+    """The freeze record: an empty one says that all trains."""
     record = record_of(model)
     if record.bn_eval or next(model.parameters(), None) is not None:
-        state.__dict__["_metadata"].setdefault("", {})[FREEZE] = record.node()
-    return state
+        return {FREEZE: record.node()}
+    return {}
 
 
 def _optimizer_states(
@@ -215,6 +237,28 @@ def _optimizer_states(
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
         states[label] = state
     return states
+
+
+def by_name(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state_dict with the names of its parameters for their numbers, as
+    torch.distributed.checkpoint.state_dict has it: any number of ranks finds its parts so.
+
+    Raises:
+        RefusedError: a parameter without a name.
+    """
+    names: dict[Any, str] = {}
+    groups = []
+    for group in state["param_groups"]:
+        own = group.get("param_names") or [""] * len(group["params"])
+        names.update(zip(group["params"], own, strict=True))
+        groups.append({**group, "params": [*own], "param_names": [*own]})
+    if "" in names.values():
+        raise RefusedError(
+            "the optimizer has parameters that are not the model's, and were given no names",
+            hint="AdamW([('t', t), …]) names them",
+        )
+    known = {names.get(key, key): value for key, value in state["state"].items()}
+    return {"state": known, "param_groups": groups}
 
 
 def bare_state_dict(model: nn.Module) -> OrderedDict[str, Any]:

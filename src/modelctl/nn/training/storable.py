@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ...core.text import some
-from ...errors import RefusedError
+from ...errors import RefusedError, UnsupportedError
+from ..loading.sharded import check_kind, is_sharded
 from ..loading.tensors import SPARSE, is_declared
 from ..model_names import is_lazy
 
 _ATOMS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
-def storable(value: Any, where: str) -> Any:
-    """The value as ``torch.load(weights_only=True)`` will read it; ``where`` is its key.
+def storable(value: Any, where: str, *, sharded: bool = False) -> Any:
+    """The value as ``torch.load(weights_only=True)`` will read it; ``where`` is its key. DTensors
+    only pass where it is ``sharded``: they go to torch.distributed.checkpoint.
 
     numpy scalars become Python's, and a subclass of dict other than OrderedDict and Counter
     becomes a dict.
@@ -30,21 +32,23 @@ def storable(value: Any, where: str) -> Any:
         RefusedError: something that torch would refuse to load; names its key.
     """
     try:
-        return _storable(value, where)
+        return _storable(value, where, sharded)
     except RecursionError:
         raise RefusedError(f"'{where}' holds itself, or is nested too deeply") from None
 
 
-def _storable(value: Any, where: str) -> Any:
+def _storable(value: Any, where: str, sharded: bool) -> Any:
     if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
-        return _storable(value.item(), where)
+        return _storable(value.item(), where, sharded)
+    if is_sharded(value):
+        return _part(value, where, sharded)
     if isinstance(value, Tensor):
         return _plain_tensor(value, where)
     if type(value) in _ATOMS:
         return value
     if isinstance(value, Mapping):
         items = {
-            _storable(key, f"{where} (a key)"): _storable(inner, f"{where}.{key}")
+            _storable(key, f"{where} (a key)", False): _storable(inner, f"{where}.{key}", sharded)
             for key, inner in value.items()
         }
         if type(value) is Counter:
@@ -54,15 +58,31 @@ def _storable(value: Any, where: str) -> Any:
         made = OrderedDict(items)
         if "_metadata" in value.__dict__:  # a state_dict's
             metadata = value.__dict__["_metadata"]
-            made.__dict__["_metadata"] = _storable(metadata, f"{where}._metadata")
+            made.__dict__["_metadata"] = _storable(metadata, f"{where}._metadata", False)
         return made
     if type(value) in (list, tuple):
-        return type(value)(_storable(inner, f"{where}.{i}") for i, inner in enumerate(value))
+        return type(value)(
+            _storable(inner, f"{where}.{i}", sharded) for i, inner in enumerate(value)
+        )
     raise RefusedError(
         f"'{where}' is a {type(value).__module__}.{type(value).__qualname__}, which "
         "torch.load(weights_only=True) refuses",
         hint=_advice(value),
     )
+
+
+def _part(value: Tensor, where: str, sharded: bool) -> Tensor:
+    """A DTensor, where it can be saved: of a sharded model."""
+    if not sharded:
+        raise RefusedError(
+            f"'{where}' is a DTensor, and the model is not sharded: it can't be saved alone",
+            hint="save value.full_tensor(), on every rank",
+        )
+    try:
+        check_kind(where, value, None)
+    except UnsupportedError as e:
+        raise RefusedError(e.message, hint=e.hint) from None
+    return value
 
 
 def _plain_tensor(value: Tensor, where: str) -> Tensor:
@@ -73,11 +93,10 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
     elif value.is_meta:
         reason, hint = "is on meta, without values", "load_into(model, path) gives it some"
     elif is_declared(type(value)) and not value.is_nested:
-        _storable(vars(value), where)  # the tensors that it wraps
+        _storable(vars(value), where, False)  # the tensors that it wraps
         return value
     elif type(value) not in (Tensor, nn.Parameter):
         reason = f"is a {type(value).__module__}.{type(value).__qualname__}"
-        hint = f"{hint}; torch.distributed.checkpoint is for sharded ones"
     elif value.is_nested:
         reason = "is a nested tensor"
     elif value.is_quantized:

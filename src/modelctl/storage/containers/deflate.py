@@ -13,6 +13,7 @@ class InflatedStorage(Storage):
     """A storage that lies deflated in a zip: inflated from its start each time it is read."""
 
     __slots__ = ("compressed", "offset", "source")
+    seekable = False
 
     def __init__(
         self,
