@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from ...core.notes import info
 from ...errors import ModelctlError, SeveralError, UsageError
 from ...storage.far.urls import shown
+from ...storage.torchrun.ranks import joined
 from .. import options as o
 from ..live_options import inputs
 from ..output import Output
@@ -127,7 +128,9 @@ def summary(
                     stats,
                     progress,
                 )
-        out.show(replace(found, seconds=time.perf_counter() - start))
+        # a rank of a torchrun has loaded torch, and waited for it
+        took = time.perf_counter() - start if joined() is None else None
+        out.show(replace(found, seconds=took))
     return int(found.finding)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -163,9 +162,7 @@ class Summary(Printed):
 
     def _body(self, tables: Sequence[Table]) -> Iterator[Line | Table]:
         read = f"read {size(self.ckpt.bytes_read)}"
-        took = "" if self.seconds is None else f", {self.seconds:.1f} s"
-        if took and "torch" not in sys.modules:  # a rank of a torchrun has it
-            took += ", torch not loaded"
+        took = "" if self.seconds is None else f", {self.seconds:.1f} s, torch not loaded"
         yield Line(file_line(self.ckpt, read + took, self.totals.devices), strong=True)
         if self.totals.tensors:
             for table in tables:
