@@ -128,9 +128,9 @@ def summary(
                     stats,
                     progress,
                 )
-        # a rank of a torchrun has loaded torch, and waited for it
-        took = time.perf_counter() - start if joined() is None else None
-        out.show(replace(found, seconds=took))
+        if joined() is None:  # a rank of a torchrun has loaded torch, and waited for it
+            found = replace(found, seconds=time.perf_counter() - start)
+        out.show(found)
     return int(found.finding)
 
 
