@@ -333,10 +333,10 @@ def on_4_every_placement_on_two_dimensions(folder: Path, rank: int) -> None:
 
 
 class Wide(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.up = nn.Linear(12, 16)
-        self.down = nn.Linear(16, 8)
+        self.up = nn.Linear(12, width)
+        self.down = nn.Linear(width, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.up(x).relu())
@@ -355,6 +355,22 @@ def on_4_fsdp2_over_tensor_parallel(folder: Path, rank: int) -> None:
     check(model, plain.state_dict())
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(full(model(x)), plain(x))
+
+
+def on_4_fsdp2_over_tensor_parallel_unevenly(folder: Path, rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    torch.manual_seed(1)
+    plain = Wide(10)
+    path = written(folder / "a.pt", rank, plain.state_dict())
+    model = Wide(10)
+    parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    mnn.load_into(model, path)
+    dp, tp = mesh.get_coordinate()  # not every torch puts such a one together again
+    rows = plain.up.weight.chunk(2)[tp].chunk(2)[dp]
+    assert torch.equal(model.up.weight.to_local(), rows)
+    columns = plain.down.weight.chunk(2, dim=1)[tp].chunk(2)[dp]
+    assert torch.equal(model.down.weight.to_local(), columns)
 
 
 def on_4_fsdp2_with_copies(folder: Path, rank: int) -> None:

@@ -139,6 +139,8 @@ def save_checkpoint(
         if optimizers:
             states = _optimizer_states(optimizers, Parameters(model))
             if sharded:
+                for one in optimizers.values():
+                    check_placed(one, Parameters(model))
                 states = {label: by_name(state) for label, state in states.items()}
             whole["optimizer"] = packed(states)
         if schedulers:
@@ -237,6 +239,25 @@ def _optimizer_states(
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
         states[label] = state
     return states
+
+
+def check_placed(optimizer: Optimizer, params: Parameters) -> None:
+    """Raises RefusedError where the state of a sharded parameter is not sharded as that is: of what
+    is plain only one rank's would be saved, of what is placed otherwise the wrong rows."""
+    for parameter, state in optimizer.state.items():
+        sharded = isinstance(state, Mapping) and is_sharded(parameter)
+        for key, value in state.items() if sharded else ():
+            if not isinstance(value, torch.Tensor) or value.numel() < 2:
+                continue
+            placed: Any = getattr(value, "placements", None)
+            own: Any = cast(Any, parameter).placements
+            if placed is None or (value.shape == parameter.shape and placed != own):
+                raise RefusedError(
+                    f"the optimizer's '{key}' of '{params.name_of(parameter)}' is "
+                    f"{placed or 'no DTensor'}, the parameter {own}: its values are not known to "
+                    "be where it says",
+                    hint="a newer torch may keep them together; or save without optimizer=",
+                )
 
 
 def by_name(state: Mapping[str, Any]) -> dict[str, Any]:
