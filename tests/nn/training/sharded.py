@@ -331,12 +331,55 @@ def on_2_state_that_is_not_by_element_is_refused(folder: Path, rank: int) -> Non
         mnn.resume(folder / "a.pt", **parts)
 
 
+def on_2_frozen_and_thawed_between_steps(folder: Path, rank: int) -> None:
+    """FSDP2 takes notice of both, as a model that is not sharded does."""
+
+    def run(wrap):
+        torch.manual_seed(0)
+        model = wrap(Net())
+        optimizer = optim.AdamW(mnn.param_groups(model, lr=0.05, no_decay=True))
+        parts = {"model": model, "optimizer": optimizer}
+        parts["scheduler"] = optim.lr_scheduler.ConstantLR(optimizer)
+        train(parts, 0, 2)
+        report = mnn.freeze(model, "first")
+        assert (report.before, report.after, report.total) == (121, 37, 121)
+        first = full(model.first.weight).clone()
+        train(parts, 2, 4)
+        assert torch.equal(full(model.first.weight), first)
+        mnn.unfreeze(model, "first")
+        train(parts, 4, 6)
+        assert not torch.equal(full(model.first.weight), first)
+        late = mnn.trainable(model)
+        assert late.frozen == ()
+        return values(parts)
+
+    close(run(shard), run(plain))
+
+
+def on_2_a_frozen_part_joins_the_optimizer(folder: Path, rank: int) -> None:
+    def run(wrap):
+        torch.manual_seed(0)
+        model = Net()
+        mnn.freeze(model, "first")
+        model = wrap(model)
+        optimizer = optim.AdamW(mnn.param_groups(model, lr=0.05))
+        parts = {"model": model, "optimizer": optimizer}
+        parts["scheduler"] = mnn.warmup_cosine(optimizer, 2, 10)
+        train(parts, 0, 2)
+        joined = mnn.unfreeze(model, "first", optimizer=optimizer, scheduler=parts["scheduler"])
+        assert joined.joined == ("first.weight", "first.bias")
+        train(parts, 2, 5)
+        return values(parts)
+
+    close(run(shard), run(plain))
+
+
 # ------------------------------------------------------------------ four ranks
 
 
 def on_4_resumed_by_others_than_those_that_saved(folder: Path, rank: int) -> None:
-    goes_on(folder.parents[1] / f"{__name__}-2" / "on_2_saved_and_resumed" / "run")
     goes_on(path := saved(folder))
+    goes_on(folder.parents[1] / f"{__name__}-2" / "on_2_saved_and_resumed" / "run")
     if rank == 0:
         goes_on(path, plain)
     dist.barrier()

@@ -91,6 +91,11 @@ def save_checkpoint(
     at once and wait for nobody, so put a ``barrier()`` behind it where they read the file next.
     Only with ``rng="all"`` every rank has to call it, to hand its generators to rank 0.
 
+    Of a model of DTensors (FSDP2, tensor parallel) every rank has to call it, and ``path`` becomes
+    a folder of ``torch.distributed.checkpoint``, into which each writes its own parts. It appears
+    whole or not at all; what one rank is refused, all are. The optimizer's state goes by the names
+    of its parameters there.
+
     Args:
         optimizer, scheduler: one, or several as a list or as a dict of names.
         ema: an averaged copy (``AveragedModel`` or any other module), or its state_dict.
@@ -109,7 +114,8 @@ def save_checkpoint(
     Raises:
         RefusedError: a value that ``weights_only`` would refuse, or :func:`resume` could not
             bring back; names its key. A scheduler's state counts: give LambdaLR a function or a
-            callable object of plain attributes.
+            callable object of plain attributes. Of a sharded model also what another rank was
+            refused, and state that is not sharded as its parameter is.
         UsageError: no module, no dict of extras, fields in the path without a value, or
             ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
         WriteError: the file can't be written; what stood there is intact.
