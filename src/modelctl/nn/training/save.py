@@ -20,14 +20,14 @@ from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ...storage.targets import made_folder
 from ..freezing.freeze import record_of
-from ..loading.sharded import is_sharded
+from ..loading.sharded import is_sharded, wraps_whole
 from ..loading.tensors import is_declared
 from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
 from .optimizer_entries import recordable
-from .rng import gathered, rank, rng_state
+from .rng import gathered, rank, rng_state, world
 from .rotation import Row
 from .storable import storable
 
@@ -196,6 +196,12 @@ def _check_given(model: object, extra: object) -> None:
         raise UsageError(
             f"model is a {type(model).__name__}, no nn.Module",
             hint="give the model itself: what trains and its names are taken from it",
+        )
+    if wraps_whole(model) and world() > 1:
+        raise RefusedError(
+            "the model is inside FullyShardedDataParallel, whose state_dict waits for all ranks: "
+            "the first one can not write a file alone",
+            hint="fully_shard (FSDP2) is saved; or use torch.distributed.checkpoint yourself",
         )
     if extra is not None and not isinstance(extra, Mapping):
         raise UsageError(
