@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 import modelctl as mc
 import modelctl.nn as mnn
@@ -298,6 +299,22 @@ def on_2_one_is_refused_and_all_are(folder: Path, rank: int) -> None:
     with broken, pytest.raises(error, match="the disk is gone") as e:
         mnn.load_into(model, path)
     assert rank or "in part" in e.value.message
+
+
+def on_2_fsdp1_is_refused_until_it_is_gathered(folder: Path, rank: int) -> None:
+    path = written(folder / "a.pt", rank, net(1).state_dict())
+    for original in (False, True):
+        model = FSDP(net(2), use_orig_params=original, device_id=torch.device("cpu"))
+        with pytest.raises(RefusedError, match="does not fit the model") as e:
+            mnn.load_into(model, path)
+        assert "summon_full_params" in e.value.hint
+        with pytest.raises(RefusedError, match="inside FullyShardedDataParallel"):
+            mnn.save_checkpoint(folder / "b.pt", model=model)
+        with FSDP.summon_full_params(model):
+            mnn.load_into(model, path)
+        with FSDP.summon_full_params(model):
+            for a, b in zip(model.parameters(), net(1).parameters(), strict=True):
+                assert torch.equal(a, b)
 
 
 def on_2_without_dtensors_nobody_waits(folder: Path, rank: int) -> None:
