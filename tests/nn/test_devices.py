@@ -74,11 +74,19 @@ def test_by_number(gpus):
 
 def test_a_process_of_torchrun_takes_its_own(gpus, monkeypatch):
     gpus(5, 9, 7)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert mnn.choose_device("cuda:1") == torch.device("cuda", 1)
+    assert not current  # another one, for once
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert mnn.choose_device("auto") == mnn.choose_device("cuda") == torch.device("cuda", 2)
     assert mnn.choose_device("cuda:0") == torch.device("cuda", 0)
+    assert not current
+    assert mnn.choose_device("auto") == torch.device("cuda", 2)
+    assert mnn.choose_device("cuda") == torch.device("cuda", 2)
+    assert current == [torch.device("cuda", 2)] * 2  # NCCL takes the current one
     gpus(5)  # a launcher that shows each process one
     assert mnn.choose_device("auto") == torch.device("cuda", 0)
+    assert current[2:] == [torch.device("cuda", 0)]
 
 
 def test_what_is_not_there_is_an_error(gpus, monkeypatch):

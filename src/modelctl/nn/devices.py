@@ -25,8 +25,9 @@ def choose_device(device: str | int | torch.device = "auto") -> torch.device:
     """The device that is meant, checked to be there.
 
     ``"auto"`` is a CUDA device where there is one, else MPS, else the CPU. ``"cuda"`` is the one
-    with the most free memory now; under torchrun it is the process's own (``LOCAL_RANK``). A
-    number, or ``"cuda:1"``, is that one of those that CUDA_VISIBLE_DEVICES shows, in its order.
+    with the most free memory now; under torchrun it is the process's own (``LOCAL_RANK``), which
+    becomes the current one (``torch.cuda.set_device``), as NCCL wants it. A number, or
+    ``"cuda:1"``, is that one of those that CUDA_VISIBLE_DEVICES shows, in its order.
 
     With several GPUs to choose from, asking each opens a CUDA context there (some hundred MB):
     :func:`visible_devices` keeps out of those that are not yours. Choose once, and move model,
@@ -40,7 +41,7 @@ def choose_device(device: str | int | torch.device = "auto") -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", _best_gpu())
+            return _own_gpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     found = _device(device, "cuda")
     if found.type == "cuda":
@@ -55,7 +56,7 @@ def choose_device(device: str | int | torch.device = "auto") -> torch.device:
                 f"{device!r}: the CUDA devices here are 0 to {count - 1}{_shown()}",
                 hint="device='auto' takes the one with the most free memory",
             )
-        return torch.device("cuda", _best_gpu() if found.index is None else found.index)
+        return _own_gpu() if found.index is None else found
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("'mps': there is no MPS device", hint="device='auto' takes what is there")
     return found
@@ -76,12 +77,14 @@ def _device(device: object, numbers: str | None = None) -> torch.device:
         ) from None
 
 
-def _best_gpu() -> int:
+def _own_gpu() -> torch.device:
     count = torch.cuda.device_count()
     rank = os.environ.get("LOCAL_RANK", "")
     if rank.isdecimal():  # all would choose the same
-        return int(rank) % count
-    return max(range(count), key=_free_memory) if count > 1 else 0
+        own = torch.device("cuda", int(rank) % count)
+        torch.cuda.set_device(own)  # NCCL passes objects on over the current one
+        return own
+    return torch.device("cuda", max(range(count), key=_free_memory) if count > 1 else 0)
 
 
 def _free_memory(index: int) -> int:

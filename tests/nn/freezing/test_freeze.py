@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import modelctl as mc
 import modelctl.nn as mnn
-from modelctl.errors import NoMatchError, UsageError
+from modelctl.errors import NoMatchError, RefusedError, UsageError
 from tests.nn.nets import Net, batch, train_step
 
 
@@ -267,6 +267,39 @@ def test_bn_eval_survives_ddp(net, tmp_path):
         ddp.train()
         assert modes(net) == {"bn1": True, "layer1.1": False, "layer2.1": True}
         assert mnn.freeze_record(ddp)["frozen"][0] == "layer1.0.weight"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_freezing_behind_ddp_is_refused(net, tmp_path):
+    """It would wait for the gradients; not where it looks for unused ones itself."""
+    frozen_too = Net()
+    mnn.freeze(frozen_too, "layer1")
+    mnn.save_checkpoint(tmp_path / "a.pt", model=frozen_too)
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        mnn.freeze(net, "conv1")
+        ddp = nn.parallel.DistributedDataParallel(net)
+        before = {name: p.clone() for name, p in net.named_parameters()}
+        for call in (
+            lambda: mnn.freeze(nn.Sequential(ddp), "0.layer1", exclude="*.bias"),
+            lambda: mnn.freeze(ddp, "layer1"),
+            lambda: mnn.apply_freeze(ddp, tmp_path / "a.pt"),
+            lambda: mnn.load_into(ddp, tmp_path / "a.pt"),
+        ):
+            with pytest.raises(RefusedError, match=r"gradients of .*layer1\.0\.weight") as e:
+                call()
+            assert "then wrap it anew" in e.value.hint
+        assert frozen(net) == {"conv1.weight"}
+        assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+        mnn.freeze(ddp, "conv1")  # is frozen already
+        ddp = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+        mnn.freeze(ddp, "layer1")
+        for _ in range(2):
+            ddp(torch.randn(2, 3, 8, 8)).sum().backward()
+        assert net.layer1[0].weight.grad is None
+        assert net.layer2[0].weight.grad is not None
     finally:
         torch.distributed.destroy_process_group()
 

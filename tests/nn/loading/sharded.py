@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 import modelctl as mc
 import modelctl.nn as mnn
@@ -300,6 +301,22 @@ def on_2_one_is_refused_and_all_are(folder: Path, rank: int) -> None:
     assert rank or "in part" in e.value.message
 
 
+def on_2_fsdp1_is_refused_until_it_is_gathered(folder: Path, rank: int) -> None:
+    path = written(folder / "a.pt", rank, net(1).state_dict())
+    for original in (False, True):
+        model = FSDP(net(2), use_orig_params=original, device_id=torch.device("cpu"))
+        with pytest.raises(RefusedError, match="does not fit the model") as e:
+            mnn.load_into(model, path)
+        assert "summon_full_params" in e.value.hint
+        with pytest.raises(RefusedError, match="inside FullyShardedDataParallel"):
+            mnn.save_checkpoint(folder / "b.pt", model=model)
+        with FSDP.summon_full_params(model):
+            mnn.load_into(model, path)
+        with FSDP.summon_full_params(model):
+            for a, b in zip(model.parameters(), net(1).parameters(), strict=True):
+                assert torch.equal(a, b)
+
+
 def on_2_without_dtensors_nobody_waits(folder: Path, rank: int) -> None:
     path = written(folder / "a.pt", rank, net(1).state_dict())
     if rank == 0:
@@ -333,10 +350,10 @@ def on_4_every_placement_on_two_dimensions(folder: Path, rank: int) -> None:
 
 
 class Wide(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.up = nn.Linear(12, 16)
-        self.down = nn.Linear(16, 8)
+        self.up = nn.Linear(12, width)
+        self.down = nn.Linear(width, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.up(x).relu())
@@ -355,6 +372,22 @@ def on_4_fsdp2_over_tensor_parallel(folder: Path, rank: int) -> None:
     check(model, plain.state_dict())
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(full(model(x)), plain(x))
+
+
+def on_4_fsdp2_over_tensor_parallel_unevenly(folder: Path, rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    torch.manual_seed(1)
+    plain = Wide(10)
+    path = written(folder / "a.pt", rank, plain.state_dict())
+    model = Wide(10)
+    parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    mnn.load_into(model, path)
+    dp, tp = mesh.get_coordinate()  # not every torch puts such a one together again
+    rows = plain.up.weight.chunk(2)[tp].chunk(2)[dp]
+    assert torch.equal(model.up.weight.to_local(), rows)
+    columns = plain.down.weight.chunk(2, dim=1)[tp].chunk(2)[dp]
+    assert torch.equal(model.down.weight.to_local(), columns)
 
 
 def on_4_fsdp2_with_copies(folder: Path, rank: int) -> None:

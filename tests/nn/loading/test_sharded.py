@@ -69,3 +69,12 @@ def test_memory_that_was_freed_is_not_written_to(tmp_path):
     model.weight.untyped_storage().resize_(0)
     with pytest.raises(UnsupportedError, match="'weight' of the model has no memory now"):
         mnn.load_into(model, tmp_path / "a.pt")
+
+
+def test_memory_that_was_loaded_into_can_be_freed(tmp_path):
+    """As FSDP does with what it has gathered."""
+    model = nn.Linear(300, 300)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    mnn.load_into(model, tmp_path / "a.pt")
+    model.weight.untyped_storage().resize_(0)
+    assert model.weight.untyped_storage().nbytes() == 0

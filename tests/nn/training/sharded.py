@@ -28,13 +28,13 @@ from tests.nn.loading.sharded import Replicate, full, fully_shard
 
 
 class Net(nn.Module):
-    """Odd sizes, a parameter of one element, a buffer."""
+    """A parameter of which most ranks have nothing, one of one element, a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(6, 10)
-        self.norm = nn.LayerNorm(10)
-        self.head = nn.Linear(10, 1)
+        self.first = nn.Linear(6, 12)
+        self.norm = nn.LayerNorm(12)
+        self.head = nn.Linear(12, 1)
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,10 +48,10 @@ def shard(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     return model
 
 
-def built(seed: int, wrap=shard) -> dict:
+def built(seed: int, wrap=shard, **how) -> dict:
     torch.manual_seed(seed)
     model = wrap(Net())
-    optimizer = optim.AdamW(mnn.param_groups(model, lr=0.05, no_decay=True), amsgrad=True)
+    optimizer = optim.AdamW(mnn.param_groups(model, lr=0.05, no_decay=True), **how)
     return {
         "model": model,
         "optimizer": optimizer,
@@ -111,7 +111,7 @@ def goes_on(path: Path, wrap=shard, *, seed: int = 9) -> None:
     losses = train(parts, 3, 6)
     six, wanted = straight(6)
     close(values(parts), six)
-    torch.testing.assert_close(losses, wanted[3:])
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(wanted[3:]))
 
 
 def saved(folder: Path, wrap=shard, name: str = "run/epoch-{epoch:03d}", **how) -> Path:
@@ -292,6 +292,26 @@ def on_2_one_fails_and_nothing_is_changed(folder: Path, rank: int) -> None:
         mnn.resume(there, **parts)
 
 
+def on_2_what_only_one_rank_would_save_is_refused(folder: Path, rank: int) -> None:
+    parts = built(0)
+    train(parts, 0, 1)
+    weight = parts["model"].first.weight
+    state = parts["optimizer"].state[weight]
+    whole = state["exp_avg"]
+    state["exp_avg"] = whole.to_local()
+    with pytest.raises(RefusedError, match=r"'exp_avg' of 'first\.weight' is no DTensor"):
+        mnn.save_checkpoint(folder / "a", **parts)
+    state["exp_avg"] = whole.redistribute(placements=[Replicate()])
+    with pytest.raises(RefusedError, match=r"'exp_avg' of 'first\.weight' is \(Replicate"):
+        mnn.save_checkpoint(folder / "a", **parts)
+    state["exp_avg"] = whole
+    parts["model"].register_buffer(f"of_{rank}", torch.ones(2))
+    why = "rank 1 has other tensors than the first rank"
+    with pytest.raises(RefusedError, match=why):
+        mnn.save_checkpoint(folder / "a", **parts)
+    assert os.listdir(folder) == []
+
+
 def on_2_state_that_is_not_by_element_is_refused(folder: Path, rank: int) -> None:
     if not hasattr(optim, "Adafactor"):
         return
@@ -311,12 +331,55 @@ def on_2_state_that_is_not_by_element_is_refused(folder: Path, rank: int) -> Non
         mnn.resume(folder / "a.pt", **parts)
 
 
+def on_2_frozen_and_thawed_between_steps(folder: Path, rank: int) -> None:
+    """FSDP2 takes notice of both, as a model that is not sharded does."""
+
+    def run(wrap):
+        torch.manual_seed(0)
+        model = wrap(Net())
+        optimizer = optim.AdamW(mnn.param_groups(model, lr=0.05, no_decay=True))
+        parts = {"model": model, "optimizer": optimizer}
+        parts["scheduler"] = optim.lr_scheduler.ConstantLR(optimizer)
+        train(parts, 0, 2)
+        report = mnn.freeze(model, "first")
+        assert (report.before, report.after, report.total) == (121, 37, 121)
+        first = full(model.first.weight).clone()
+        train(parts, 2, 4)
+        assert torch.equal(full(model.first.weight), first)
+        mnn.unfreeze(model, "first")
+        train(parts, 4, 6)
+        assert not torch.equal(full(model.first.weight), first)
+        late = mnn.trainable(model)
+        assert late.frozen == ()
+        return values(parts)
+
+    close(run(shard), run(plain))
+
+
+def on_2_a_frozen_part_joins_the_optimizer(folder: Path, rank: int) -> None:
+    def run(wrap):
+        torch.manual_seed(0)
+        model = Net()
+        mnn.freeze(model, "first")
+        model = wrap(model)
+        optimizer = optim.AdamW(mnn.param_groups(model, lr=0.05))
+        parts = {"model": model, "optimizer": optimizer}
+        parts["scheduler"] = mnn.warmup_cosine(optimizer, 2, 10)
+        train(parts, 0, 2)
+        joined = mnn.unfreeze(model, "first", optimizer=optimizer, scheduler=parts["scheduler"])
+        assert joined.joined == ("first.weight", "first.bias")
+        train(parts, 2, 5)
+        return values(parts)
+
+    close(run(shard), run(plain))
+
+
 # ------------------------------------------------------------------ four ranks
 
 
 def on_4_resumed_by_others_than_those_that_saved(folder: Path, rank: int) -> None:
-    goes_on(folder.parents[1] / f"{__name__}-2" / "on_2_saved_and_resumed" / "run")
     goes_on(path := saved(folder))
+    goes_on(folder.parents[1] / f"{__name__}-2" / "on_2_saved_and_resumed" / "run")
     if rank == 0:
         goes_on(path, plain)
     dist.barrier()

@@ -19,7 +19,8 @@ from ...storage.places import Place
 
 NAME = ".metadata"
 OF_RANK = re.compile(r"__(\d+)\.metadata")  # where ranks write alone, since torch 2.9
-# What modelctl records of the model (docs/records.md): an attribute that torch does not look at.
+# What modelctl records of the model (docs/records.md): an attribute that torch does not look at,
+# or, where torch itself writes, an entry among its planner's data.
 RECORDS = "modelctl.records"
 _MODULE = "torch.distributed.checkpoint.metadata"
 METADATA = Global(_MODULE, "Metadata")
@@ -131,9 +132,9 @@ def _described(root: Any) -> Described:
             found.entries[name] = _tensor(name, attributes(entry), items)
         else:
             raise UnreadableError(f"{name!r:.200} is neither a tensor nor an object")
-    ours = mapping(fields.get(RECORDS)) or {}
-    found.records = {k: v for k, v in ours.items() if isinstance(k, str) and k.startswith(PREFIX)}
     planned = mapping(fields.get("planner_data")) or {}
+    ours = mapping(fields.get(RECORDS, planned.get(RECORDS))) or {}
+    found.records = {k: v for k, v in ours.items() if isinstance(k, str) and k.startswith(PREFIX)}
     for name, path in planned.items():
         if isinstance(name, str) and _is_path(path):
             found.paths[name] = path

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
 from ...core.matching.matcher import match_names
 from ...core.names import Patterns, as_list
 from ...core.records import FREEZE, read_record
 from ...core.text import shape, some, table
-from ...errors import NoMatchError, UsageError
+from ...errors import NoMatchError, RefusedError, UsageError
 from ...files import open as open_checkpoint
 from ..model_names import Parameters, is_lazy, numel, unwrap
 from .batchnorm import all_frozen, bare_batchnorms, held_batchnorms, keep_all_eval, lost_batchnorms
@@ -75,7 +76,8 @@ def freeze(
     The gradient goes because an optimizer that holds the parameter would move it by weight decay
     and momentum as long as there is one. Wrapper prefixes (``module.``, ``_orig_mod.``) don't
     matter; a parametrized ``fc.weight`` goes by that name too; of tied parameters any name does.
-    Freeze before wrapping in DistributedDataParallel, which looks at ``requires_grad`` once.
+    Freeze before wrapping in DistributedDataParallel, which looks at ``requires_grad`` once, and
+    would wait for the gradients. ``fully_shard`` (FSDP2) takes notice.
 
     Args:
         patterns: globs over dotted names (``*`` crosses dots; a module's name means its
@@ -90,10 +92,12 @@ def freeze(
     Raises:
         NoMatchError: a pattern, or all together, match nothing.
         UsageError: not a regular expression.
+        RefusedError: something would freeze inside DistributedDataParallel.
     """
     params = Parameters(model)
     batchnorms = bare_batchnorms(model) if bn_eval else {}
     names, bare = select_with(params, batchnorms, patterns, exclude, regex)
+    check_wrapped(model, params, names)
     before = count_trainable(params)
     changed = set_grad(params, names, False)
     kept = [*bare, *(all_frozen(model, params, names) if bn_eval else ())]
@@ -114,6 +118,24 @@ def _finish(
         warnings.warn("every parameter is frozen: the loss will not move", stacklevel=3)
     total = sum(numel(p) for p in params.by_name.values())
     return Frozen(tuple(names), tuple(changed), before, after, total, tuple(batchnorms))
+
+
+def check_wrapped(model: nn.Module, params: Parameters, names: Iterable[str]) -> None:
+    """Raises RefusedError where one of these trains inside DistributedDataParallel, which would
+    wait for its gradient; not where that looks for unused ones in each step."""
+    inside = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, DistributedDataParallel) and not module.find_unused_parameters
+        for p in module.parameters()
+    }
+    held = [n for n in names if params.by_name[n].requires_grad and id(params.by_name[n]) in inside]
+    if held:
+        raise RefusedError(
+            "DistributedDataParallel looks at what trains only when it is built: it would wait for "
+            f"the gradients of {some(held, 3)}, and fail in the next step",
+            hint="freeze the bare model (modelctl.nn.unwrap), then wrap it anew",
+        )
 
 
 def count_trainable(params: Parameters) -> int:
@@ -224,6 +246,7 @@ def apply_freeze(
     Raises:
         NoMatchError: the file has no freeze record, or the model has none of the names in it.
         UsageError: not a freeze record of version 1.
+        RefusedError: something would freeze inside DistributedDataParallel.
     """
     if isinstance(path_or_record, Mapping):
         record: Any = path_or_record
@@ -243,6 +266,7 @@ def apply_record(model: nn.Module, record: FreezeRecord, *, strict: bool = True)
 
     Raises:
         NoMatchError: with ``strict``, when the model has none of the names (else a warning).
+        RefusedError: something would freeze inside DistributedDataParallel.
     """
     params = Parameters(model)
     found = match_names(record.frozen, params.called)
@@ -259,8 +283,8 @@ def apply_record(model: nn.Module, record: FreezeRecord, *, strict: bool = True)
             f"{some(lacking)}",
             stacklevel=3,
         )
-    meant = {first for name in found.values() for first in params.called[name]}
-    names = [name for name in params.by_name if name in meant]
+    names = _meant(params, found)
+    check_wrapped(model, params, names)
     before = count_trainable(params)
     changed = set_grad(params, names, False)
     batchnorms: list[str] = []
@@ -274,6 +298,18 @@ def apply_record(model: nn.Module, record: FreezeRecord, *, strict: bool = True)
         batchnorms = keep_all_eval(model, [*bare, *all_frozen(model, params, names)])
     remember(model, record.patterns)
     return _finish(params, names, changed, before, batchnorms)
+
+
+def check_record(model: nn.Module, record: FreezeRecord) -> None:
+    """Raises RefusedError where the record can't be applied; see :func:`check_wrapped`."""
+    params = Parameters(model)
+    check_wrapped(model, params, _meant(params, match_names(record.frozen, params.called)))
+
+
+def _meant(params: Parameters, found: Mapping[str, str]) -> list[str]:
+    """The first names of the parameters that names of a record stand for, in the model's order."""
+    meant = {first for name in found.values() for first in params.called[name]}
+    return [name for name in params.by_name if name in meant]
 
 
 # ------------------------------------------------------------------ the table

@@ -20,7 +20,7 @@ from ...files import open as open_checkpoint
 from ...progress import on_terminal
 from ...storage.far.urls import shown
 from ..devices import Device, choose_device
-from ..freezing.freeze import apply_record
+from ..freezing.freeze import apply_record, check_record
 from ..model_names import slots
 from .file_names import find_prefix, given_prefix, only_plain
 from .plan import plan_load, removed_names, saved_freeze
@@ -127,7 +127,8 @@ def load_into(
 
     Raises:
         RefusedError: names or shapes don't fit (with ``"error"``), nothing fits, a module's own
-            code refuses the file, or something would stay on ``meta``; nothing was changed.
+            code refuses the file, something would stay on ``meta``, or freeze inside
+            DistributedDataParallel; nothing was changed.
         AmbiguousError: which state_dict, or which prefix, is not clear.
         NoMatchError: no state_dict; no name with the prefix.
         UsageError: not a device, none that is there, or ``meta``; not a floating dtype; not a
@@ -155,6 +156,8 @@ def load_into(
             plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
             plan.check(shown(path), strict=on_mismatch == "error", device=where)
             record = saved_freeze(ckpt, start, alone)
+            if record is not None and record.freezes:
+                check_record(model, record)
         with ranks.agreeing("while it read, and the model may be loaded in part"):
             with on_terminal(progress) as bar:
                 plan.run(where, dtype, told(bar, os.path.basename(shown(path))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,13 +250,13 @@ class _Stage:
 
 
 def memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, writable."""
-    size = tensor.element_size()
-    raw = torch.empty(0, dtype=torch.uint8).set_(
-        tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,)
+    """The bytes of a contiguous CPU tensor, writable; they keep it alive."""
+    # by its address: what numpy has seen can't be resized any more, which FSDP does
+    array: Any = (ctypes.c_char * (tensor.numel() * tensor.element_size())).from_address(
+        tensor.data_ptr()
     )
-    array: Any = raw.numpy()
-    return memoryview(array)
+    array.owner = tensor
+    return memoryview(array).cast("B")
 
 
 def _rows(ref: TensorRef, dest: Tensor) -> int:

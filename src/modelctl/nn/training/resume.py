@@ -66,7 +66,8 @@ def resume(
     scheduler too, are the saved ones, with a warning where they differ.
 
     Args:
-        path: a file, or a folder: there ``latest.*``, else the whole one that has come furthest.
+        path: a file, a folder that ranks wrote, or a folder of such: there ``latest.*``, else the
+            whole one that has come furthest.
         optimizer, scheduler: one, or several as they were saved: a list, or by name. Listed
             optimizers are told apart by the names of their parameters.
         ema: the averaged copy, or a state_dict whose tensors are to be filled.
@@ -78,8 +79,8 @@ def resume(
 
     Raises:
         RefusedError: model, optimizer, scheduler, scaler, ema or rng of the file don't fit the
-            live one; or the freeze record would change what trains inside a
-            DistributedDataParallel, which looks only when it is built.
+            live one; another rank of a sharded model was refused; or the freeze record would
+            change what trains inside a DistributedDataParallel, which looks only when it is built.
         AmbiguousError: which saved parameter, or which of several optimizers, is which can't be
             told.
         UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.

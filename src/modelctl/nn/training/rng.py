@@ -48,7 +48,8 @@ def _distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _world() -> int:
+def world() -> int:
+    """How many processes there are."""
     return distributed.get_world_size() if _distributed() else 1
 
 
@@ -82,9 +83,9 @@ def rng_state(model: nn.Module) -> dict[str, Any]:
 
 def gathered(state: dict[str, Any]) -> dict[str, Any]:
     """On rank 0 its state with those of the other ranks in it; every rank has to call this."""
-    if _world() == 1:
+    if world() == 1:
         return state
-    states: list[Any] | None = [None] * _world() if rank() == 0 else None
+    states: list[Any] | None = [None] * world() if rank() == 0 else None
     distributed.gather_object(state, states)
     return state if states is None else {**state, "others": states[1:]}
 
@@ -101,15 +102,15 @@ def own_state(saved: Any) -> Any:
     states = [saved, *others]
     if rank() >= len(states):
         warnings.warn(
-            f"the checkpoint has the random number generators of {len(states)} of {_world()} "
+            f"the checkpoint has the random number generators of {len(states)} of {world()} "
             f"processes: those of rank {rank()} stay as they are (save_checkpoint(rng='all'), "
             "called on every rank, saves all)",
             stacklevel=4,
         )
         return None
-    if others and len(states) != _world():
+    if others and len(states) != world():
         warnings.warn(
-            f"the generators of {len(states)} processes were saved, {_world()} are here: their "
+            f"the generators of {len(states)} processes were saved, {world()} are here: their "
             "random numbers will not go on as they would have",
             stacklevel=4,
         )

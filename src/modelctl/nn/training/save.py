@@ -20,14 +20,14 @@ from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ...storage.targets import made_folder
 from ..freezing.freeze import record_of
-from ..loading.sharded import is_sharded
+from ..loading.sharded import is_sharded, wraps_whole
 from ..loading.tensors import is_declared
 from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
 from .optimizer_entries import recordable
-from .rng import gathered, rank, rng_state
+from .rng import gathered, rank, rng_state, world
 from .rotation import Row
 from .storable import storable
 
@@ -91,6 +91,11 @@ def save_checkpoint(
     at once and wait for nobody, so put a ``barrier()`` behind it where they read the file next.
     Only with ``rng="all"`` every rank has to call it, to hand its generators to rank 0.
 
+    Of a model of DTensors (FSDP2, tensor parallel) every rank has to call it, and ``path`` becomes
+    a folder of ``torch.distributed.checkpoint``, into which each writes its own parts. It appears
+    whole or not at all; what one rank is refused, all are. The optimizer's state goes by the names
+    of its parameters there.
+
     Args:
         optimizer, scheduler: one, or several as a list or as a dict of names.
         ema: an averaged copy (``AveragedModel`` or any other module), or its state_dict.
@@ -109,7 +114,8 @@ def save_checkpoint(
     Raises:
         RefusedError: a value that ``weights_only`` would refuse, or :func:`resume` could not
             bring back; names its key. A scheduler's state counts: give LambdaLR a function or a
-            callable object of plain attributes.
+            callable object of plain attributes. Of a sharded model also what another rank was
+            refused, and state that is not sharded as its parameter is.
         UsageError: no module, no dict of extras, fields in the path without a value, or
             ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
         WriteError: the file can't be written; what stood there is intact.
@@ -139,6 +145,8 @@ def save_checkpoint(
         if optimizers:
             states = _optimizer_states(optimizers, Parameters(model))
             if sharded:
+                for one in optimizers.values():
+                    check_placed(one, Parameters(model))
                 states = {label: by_name(state) for label, state in states.items()}
             whole["optimizer"] = packed(states)
         if schedulers:
@@ -189,6 +197,12 @@ def _check_given(model: object, extra: object) -> None:
             f"model is a {type(model).__name__}, no nn.Module",
             hint="give the model itself: what trains and its names are taken from it",
         )
+    if wraps_whole(model) and world() > 1:
+        raise RefusedError(
+            "the model is inside FullyShardedDataParallel, whose state_dict waits for all ranks: "
+            "the first one can not write a file alone",
+            hint="fully_shard (FSDP2) is saved; or use torch.distributed.checkpoint yourself",
+        )
     if extra is not None and not isinstance(extra, Mapping):
         raise UsageError(
             f"extra is a {type(extra).__name__}, no dict of names and values",
@@ -237,6 +251,25 @@ def _optimizer_states(
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
         states[label] = state
     return states
+
+
+def check_placed(optimizer: Optimizer, params: Parameters) -> None:
+    """Raises RefusedError where the state of a sharded parameter is not sharded as that is: of what
+    is plain only one rank's would be saved, of what is placed otherwise the wrong rows."""
+    for parameter, state in optimizer.state.items():
+        sharded = isinstance(state, Mapping) and is_sharded(parameter)
+        for key, value in state.items() if sharded else ():
+            if not isinstance(value, torch.Tensor) or value.numel() < 2:
+                continue
+            placed: Any = getattr(value, "placements", None)
+            own: Any = cast(Any, parameter).placements
+            if placed is None or (value.shape == parameter.shape and placed != own):
+                raise RefusedError(
+                    f"the optimizer's '{key}' of '{params.name_of(parameter)}' is "
+                    f"{placed or 'no DTensor'}, the parameter {own}: its values are not known to "
+                    "be where it says",
+                    hint="a newer torch may keep them together; or save without optimizer=",
+                )
 
 
 def by_name(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from ...core.text import some
 from ...core.tree import Path
 from ...errors import RefusedError, WriteError
 from ...files import open as open_checkpoint
@@ -49,6 +50,16 @@ def save_together(
             f"the model is sharded over {len(members)} of {world} ranks: all write a folder",
             hint="torch.distributed.checkpoint.save(..., process_group=) writes one of these alone",
         )
+    names = _tensors(content)
+    known = ranks.of_first(names)
+    with ranks.agreeing("before anything was written"):
+        if names != known:
+            odd = some(sorted({*names} ^ {*known}) or names, 3)
+            raise RefusedError(
+                f"rank {dist.get_rank()} has other tensors than the first rank ({odd}): those that "
+                "are no DTensors would be lost",
+                hint="make them DTensors, or save with torch.distributed.checkpoint",
+            )
     first = 0 if world == 1 else min(members)
     writes = world == 1 or dist.get_rank() == first
     with ranks.agreeing("while it saved"):
@@ -85,6 +96,11 @@ def _write(content: dict[str, Any], folder: os.PathLike[str], planner: Any, show
         ) from e
 
 
+def _tensors(content: Mapping[str, Any]) -> list[str]:
+    """The names in the model, and in its average."""
+    return [f"{key}.{name}" for key in ("model", "ema") for name in content.get(key, ())]
+
+
 def _shards(node: Any) -> Any:
     """A tree without what is no DTensor: of that the first rank has the whole."""
     items = enumerate(node) if isinstance(node, list | tuple) else ()
@@ -111,8 +127,8 @@ class _Planner(DefaultSavePlanner):
 
     def create_global_plan(self, all_plans: Any) -> Any:
         plans, metadata = super().create_global_plan(all_plans)
-        if self.records:
-            setattr(metadata, RECORDS, self.records)
+        if self.records:  # the one field that every torch keeps, and where it asks for names alone
+            metadata.planner_data[RECORDS] = self.records
         return plans, metadata
 
 
