@@ -138,12 +138,13 @@ def zero(path: Path, gb: float) -> None:
         )
 
 
-def row(title: str, source: Path, theirs: list[str] | None, rounds: int) -> None:
-    """Ours, a copy and their script in turn, each round; prints a row of a Markdown table."""
+def row(title: str, source: Path, theirs: list[str] | None, rounds: int, *more: str) -> None:
+    """Ours, a copy and their script in turn, each round; prints a row of a Markdown table. ``more``
+    are options of ours."""
     out, copy, other = (source.with_name(name) for name in ("out.pt", "copy", "other.pt"))
     copied = ["sh", "-c", 'cp -r "$0" "$1" && find "$1" -type f -exec sync {} +', source, copy]
     commands = {
-        "ours": [*MODELCTL, "convert", str(source), "-o", str(out), "--overwrite"],
+        "ours": [*MODELCTL, "convert", str(source), "-o", str(out), "--overwrite", *more],
         "cp": [str(part) for part in copied],
         **({"theirs": theirs} if theirs else {}),
     }
@@ -222,7 +223,9 @@ def main() -> None:
         path = make_zero(folder, options.gb)
         script = options.zero_to_fp32
         fp32 = python(ZERO_TO_FP32, script, path, folder / "other.pt") if script else None
-        row(f"ZeRO-3, 2 ranks, {options.gb:g} GB, to .pt", path, fp32, options.rounds)
+        title = f"ZeRO-3, 2 ranks, {options.gb:g} GB, to .pt"
+        row(title, path, fp32, options.rounds)
+        row(f"{title}, the weights alone", path, fp32, options.rounds, "--weights-only")
     finally:
         shutil.rmtree(folder)
 
