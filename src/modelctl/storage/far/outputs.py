@@ -331,7 +331,7 @@ class _FarSink(Sink):
         super().__init__(-1, Path(name), progress)
         self._name, self._send = name, send
 
-    def _begin(self, nbytes: int) -> None:
+    def begin(self, nbytes: int) -> None:
         """A store has no room to ask for."""
 
     def _put(self, view: memoryview, at: int, *, new: bool = True) -> int:
