@@ -140,6 +140,12 @@ def on_2_fsdp2_what_is_gathered_is_put_back_first(folder: Path, rank: int) -> No
     model = sharded(net(2))
     with torch.no_grad():
         model.eval()(torch.ones(2, 5))  # the outermost keeps what it gathered
+    assert not isinstance(model.norm.weight, DTensor)
+    mnn.freeze(model, "norm")
+    assert isinstance(model.norm.weight, DTensor)
+    assert not model.norm.weight.requires_grad
+    with torch.no_grad():
+        model(torch.ones(2, 5))
     mnn.load_into(model, path)
     check(model, net(1).state_dict())
     x = torch.randn(3, 5)

@@ -206,7 +206,8 @@ def on_2_before_the_first_step(folder: Path, rank: int) -> None:
     parts = built(0)
     path = mnn.save_checkpoint(folder / "a", **parts, epoch=0)
     other = built(9)
-    mnn.resume(path, **other)
+    state = mnn.resume(path, **other)
+    assert {"optimizer", "scheduler"} <= {*state.restored}  # nothing in it, and there all the same
     close(values(other), values(parts))
 
 
