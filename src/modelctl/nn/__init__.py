@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .freezing.freeze import freeze_record as freeze_record
     from .freezing.freeze import trainable as trainable
     from .freezing.unfreeze import unfreeze as unfreeze
+    from .head import NewHead as NewHead
+    from .head import replace_head as replace_head
     from .loading.load import load as load
     from .loading.load import load_into as load_into
     from .loading.report import LoadReport as LoadReport
@@ -51,6 +53,7 @@ _WHERE = {
     "Frozen": "freezing.freeze",
     "LoadReport": "loading.report",
     "ModelSummary": "view.summary",
+    "NewHead": "head",
     "Resumed": "training.report",
     "Trainable": "freezing.freeze",
     "apply_freeze": "freezing.freeze",
@@ -62,6 +65,7 @@ _WHERE = {
     "load": "loading.load",
     "load_into": "loading.load",
     "param_groups": "optim.groups",
+    "replace_head": "head",
     "resume": "training.resume",
     "save_checkpoint": "training.save",
     "seed_everything": "seeds",
