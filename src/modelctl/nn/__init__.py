@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .optim.groups import describe_groups as describe_groups
     from .optim.groups import param_groups as param_groups
     from .optim.schedulers import warmup_cosine as warmup_cosine
+    from .pixels import mean_std as mean_std
     from .seeds import seed_everything as seed_everything
     from .training.report import Resumed as Resumed
     from .training.resume import resume as resume
@@ -64,6 +65,7 @@ _WHERE = {
     "freeze_record": "freezing.freeze",
     "load": "loading.load",
     "load_into": "loading.load",
+    "mean_std": "pixels",
     "param_groups": "optim.groups",
     "replace_head": "head",
     "resume": "training.resume",
