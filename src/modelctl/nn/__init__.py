@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .freezing.freeze import freeze_record as freeze_record
     from .freezing.freeze import trainable as trainable
     from .freezing.unfreeze import unfreeze as unfreeze
-    from .head import NewHead as NewHead
-    from .head import replace_head as replace_head
     from .loading.load import load as load
     from .loading.load import load_into as load_into
     from .loading.report import LoadReport as LoadReport
@@ -39,11 +37,15 @@ if TYPE_CHECKING:
     from .optim.groups import describe_groups as describe_groups
     from .optim.groups import param_groups as param_groups
     from .optim.schedulers import warmup_cosine as warmup_cosine
-    from .pixels import mean_std as mean_std
     from .seeds import seed_everything as seed_everything
     from .training.report import Resumed as Resumed
     from .training.resume import resume as resume
     from .training.save import save_checkpoint as save_checkpoint
+    from .tuning.head import NewHead as NewHead
+    from .tuning.head import replace_head as replace_head
+    from .tuning.lr_range import LrRange as LrRange
+    from .tuning.lr_range import lr_find as lr_find
+    from .tuning.pixels import mean_std as mean_std
     from .view.summary import ModelSummary as ModelSummary
     from .view.summary import summary as summary
     from .view.trace import ForwardError as ForwardError
@@ -53,8 +55,9 @@ _WHERE = {
     "ForwardError": "view.trace",
     "Frozen": "freezing.freeze",
     "LoadReport": "loading.report",
+    "LrRange": "tuning.lr_range",
     "ModelSummary": "view.summary",
-    "NewHead": "head",
+    "NewHead": "tuning.head",
     "Resumed": "training.report",
     "Trainable": "freezing.freeze",
     "apply_freeze": "freezing.freeze",
@@ -65,9 +68,10 @@ _WHERE = {
     "freeze_record": "freezing.freeze",
     "load": "loading.load",
     "load_into": "loading.load",
-    "mean_std": "pixels",
+    "lr_find": "tuning.lr_range",
+    "mean_std": "tuning.pixels",
     "param_groups": "optim.groups",
-    "replace_head": "head",
+    "replace_head": "tuning.head",
     "resume": "training.resume",
     "save_checkpoint": "training.save",
     "seed_everything": "seeds",

@@ -15,8 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import modelctl.nn as mnn
 from modelctl.errors import AmbiguousError, NoMatchError, RefusedError, UsageError
-
-from .nets import Net, same
+from tests.nn.nets import Net, same
 
 torchvision = pytest.importorskip("torchvision")
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..core.dtypes import BY_NAME
-from ..core.names import Patterns
-from ..core.storages import MemoryStorage
-from ..core.tensors import TensorRef
-from ..core.text import some
-from ..errors import AmbiguousError, NoMatchError, RefusedError, UsageError
-from ..surgery.find_head import Head, head_of
-from .freezing.freeze import remember
-from .model_names import Parameters, Slot, is_lazy, places, slots
-from .optim.several import Several, labelled, with_inner
+from ...core.dtypes import BY_NAME
+from ...core.names import Patterns
+from ...core.storages import MemoryStorage
+from ...core.tensors import TensorRef
+from ...core.text import some
+from ...errors import AmbiguousError, NoMatchError, RefusedError, UsageError
+from ...surgery.find_head import Head, head_of
+from ..freezing.freeze import remember
+from ..model_names import Parameters, Slot, is_lazy, places, slots
+from ..optim.several import Several, labelled, with_inner
 
 # What models call the number of their classes, beside the layers that make them.
 _NUMBERS = ("num_classes", "num_labels")

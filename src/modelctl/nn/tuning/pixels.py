@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.text import some
-from ..errors import AmbiguousError, NoMatchError, RefusedError, UsageError
+from ...core.text import some
+from ...errors import AmbiguousError, NoMatchError, RefusedError, UsageError
 
 _CHANNELS = 4  # what images have at most, where the layout is to be told from the shape
 
