@@ -46,6 +46,7 @@ ONLY = {
     "safetensors": ("nn",),
     "fsspec": ("storage.far.filesystems",),
     "timm": ("nn",),
+    "matplotlib": ("nn.tuning.lr_range",),
     "rich": ("cli.output", "progress"),
     "tabulate": ("cli.output",),
     "typer": ("cli",),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
 np = pytest.importorskip("numpy")
 
 PAGE = Path(__file__).parents[1] / "docs" / "training-tricks.md"
@@ -69,8 +70,8 @@ def test_every_block_runs_and_what_it_asserts_is_so(trick: str) -> None:
 
 
 def test_each_trick_says_its_trap() -> None:
-    assert [name for name, text in TRICKS.items() if "**Trap.**" not in text] == ["LARS and LAMB"]
-    assert [name for name, text in TRICKS.items() if not blocks(text)] == ["LARS and LAMB"]
+    assert [name for name, text in TRICKS.items() if "**Trap.**" not in text] == []
+    assert [name for name, text in TRICKS.items() if not blocks(text)] == []
 
 
 def test_everything_that_was_asked_for_is_there() -> None:

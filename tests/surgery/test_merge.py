@@ -218,6 +218,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "ExponentialLR": lambda o: LR.ExponentialLR(o, 0.9),
     "PolynomialLR": lambda o: LR.PolynomialLR(o, 20, 2.0),
     "warmup_cosine": lambda o: mnn.warmup_cosine(o, 2, 20),
+    "warmup_cosine, min_lr": lambda o: mnn.warmup_cosine(o, 2, 20, min_lr=0.01),
     "warmup_cosine, warming up": lambda o: mnn.warmup_cosine(o, 14, 20),
     "CosineAnnealingWarmRestarts": lambda o: LR.CosineAnnealingWarmRestarts(o, 12, eta_min=0.01),
     "CosineAnnealingLR": lambda o: LR.CosineAnnealingLR(o, 20, eta_min=0.01),

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from .training.report import Resumed as Resumed
     from .training.resume import resume as resume
     from .training.save import save_checkpoint as save_checkpoint
+    from .tuning.head import NewHead as NewHead
+    from .tuning.head import replace_head as replace_head
+    from .tuning.lr_range import LrRange as LrRange
+    from .tuning.lr_range import lr_find as lr_find
+    from .tuning.pixels import mean_std as mean_std
     from .view.summary import ModelSummary as ModelSummary
     from .view.summary import summary as summary
     from .view.trace import ForwardError as ForwardError
@@ -50,7 +55,9 @@ _WHERE = {
     "ForwardError": "view.trace",
     "Frozen": "freezing.freeze",
     "LoadReport": "loading.report",
+    "LrRange": "tuning.lr_range",
     "ModelSummary": "view.summary",
+    "NewHead": "tuning.head",
     "Resumed": "training.report",
     "Trainable": "freezing.freeze",
     "apply_freeze": "freezing.freeze",
@@ -61,7 +68,10 @@ _WHERE = {
     "freeze_record": "freezing.freeze",
     "load": "loading.load",
     "load_into": "loading.load",
+    "lr_find": "tuning.lr_range",
+    "mean_std": "tuning.pixels",
     "param_groups": "optim.groups",
+    "replace_head": "tuning.head",
     "resume": "training.resume",
     "save_checkpoint": "training.save",
     "seed_everything": "seeds",

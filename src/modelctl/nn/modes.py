@@ -25,12 +25,19 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     A model with lazy parameters that have no shape yet runs under ``no_grad`` instead: made in
     inference mode they could never train.
     """
-    modes = [(module, module.training) for module in _parents_first(model)]
     lazy = any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers()))
-    try:
+    with modes_kept(model):
         model.eval()
         with torch.no_grad() if lazy else torch.inference_mode():
             yield model
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Every module's own mode after the block, by its own ``train``."""
+    modes = [(module, module.training) for module in _parents_first(model)]
+    try:
+        yield
     finally:
         for module, mode in modes:
             if module.training != mode:

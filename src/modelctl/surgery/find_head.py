@@ -105,6 +105,18 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
         return Head(above, tuple(chosen), "named by --head", "certain")
     _refuse_removed(ckpt, tensors)
     trained = parameters(ckpt.packed.unpacked(tensors))  # quantized ones with their real shapes
+    found = head_of(tensors, trained)
+    _refuse_tied(tensors, found.names)
+    return found
+
+
+def head_of(tensors: dict[str, TensorRef], trained: dict[str, TensorRef]) -> Head:
+    """The head by name and place, among the parameters ``trained`` of all ``tensors``; whether it
+    is tied to something is not asked.
+
+    Raises:
+        NoMatchError, AmbiguousError, RefusedError: as :func:`find_head`.
+    """
     modules, ordered = _modules(trained), not alphabetical(list(trained))
     layers = [
         layer
@@ -132,11 +144,9 @@ def find_head(ckpt: Checkpoint, head: Patterns | None = None) -> Head:
     # The last of a Sequential may be what is left of one: its place is no evidence of its own.
     numbered = found[-1].module.rpartition(".")[2].isdecimal()
     sure = evidence[0].startswith("named") and (alone or (at_end and not numbered))
-    names = _tensors_of(found, tensors)
-    _refuse_tied(tensors, names)
     return Head(
         tuple(layer.module for layer in found),
-        tuple(names),
+        tuple(_tensors_of(found, tensors)),
         ", ".join(evidence),
         "high" if sure else "medium",
     )

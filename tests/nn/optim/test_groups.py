@@ -239,6 +239,72 @@ def test_warmup_cosine_is_the_formula():
     assert mnn.warmup_cosine(optimizer, 0, 5).lr_lambdas[0](0) == 1.0
 
 
+def test_the_cosine_ends_at_min_lr():
+    """A learning rate, not a part of one: the same for all groups; the warm-up knows none."""
+    optimizer = optim.SGD([nn.Parameter(torch.ones(1))], lr=0.4)
+    for lr in (0.1, 0.005):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": lr})
+    scheduler = mnn.warmup_cosine(optimizer, 4, 20, min_lr=0.01)
+    seen = []
+    for _ in range(25):
+        seen.append(tuple(group["lr"] for group in optimizer.param_groups))
+        optimizer.step()
+        scheduler.step()
+    assert seen[0] == pytest.approx((0.1, 0.025, 0.00125))
+    assert seen[3] == seen[4] == pytest.approx((0.4, 0.1, 0.005))
+    assert seen[12] == pytest.approx((0.205, 0.055, 0.005))  # half-way
+    assert seen[20] == seen[24] == (0.01, 0.01, 0.005)  # no group rises
+    for odd in (-0.1, math.nan, math.inf, "0.1", None):
+        with pytest.raises(UsageError, match="it must be a learning rate"):
+            mnn.warmup_cosine(optimizer, 1, 5, min_lr=odd)
+    with pytest.raises(
+        UsageError, match=r"min_lr=0.5 is above the lr of every group \(0.4 at most"
+    ):
+        mnn.warmup_cosine(optimizer, 1, 5, min_lr=0.5)
+
+
+@pytest.mark.parametrize("at", [2, 12])
+def test_min_lr_resumes(net, tmp_path, at):
+    def parts():
+        optimizer = optim.SGD(mnn.param_groups(net, {"fc": {"lr": 0.4}}, lr=0.1))
+        return {
+            "model": net,
+            "optimizer": optimizer,
+            "scheduler": mnn.warmup_cosine(optimizer, 4, 20, min_lr=0.01),
+        }
+
+    def go(parts, steps):
+        lrs = []
+        for _ in range(steps):
+            parts["optimizer"].step()
+            parts["scheduler"].step()
+            lrs.append([group["lr"] for group in parts["optimizer"].param_groups])
+        return lrs
+
+    first = parts()
+    go(first, at)
+    mnn.save_checkpoint(tmp_path / "a.pt", **first)
+    again = parts()
+    mnn.resume(tmp_path / "a.pt", **again)
+    assert go(again, 20) == go(first, 20)
+    assert again["scheduler"].get_last_lr() == [0.01, 0.01]
+    other = parts()
+    other["scheduler"] = mnn.warmup_cosine(other["optimizer"], 4, 20)
+    with pytest.raises(RefusedError, match="they differ in min_lr"):
+        mnn.resume(tmp_path / "a.pt", **other)
+
+
+def test_min_lr_holds_for_what_thaws_later(net):
+    mnn.freeze(net, "conv1")
+    optimizer = optim.SGD(mnn.param_groups(net, lr=0.4))
+    scheduler = mnn.warmup_cosine(optimizer, 0, 8, min_lr=0.01)
+    mnn.unfreeze(net, "conv1", optimizer=optimizer, scheduler=scheduler, lr=0.1)
+    for _ in range(8):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.01, 0.01])
+
+
 # ------------------------------------------------------------------ thawing
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeAlias
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -58,17 +59,40 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """A scheduler, stepped once an optimizer step: linear warm-up, then a cosine down to 0.
+class WarmupCosineLR(LambdaLR):
+    """A LambdaLR whose cosine ends at ``min_lr``, which its state has where it is not 0."""
+
+    min_lr = 0.0
+
+    def __init__(self, optimizer: Optimizer, shape: WarmupCosine, min_lr: float) -> None:
+        if min_lr:
+            self.min_lr = min_lr
+        super().__init__(optimizer, shape)
+
+    def get_lr(self) -> list[float | Tensor]:
+        step = self.last_epoch
+        lrs: list[float | Tensor] = []
+        for base, shape in zip(self.base_lrs, self.lr_lambdas, strict=True):
+            low = min(base, self.min_lr) if step >= getattr(shape, "warmup_steps", 0) else 0.0
+            lrs.append(low + (base - low) * shape(step))
+        return lrs
+
+
+def warmup_cosine(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, *, min_lr: float = 0.0
+) -> LambdaLR:
+    """A scheduler, stepped once an optimizer step: linear warm-up, then a cosine to ``min_lr``.
 
     At step t from 0: lr·(t+1)/warmup while t < warmup, then
-    lr·½(1+cos(π·(t-warmup)/(total-warmup))), and 0 from ``total_steps`` on. Step warmup-1 and
-    step warmup both have the full lr: there is no jump where they meet. Each group's own lr is
-    scaled.
+    min_lr + (lr-min_lr)·½(1+cos(π·(t-warmup)/(total-warmup))), and min_lr from ``total_steps``
+    on. Step warmup-1 and step warmup both have the full lr: there is no jump where they meet.
+    Each group's own lr is scaled; ``min_lr`` is a learning rate, the same for all groups, and a
+    group whose own lr is lower stays at that.
 
     Raises:
-        UsageError: negative steps, steps that are no whole numbers (``0.05 * total``), or a
-            warm-up that is not shorter than the whole.
+        UsageError: negative steps, steps that are no whole numbers (``0.05 * total``), a
+            warm-up that is not shorter than the whole, or a ``min_lr`` below 0, not finite, or
+            above the lr of every group.
     """
     for name, steps in (("warmup_steps", warmup_steps), ("total_steps", total_steps)):
         if not isinstance(steps, Real) or not float(steps).is_integer():
@@ -81,7 +105,17 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
             f"warmup_steps={warmup_steps} and total_steps={total_steps}: "
             "the warm-up must be shorter than the whole"
         )
-    return LambdaLR(optimizer, WarmupCosine(int(warmup_steps), int(total_steps)))
+    if not isinstance(min_lr, Real) or not 0 <= float(min_lr) < math.inf:
+        raise UsageError(f"min_lr={min_lr!r:.40}: it must be a learning rate, 0 or more")
+    own = [group.get("initial_lr", group.get("lr")) for group in optimizer.param_groups]
+    highest = max(map(float, own)) if min_lr else 0.0
+    if min_lr > highest:
+        raise UsageError(
+            f"min_lr={float(min_lr):g} is above the lr of every group ({highest:g} at most)",
+            hint="it is a learning rate, not a part of one: min_lr=lr / 100",
+        )
+    shape = WarmupCosine(int(warmup_steps), int(total_steps))
+    return WarmupCosineLR(optimizer, shape, float(min_lr))
 
 
 def each(schedulers: Schedulers) -> list[LRScheduler]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
+from torch.optim import Optimizer
+
 from ...core.text import some
 from ...core.tree import path_text
 from ...errors import RefusedError
@@ -23,6 +25,18 @@ def labelled(given: Several[T]) -> dict[Label, T]:
     if isinstance(given, list | tuple):
         return dict(enumerate(given))
     return {None: cast(T, given)}
+
+
+def with_inner(given: Several[Optimizer]) -> list[Optimizer]:
+    """Optimizers, and those that they wrap (Lookahead's), each once."""
+    found: dict[int, Optimizer] = {}
+    rest = list(labelled(given).values())
+    while rest:
+        one = rest.pop(0)
+        if id(one) not in found:
+            found[id(one)] = one
+            rest += [inner for inner in vars(one).values() if isinstance(inner, Optimizer)]
+    return list(found.values())
 
 
 def packed(states: Mapping[Label, Any]) -> Any:

@@ -211,9 +211,12 @@ def random_numbers_kept() -> Iterator[None]:
     cuda: Any = torch.cuda
     devices = cuda.device_count() if cuda.is_available() and cuda.is_initialized() else 0
     python, numpy = random.getstate(), np.random.get_state()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         with torch.random.fork_rng(devices=range(devices)):
             yield
     finally:
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
         random.setstate(python)
         np.random.set_state(numpy)
