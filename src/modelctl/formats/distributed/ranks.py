@@ -151,7 +151,7 @@ class _Group:
 
     def __init__(self, place: Place, ranks: Ranks) -> None:
         self.place, self.ranks = place, ranks
-        self.read = [_FILES.read(place.member(name)) for name in ranks.values()]
+        self.read = place.together(_FILES.read, [place.member(one) for one in ranks.values()])
 
     def joined(self) -> Any:
         """Their tree, with tensors that are whole. What is no part of a tensor is the first
