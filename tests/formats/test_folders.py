@@ -273,3 +273,12 @@ def test_a_link_latest_says_which_is_the_newest_and_is_none_itself(tmp_path):
     (tmp_path / "latest").symlink_to("gone")
     with pytest.raises(SeveralError):
         mc.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_an_empty_file_in_it_is_called_empty(tmp_path, name):
+    folder = training(tmp_path / "run")
+    (folder / name).write_bytes(b"")
+    with pytest.raises(UnreadableError, match=rf"{name}: an empty file") as e:
+        mc.open(folder)
+    assert "do it again" in (e.value.hint or "")

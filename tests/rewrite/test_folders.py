@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import modelctl as mc
+from modelctl.errors import WriteError
 
 
 @pytest.fixture
@@ -106,3 +107,26 @@ def test_a_checkpoint_with_its_own_optimizer_needs_none_beside(tmp_path: Path) -
     torch.save(saved, tmp_path / "optimizer.pt")
     report = mc.edit(tmp_path / "in.pt", {"do": "drop", "pattern": "bias"}, dry_run=True)
     assert report.notes == []
+
+
+@pytest.mark.parametrize("output", ["{0}", "{0}/", "memory://{1}/it", "memory://{1}/it/"])
+@pytest.mark.parametrize("to", [None, "dcp"])
+def test_a_dcp_folder_that_is_its_own_output_is_replaced(tmp_path, output, to) -> None:
+    """Not written into itself, as a file or a folder of its name."""
+    pytest.importorskip("fsspec")
+    output = output.format(tmp_path / "it", tmp_path.name)
+    source = output.rstrip("/")
+    torch.save({"w": torch.ones(3), "v": torch.zeros(2)}, tmp_path / "in.pt")
+    mc.edit(tmp_path / "in.pt", "convert", output=source, to="dcp", overwrite=True)
+    keep = {"do": "keep", "pattern": "w"}
+    with pytest.raises(WriteError, match="exists already"):
+        mc.edit(source, keep, output=output, to=to)
+    mc.edit(source, keep, output=output, to=to, overwrite=True)
+    with mc.open(source) as ckpt:
+        assert list(ckpt.state_dict()) == ["w"]
+        assert ckpt["w"].tobytes() == torch.ones(3).numpy().tobytes()
+        assert ckpt.origin is not None
+        assert ckpt.origin.format == "dcp"
+    mc.edit(source, "convert", output=f"{source}/", to="torch")  # another format: beside it
+    with mc.open(f"{source}/it.pt") as ckpt:
+        assert list(ckpt.state_dict()) == ["w"]

@@ -21,7 +21,7 @@ from .folders import SHARD, SUFFIXES, Folder, latest_of
 from .guests import Broken, third_party
 from .shards.reading import Sharded
 from .shards.writing import INDEX
-from .single import SINGLE, guest_of, known_to
+from .single import SINGLE, check_not_empty, guest_of, known_to
 
 # Those whose checkpoints are files, or are named by one.
 _FILES: Sequence[Format] = (
@@ -108,10 +108,7 @@ def detect(place: Place) -> Format:
         UnsupportedError: a part of a folder, which says nothing by itself.
         ModelctlError: it can't be opened.
     """
-    if not place.is_folder and place.size == 0:
-        raise UnreadableError(
-            "an empty file", path=place.name, hint="the download or the save failed: do it again"
-        )
+    check_not_empty(place)
     if not place.is_folder and place.filename.endswith((".distcp", ".metadata")):
         raise UnsupportedError(
             f"{place.name}: one file of a torch.distributed.checkpoint folder",

@@ -21,6 +21,14 @@ SHARDS: Sequence[Format] = (TorchZip(), TorchLegacy(), Safetensors())
 SINGLE: Sequence[Format] = (TorchExport(), TorchScript(), *SHARDS, TorchTar())
 
 
+def check_not_empty(place: Place) -> None:
+    """Raises UnreadableError for a file without a byte in it."""
+    if not place.is_folder and place.size == 0:
+        raise UnreadableError(
+            "an empty file", path=place.name, hint="the download or the save failed: do it again"
+        )
+
+
 def known_to(formats: Sequence[Format], place: Place) -> Format | None:
     """The first of the formats that knows a place, or None."""
     return next((known for known in formats if known.sniff(place)), None)
@@ -50,6 +58,7 @@ def read_single(place: Place, among: Sequence[Format] | None = None) -> Checkpoi
     Raises:
         UnreadableError: no format knows it, or it is damaged.
     """
+    check_not_empty(place)
     known = known_to(among or SINGLE, place)
     if known is None and among is None:
         known = guest_of(place)

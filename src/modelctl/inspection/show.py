@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from .printed import Printed
 
 _MOST_INLINE = 72
 _WIDEST = 40  # of the labels, for people
+# What Megatron calls one of the objects that it keeps under a key, by its place among them.
+_OBJECT_SHARD = re.compile(r"(.+)/shard_(\d{1,9}(?:\.\d{1,9})*)_(\d{1,9}(?:\.\d{1,9})*)")
 
 
 class Branch(NamedTuple):
@@ -48,12 +51,13 @@ class Shown(Printed):
 
     def page(self) -> Page:
         """The tree, indented; a value by itself bare, for scripts."""
-        bare = None if self.path is None else _bare(self.node)
+        node = _joined(self.node) if self.path is None else self.node
+        bare = None if self.path is None else _bare(node)
         if bare is not None:
             return Page([Line(bare)], _values([(self.path, bare)]))
         about = [(f"metadata.{name}", text) for name, text in self.metadata.items()]
-        values = _values([*_flat(self.node, self.path), *about])
-        return Page(_indented(self.node, self.path, about), values)
+        values = _values([*_flat(node, self.path), *about])
+        return Page(_indented(node, self.path, about), values)
 
 
 def show(ckpt: Checkpoint, path: str | None = None) -> Shown:
@@ -67,6 +71,10 @@ def show(ckpt: Checkpoint, path: str | None = None) -> Shown:
     try:
         return Shown(find(ckpt, path), path)
     except NoMatchError:
+        joined = _joined(ckpt.root)
+        where = find_path(joined, path)
+        if where is not None:
+            return Shown(get(joined, where), path)
         if path == "metadata" and ckpt.metadata:
             return Shown(dict(ckpt.metadata), path)
         name = path if path in ckpt.metadata else path.removeprefix("metadata.")
@@ -169,6 +177,27 @@ def _shown(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from entries.items()
     else:
         yield from children(node)
+
+
+def _joined(root: Any) -> Any:
+    """A tree as people read it: of Megatron's objects, ``key/shard_<offset>_<shape>``, one that is
+    whole is called by its key, and several are in a dict there, by where each is."""
+    if type(root) is not dict:
+        return root
+    found: dict[Any, Any] = {}
+    parts: dict[str, dict[Any, Any]] = {}
+    for name, node in root.items():
+        match = _OBJECT_SHARD.fullmatch(name) if isinstance(name, str) else None
+        key = match[1] if match is not None else name
+        if match is None or key in root or (key in found) != (key in parts):
+            found[name] = node
+        elif not match[3].strip("1."):
+            found[key if key not in found else name] = node
+        else:
+            place = int(match[2]) if match[2].isdecimal() else match[2]
+            found[key] = parts.setdefault(key, {})
+            found[key][place] = node
+    return found
 
 
 def _describe(node: Any) -> tuple[str, bool]:

@@ -30,7 +30,8 @@ def about_files(
     if saved.format == Folder.name:
         return
     if before.folder is not None and before.folder.beside:
-        yield info(f"{some(list(before.folder.beside), 4)} stay in the folder alone")
+        stay = "stays" if len(before.folder.beside) == 1 else "stay"
+        yield info(f"{some(list(before.folder.beside), 4)} {stay} in the folder alone")
     old = _shards(before)
     new = max(saved.files - 1, 1)
     if old and (new != len(old) or saved.files == 1):

@@ -176,6 +176,9 @@ class Job:
                 name = filename(source if is_far(source) else os.path.abspath(source))
                 where = where.member(name)
             return Target(where, None, where.folder)
+        own = same_format(ckpt)
+        if is_written_folder(ckpt) and self.to in (None, own) and _is_place(source, where):
+            return Target(where, own)  # not into itself
         if of == 1 and not where.is_folder:
             return Target(where, self.to)
         if self.max_shard_size is not None or (of == 1 and is_sharded(ckpt)):
@@ -298,6 +301,12 @@ class Job:
             bytes_written=saved.bytes_written if saved else nothing,
             by_hand=_by_hand(after, place, saved) if names == ["freeze"] and saved else (),
         )
+
+
+def _is_place(source: str, place: OutPlace) -> bool:
+    """Whether a source is what lies at a place."""
+    url = url_of(source)
+    return (url is None or url.scheme not in READ_ONLY) and out_place(source).key == place.key
 
 
 # ---------------------------------------------------------------------- what there is to say

@@ -46,8 +46,13 @@ def edited_in_place(path: str | os.PathLike[str], *, follow_links: bool) -> str:
     if not follow_links:
         raise RefusedError(
             f"{name}: a link to {real}, which others may use: not edited in place",
-            hint=f"{elsewhere} --overwrite puts a file in the link's place; "
-            f"--follow-symlinks edits {real}",
+            # an output that is a link to a folder is written into that folder
+            hint=(
+                _own_folder(name)
+                if os.path.isdir(name)
+                else f"{elsewhere} --overwrite puts a file in the link's place"
+            )
+            + f"; --follow-symlinks edits {real}",
         )
     return real
 
@@ -64,8 +69,12 @@ def check_members(paths: Iterable[str | os.PathLike[str]], folder: str) -> None:
             raise RefusedError(
                 f"{os.fspath(path)}: a link to {os.path.realpath(path)}, so this folder is not "
                 "edited in place",
-                hint=f"-o {quote(folder.rstrip('/') + '-new/')} writes a folder of your own",
+                hint=_own_folder(folder),
             )
+
+
+def _own_folder(name: str) -> str:
+    return f"-o {quote(name.rstrip('/') + '-new/')} writes a folder of your own"
 
 
 def other_names(paths: Iterable[str | os.PathLike[str]]) -> dict[str, int]:

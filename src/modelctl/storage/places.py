@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
+from typing import TypeVar
 
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError, UsageError
@@ -16,6 +18,7 @@ from .source import FileSource, Window
 from .streams import is_stream, stdin
 
 HEAD = 4096
+T = TypeVar("T")
 
 
 def named(path: str | os.PathLike[str]) -> None:
@@ -192,6 +195,11 @@ class Place:
                 f"{path}: a symbolic link, which is not followed here", hint="--follow-symlinks"
             )
         return self._file(path)
+
+    def together(self, read: Callable[[Place], T], places: Sequence[Place]) -> list[T]:
+        """What ``read`` makes of each of the places, which belong to this one; of what is far, of
+        several at once."""
+        return [read(one) for one in places]
 
     def _file(self, path: Path) -> Place:
         """A file that belongs to it, opened once however often it is looked at."""

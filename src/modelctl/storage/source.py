@@ -169,7 +169,8 @@ def _open(path: str | os.PathLike[str]) -> int:
     except OSError as e:
         if e.errno == errno.EMFILE and _more_files():
             return _open(path)
-        raise ModelctlError(f"{path}: {e.strerror or e}") from None
+        hint = "ulimit -n 100000 allows more" if e.errno == errno.EMFILE else None
+        raise ModelctlError(f"{path}: {e.strerror or e}", hint=hint) from None
 
 
 def _more_files() -> bool:

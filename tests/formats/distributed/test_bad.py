@@ -242,3 +242,12 @@ def test_what_a_framework_keeps_beside_is_named(folder):
     torch.save({"epoch": 3}, folder / "meta.pt")  # as Lightning does
     with mc.open(folder) as ckpt:
         assert [note.text for note in ckpt.warnings] == ["meta.pt beside it is not read here"]
+
+
+def test_without_its_metadata_it_says_so_whatever_stands_beside(folder):
+    """They are written last, and a copy of ``*`` leaves them behind."""
+    torch.save({"meta": 1}, folder / "meta.pt")
+    (folder / ".metadata").unlink()
+    with pytest.raises(UnreadableError, match=r"without its \.metadata") as e:
+        mc.open(folder)
+    assert "begins with a dot" in (e.value.hint or "")

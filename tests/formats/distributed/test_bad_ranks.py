@@ -85,6 +85,21 @@ def test_a_rank_is_missing(folder, rank):
     refused(folder, "'w': 8 of its 24 elements are in no part of it")
 
 
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_kind_of_files_of_which_some_are_missing(folder, left):
+    """Alone of its kind, too: it is no less a part of the checkpoint."""
+    for rank in range(left):
+        shutil.copy(file(folder, rank), folder / f"optim_world_size_3_rank_{rank}.pt")
+    error = refused(folder, rf"3 ranks .* only {left} files? of a kind: optim_world_size_3_rank_0")
+    assert "all ranks" in (error.hint or "")
+
+
+def test_a_checkpoint_beside_them_is_named(folder):
+    torch.save({"a": torch.ones(2)}, folder / "ema.pt")
+    with mc.open(folder) as ckpt:
+        assert [note.text for note in ckpt.warnings] == ["ema.pt beside it is not read here"]
+
+
 def test_a_rank_of_another_save(folder):
     save(folder, 1, 3, shape=(6, 2))
     refused(folder, r"'w': \[6, 2\] in model_world_size_3_rank_1.pt, \[6, 4\] in the first file")

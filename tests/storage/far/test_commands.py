@@ -7,14 +7,17 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import modelctl
 from modelctl.cli import run
-from modelctl.errors import UnreadableError, UsageError
+from modelctl.core.storages import Source
+from modelctl.errors import ModelctlError, UnreadableError, UsageError
 
 from . import made
 from .server import Server
@@ -78,6 +81,33 @@ def test_looking_at_shards(far: Server, capsys) -> None:
     assert len(shards) > 3
     assert len(far.asked) <= 1 + 2 * len(shards)
     assert far.sent < sum(map(len, far.files.values())) / 20
+
+
+def test_shards_are_opened_together(far: Server) -> None:
+    """Each waits for its round trip while the others do: none is answered before all have asked."""
+    index = f"{far.url}/shards/model.safetensors.index.json"
+    shards = sorted(name for name in far.files if name.startswith("shards/") and "-of-" in name)
+    all_asked = threading.Barrier(len(shards))
+
+    def wait(handler: Any) -> bool:
+        all_asked.wait(10)
+        return False
+
+    far.turns.extend([lambda handler: False, *[wait] * len(shards)])
+    with modelctl.open(index) as ckpt:
+        assert len(ckpt.tensors()) == 320
+        read = [one.name for one in ckpt.resources if isinstance(one, Source)]
+        assert read == [index, *(f"{far.url}/{name}" for name in shards)]
+    assert not all_asked.broken
+    assert len(far.asked) == 1 + len(shards)
+
+
+def test_of_shards_that_fail_the_first_is_named(far: Server) -> None:
+    shards = sorted(name for name in far.files if name.startswith("shards/") and "-of-" in name)
+    for name in shards[1:]:
+        del far.files[name]
+    with pytest.raises(ModelctlError, match=shards[1].rpartition("/")[2]):
+        modelctl.open(f"{far.url}/shards/model.safetensors.index.json")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -309,7 +339,6 @@ def test_safetensors_that_lie_of_their_length(far: Server) -> None:
 
 def test_ctrl_c_while_a_server_is_silent(far: Server) -> None:
     import signal
-    import threading
 
     over = threading.Event()
     far.turns.extend([lambda handler: over.wait(30)] * 9)

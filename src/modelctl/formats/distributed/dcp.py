@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.notes import Loss, Note, warning
+from ...core.notes import Loss, Note
 from ...core.records import write_records
 from ...core.tensors import TensorRef
 from ...core.text import count, some
@@ -25,6 +25,7 @@ from ..base import WritableFolder
 from ..pytorch.zip import TorchZip
 from . import writing
 from .metadata import NAME, OF_RANK, Described, Item, Saved, read_metadata
+from .ranks import not_read
 from .streams import as_saved
 
 _ITEMS = TorchZip()
@@ -38,11 +39,20 @@ class DistributedCheckpoint(WritableFolder):
     keeps_records = True
 
     def sniff(self, place: Place) -> bool:
-        return bool(_metadata_among(place.names))
+        # by its data alone, too: what stands beside them is not the checkpoint
+        return bool(_metadata_among(place.names)) or any(map(writing.DATA.fullmatch, place.names))
 
     def read(self, place: Place) -> Checkpoint:
+        found = _metadata_among(place.names)
+        if not found:
+            raise UnreadableError(
+                f"the parts of a DCP folder, without its {NAME}",
+                path=place.name,
+                hint="the save did not end, or a copy left out what begins with a dot: "
+                "cp -r FOLDER, not FOLDER/*",
+            )
         described = Described()
-        for name in _metadata_among(place.names):
+        for name in found:
             described.add(read_metadata(place.member(name)))
         files = _Files(place, described)
         root: dict[str, Any] = {}
@@ -61,7 +71,7 @@ class DistributedCheckpoint(WritableFolder):
         ckpt = Checkpoint(
             root,
             Origin(place.name, self.name, f"DCP, {files.text}", files.size),
-            warnings=(*files.warnings, *_not_read(place)),
+            warnings=(*files.warnings, *not_read(place.names)),
             findings=(*described.findings, *files.findings),
         )
         if described.records and ckpt.sections.models:
@@ -76,14 +86,6 @@ class DistributedCheckpoint(WritableFolder):
 
     def occupied(self, there: Collection[str]) -> list[str]:
         return _metadata_among(there)
-
-
-def _not_read(place: Place) -> list[Note]:
-    """What Lightning (``meta.pt``) or Megatron (``common.pt``) keep beside the parts."""
-    others = [name for name in place.names if name.endswith((".pt", ".pth", ".bin", ".ckpt"))]
-    if not others:
-        return []
-    return [warning(f"{some(others)} beside it is not read here", "name it by itself")]
 
 
 def _metadata_among(names: Collection[str]) -> list[str]:

@@ -45,8 +45,8 @@ class PartsInSafetensors(Format):
         whole: dict[str, TensorRef] = {}
         metadata: dict[str, str] = {}
         size = 0
-        for name in names:
-            one = _FILES.read(place.member(name))
+        files = place.together(_FILES.read, [place.member(name) for name in names])
+        for name, one in zip(names, files, strict=True):
             size += one.origin.bytes_on_disk if one.origin else 0
             metadata.update(one.metadata)
             starts = _starts(place, name, metadata.pop(_INFO, None))

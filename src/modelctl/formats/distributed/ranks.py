@@ -24,7 +24,7 @@ from ..pytorch.zip import TorchZip
 from ..shards.writing import INDEX
 from .sharding import Sharded, is_sharded, ranks_of, sharded
 
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".distcp")
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _NUMBER = re.compile(r"\d+")
 _BETWEEN = re.compile(r"[\W_]+")
 # What the name of a file ends with that says which rank it is of.
@@ -45,9 +45,7 @@ class RankFiles(Format):
     label = "rank files"
 
     def sniff(self, place: Place) -> bool:
-        return any(
-            _is_of_rank(place.member(next(iter(g.values())))) for g in _groups(place).values()
-        )
+        return any(_is_of_rank(place, next(iter(g.values()))) for g in _groups(place).values())
 
     def read(self, place: Place) -> Checkpoint:
         groups = {
@@ -55,16 +53,20 @@ class RankFiles(Format):
             for name, ranks in _groups(place).items()
             if _FILES.sniff(place.member(next(iter(ranks.values()))))
         }
-        parts = {name: _Group(place, ranks) for name, ranks in groups.items()}
+        grouped = {name for ranks in groups.values() for name in ranks.values()}
+        others = [name for name in place.names if name not in grouped]
         most = max(len(ranks) for ranks in groups.values())
-        for name, ranks in groups.items():
-            if len(ranks) < most:
-                raise UnreadableError(
-                    f"{count(most, 'rank')} wrote here, but of {name!r} there are "
-                    f"{count(len(ranks), 'file')}: {some(list(ranks.values()))}",
-                    path=place.name,
-                    hint="copy the folder again, with the files of all ranks",
-                )
+        kinds = [[*ranks.values()] for ranks in groups.values()]
+        kinds += [[one] for one in others if one.endswith(_SUFFIXES) and _is_of_rank(place, one)]
+        few = next((names for names in kinds if len(names) < most), None)
+        if few is not None:
+            raise UnreadableError(
+                f"{count(most, 'rank')} wrote here, and only {count(len(few), 'file')} of a kind: "
+                f"{some(few)}",
+                path=place.name,
+                hint="copy the folder again, with the files of all ranks",
+            )
+        parts = {name: _Group(place, ranks) for name, ranks in groups.items()}
         joined = {name: part.joined() for name, part in parts.items()}
         read = [one for part in parts.values() for one in part.read]
         return Checkpoint(
@@ -75,7 +77,7 @@ class RankFiles(Format):
                 f"{count(most, 'rank')}, {count(len(read), 'file')}",
                 sum(one.origin.bytes_on_disk for one in read if one.origin),
             ),
-            warnings=tuple(dict.fromkeys(w for one in read for w in one.warnings)),
+            warnings=(*dict.fromkeys(w for one in read for w in one.warnings), *not_read(others)),
             findings=tuple(finding for one in read for finding in one.findings),
         )
 
@@ -110,12 +112,23 @@ def _title(skeleton: str) -> str:
     return "_".join(words) or skeleton
 
 
-def _is_of_rank(place: Place) -> bool:
+def _is_of_rank(folder: Place, file: str) -> bool:
+    place = folder.member(file)
     if place.zip is None or not _FILES.sniff(place):
         return False
     name = next(name for name in place.zip.members if name.rpartition("/")[2] == "data.pkl")
     data = place.zip.read(name, most_bytes(place.size))
     return any(word in data for word in _OURS)
+
+
+def not_read(names: Sequence[str]) -> list[Note]:
+    """What to say of other checkpoints beside those of the ranks: Lightning's ``meta.pt``,
+    Megatron's ``common.pt``, …"""
+    others = [name for name in names if name.endswith(_SUFFIXES)]
+    if not others:
+        return []
+    what = "is" if len(others) == 1 else "are"
+    return [warning(f"{some(others)} beside it {what} not read here", "name it by itself")]
 
 
 def of_one_rank(place: Place, node: Composite) -> Note | None:
@@ -138,7 +151,7 @@ class _Group:
 
     def __init__(self, place: Place, ranks: Ranks) -> None:
         self.place, self.ranks = place, ranks
-        self.read = [_FILES.read(place.member(name)) for name in ranks.values()]
+        self.read = place.together(_FILES.read, [place.member(one) for one in ranks.values()])
 
     def joined(self) -> Any:
         """Their tree, with tensors that are whole. What is no part of a tensor is the first

@@ -21,7 +21,7 @@ from ...storage.layout import Layout, LayoutBuilder
 from ..pytorch.zip import TorchZip
 from .metadata import METADATA, NAME, OF_RANK, RECORDS, Item, Part, Saved
 
-_DATA = re.compile(r"__\d+_(\d+)\.distcp")
+DATA = re.compile(r"__\d+_(\d+)\.distcp")
 _MODULE = METADATA.module
 _ITEMS = TorchZip()
 _VERSION = "1.0.0"  # of the metadata, since torch 2.9
@@ -101,7 +101,7 @@ def layout(ckpt: Checkpoint, there: Collection[str], *, in_place: bool) -> Layou
 
     In place, tensors that were not changed stay in the files where they are.
     """
-    numbers = [int(match[1]) for match in map(_DATA.fullmatch, there) if match]
+    numbers = [int(match[1]) for match in map(DATA.fullmatch, there) if match]
     data = f"__0_{max(numbers, default=-1) + 1}.distcp"
     out = LayoutBuilder()
     known: dict[Any, Saved] = {}  # tied tensors are written once, and named twice
@@ -120,7 +120,7 @@ def layout(ckpt: Checkpoint, there: Collection[str], *, in_place: bool) -> Layou
     for piece in pickle(_metadata(ckpt, entries), _no_storage):
         head.add(piece)
     used = {item.file for _, entry in entries for item in items_of(entry)}
-    stale = [name for name in there if _DATA.fullmatch(name) and name not in used]
+    stale = [name for name in there if DATA.fullmatch(name) and name not in used]
     stale += [name for name in there if OF_RANK.fullmatch(name)]
     return Layout([*files, head.file(NAME)], stale, _unused(ckpt, used) if in_place else ())
 

@@ -173,7 +173,8 @@ class Save:
                 raise UnreadableError(
                     f"the file of rank {rank} is missing beside {some(sorted(found.values()), 2)}"
                 )
-        parts = [_FILES.read(self.place.inside(found[rank])) for rank in sorted(found)]
+        files = [self.place.inside(found[rank]) for rank in sorted(found)]
+        parts = self.place.together(_FILES.read, files)
         self.read += parts
         return [part.root for part in parts]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Origin
@@ -36,7 +37,8 @@ class Sharded(Format):
         for shard in weight_map.values():
             if not isinstance(shard, str) or shard not in shards:
                 shards[shard] = _shard(place, shard)
-        parts = {shard: read_single(one, SHARDS) for shard, one in shards.items()}
+        read = place.together(partial(read_single, among=SHARDS), [*shards.values()])
+        parts = dict(zip(shards, read, strict=True))
         entries, warnings = _entries(place, weight_map, parts)
         refs = [ref for ref in entries.values() if isinstance(ref, TensorRef)]
         total = (index.get("metadata") or {}).get("total_size")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cached_property, partial
+from threading import Thread
+from typing import TypeVar
 
 from ...core.storages import Source
 from ...errors import ModelctlError, UnreadableError, UsageError
@@ -11,6 +17,9 @@ from .blocks import FarSource
 from .stores import Store, Web
 from .urls import Url, shown
 
+T = TypeVar("T")
+# Files that are opened at a time, each of which waits for some round trips.
+_AT_ONCE = 8
 _USUAL = ("http", "https", "s3", "gs", "az", "hf")
 
 
@@ -63,6 +72,12 @@ class FarPlace(Place):
             )
         return self._one(self._store.beside(self._far, name))
 
+    def together(self, read: Callable[[Place], T], places: Sequence[Place]) -> list[T]:
+        found = _at_once([partial(read, one) for one in places])
+        order = {id(one.source): n for n, one in enumerate(places)}  # not as they came
+        self.sources.sort(key=lambda one: order.get(id(one), -1))
+        return found
+
     def _one(self, path: str) -> FarPlace:
         if path not in self._near:
             self._near[path] = FarPlace(self._store, path, of=self)
@@ -81,6 +96,31 @@ class _Inside(FarPlace):
         self.sources, self._near = of.sources, of._near
         self._source, self.name = source, source.name
         self.is_folder = False
+
+
+def _at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """What the calls give, a few of them at a time; raises the first error in their order.
+
+    Their threads are daemons: an interrupted program does not wait for a server.
+    """
+    results: list[Future[T]] = [Future() for _ in calls]
+    waiting = deque(zip(calls, results, strict=True))
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                call, result = waiting.popleft()
+                try:
+                    result.set_result(call())
+                except BaseException as e:
+                    result.set_exception(e)
+
+    for _ in range(min(_AT_ONCE, len(calls))):
+        Thread(target=work, daemon=True).start()
+    try:
+        return [one.result() for one in results]
+    finally:
+        waiting.clear()
 
 
 def store_of(url: Url) -> tuple[Store, str]:
