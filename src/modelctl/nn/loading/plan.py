@@ -12,7 +12,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ...core.checkpoint import Checkpoint
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import Prefixes, without
+from ...core.matching.matcher import Prefixes, Shape, without
 from ...core.names import unwrapped
 from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record
@@ -61,6 +61,15 @@ class Plan:
     fill: list[tuple[list[Slot], Tensor]] = field(default_factory=list)
     extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
     prefixes: Prefixes = field(default_factory=Prefixes)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Those that the model's tensors have in the file, by each of the model's names."""
+        shapes = {name: theirs for name, theirs, _ in self.report.mismatched}
+        filled: list[tuple[list[Slot], TensorRef | Tensor]] = [*self.pairs, *self.fill]
+        for found, value in filled:
+            shapes.update((slot.name, tuple(value.shape)) for slot in found)
+        return shapes
 
     def check(self, path: str, *, strict: bool, device: torch.device | None = None) -> None:
         """Raises RefusedError, or UnsupportedError, where the plan must not be run; nothing was
