@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .freezing.unfreeze import unfreeze as unfreeze
     from .loading.load import load as load
     from .loading.load import load_into as load_into
+    from .loading.on_meta import on_meta as on_meta
     from .loading.report import LoadReport as LoadReport
     from .model_names import unwrap as unwrap
     from .modes import evaluating as evaluating
@@ -61,6 +62,7 @@ _WHERE = {
     "freeze_record": "freezing.freeze",
     "load": "loading.load",
     "load_into": "loading.load",
+    "on_meta": "loading.on_meta",
     "param_groups": "optim.groups",
     "resume": "training.resume",
     "save_checkpoint": "training.save",

@@ -23,6 +23,7 @@ class LoadReport:
         removed: those of ``missing`` whose removal the file itself records (``strip-head``).
         frozen: what the file's freeze record did, or None.
         prefix: what was taken off the file's names, wrappers aside (Lightning's ``model.``).
+        mapped: those of ``loaded`` that lie in the pages of the file (``assign=True``).
     """
 
     loaded: tuple[str, ...]
@@ -32,6 +33,7 @@ class LoadReport:
     removed: tuple[str, ...] = ()
     frozen: Frozen | None = None
     prefix: str = ""
+    mapped: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -57,6 +59,8 @@ class LoadReport:
         lines = [f"loaded {len(self.loaded)} tensors", *self.problems()]
         if self.prefix:
             lines[0] += f", by the file's names without '{self.prefix}'"
+        if self.mapped:
+            lines[0] += f", {len(self.mapped)} of them mapped"
         if self.frozen is not None:
             lines.append(f"freeze record applied: {self.frozen}")
         return "\n".join(lines)
