@@ -22,7 +22,7 @@ from ...storage.far.urls import shown
 from ..devices import Device, choose_device
 from ..freezing.freeze import apply_record
 from ..model_names import slots
-from .file_names import find_prefix, given_prefix, only_plain
+from .file_names import find_either, given_prefix, only_plain
 from .plan import plan_load, removed_names, saved_freeze
 from .report import LoadReport
 from .sharded import is_sharded
@@ -124,7 +124,8 @@ def load_into(
         key: the dotted path of the state_dict, where the one that is found isn't meant.
         prefix: what the names that are meant begin with, to be taken off (``"teacher."``): no
             other names count then. By default a prefix that the model lacks is found where the
-            names fit only without it (Lightning's ``model.``), and the report says so.
+            names fit only without it (Lightning's ``model.``), and the report says so; likewise
+            one that the file lacks, which has a part of the model (``bert.`` before a head).
         assign: give the model new tensors in place of its own, for the CPU mapped from the file
             and not copied: what is in another dtype than the model's, deflated, far, in pieces
             or not aligned is read as ever. What is written to a parameter then stays in this
@@ -161,13 +162,15 @@ def load_into(
             ckpt = stack.enter_context(open_checkpoint(path, key=key))
             section = chosen_model(ckpt)
             alone = prefix is not None
+            added = ""
             if prefix is None:
-                start = find_prefix(section, slots(model))
+                start, added = find_either(section, slots(model))
             else:
                 start = given_prefix(section, prefix)
-            plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
+            gone = removed_names(ckpt)
+            plan = plan_load(model, section, removed=gone, prefix=start, alone=alone, added=added)
             plan.check(shown(path), strict=on_mismatch == "error", device=where)
-            record = saved_freeze(ckpt, start, alone)
+            record = saved_freeze(ckpt, start, alone, added)
         with ranks.agreeing("while it read, and the model may be loaded in part"):
             with on_terminal(progress) as bar:
                 reading = told(bar, os.path.basename(shown(path)))

@@ -37,14 +37,18 @@ def removed_names(ckpt: Checkpoint) -> list[str]:
     return [entry["name"] for entry in found if isinstance(entry.get("name"), str)]
 
 
-def saved_freeze(ckpt: Checkpoint, prefix: str, alone: bool = False) -> FreezeRecord | None:
+def saved_freeze(
+    ckpt: Checkpoint, prefix: str, alone: bool = False, added: str = ""
+) -> FreezeRecord | None:
     """The file's freeze record in the model's names, or None.
 
     Raises:
         UsageError: one that a newer modelctl wrote, or that is none.
     """
     record = read_record(ckpt, FREEZE)
-    return None if record is None else FreezeRecord.parse(record).without(prefix, alone)
+    if record is None:
+        return None
+    return FreezeRecord.parse(record).without(prefix, alone).under(added)
 
 
 Pair = tuple[list[Slot], TensorRef]
@@ -257,9 +261,10 @@ def plan_load(
     removed: list[str] | tuple[str, ...] = (),
     prefix: str = "",
     alone: bool = False,
+    added: str = "",
 ) -> Plan:
     """Match a file's state_dict with a model, by names without wrappers and ``prefix`` (with
-    ``alone`` those that begin with it only); nothing is changed.
+    ``alone`` those that begin with it only), and with ``added`` before them; nothing is changed.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
@@ -269,7 +274,7 @@ def plan_load(
     """
     states = _extra_states(model)
     names = {slot.name for slot in slots(model) if slot.persistent}
-    matched = match(model, section, names, states.keys(), prefix, alone=alone)
+    matched = match(model, section, names, states.keys(), prefix, alone=alone, added=added)
     tied: dict[int, list[Slot]] = {}
     for slot in slots(model):  # again: a module's own code may have changed it
         if slot.persistent:
@@ -305,9 +310,9 @@ def plan_load(
             plan.extras.append((module, live(matched.extras[name], name)))
         else:
             missing.append(name)
-    if missing and not prefix:
+    if missing and not prefix and not added:
         plan.prefixes = prefixes(section, slots(model))
-    gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
+    gone = {added + unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
     plan.report = LoadReport(
         tuple(loaded),
         tuple(missing),
@@ -315,6 +320,7 @@ def plan_load(
         tuple(mismatched),
         tuple(name for name in missing if unwrapped(name) in gone),
         prefix=prefix,
+        added=added,
     )
     return plan
 
