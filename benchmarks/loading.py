@@ -48,6 +48,25 @@ def gpu(load: str) -> str:
     return _GPU.format(load=load)
 
 
+_MAPPED = _CPU.replace('build("cpu")', 'build("meta")')
+
+
+def mapped(load: str, then: str = "") -> str:
+    """Into a model on ``meta``, without copying; ``then`` is done with it, timed too."""
+    return _MAPPED.format(load=f"{load}\n{then}")
+
+
+# A first pass over all weights, which is when the pages come.
+PASS = "sum(float(p.detach().sum()) for p in model.parameters())"
+OURS_MAPPED = "from modelctl.nn import load_into\nload_into(model, path, assign=True)"
+TORCH_MAPPED = (
+    "state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)\n"
+    "model.load_state_dict(state, assign=True)"
+)
+SAFETENSORS_MAPPED = (
+    "from safetensors.torch import load_file\nmodel.load_state_dict(load_file(path), assign=True)"
+)
+
 OURS = cpu("from modelctl.nn import load_into\nload_into(model, path)")
 TORCH = cpu("model.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))")
 TORCH_MMAP = TORCH.replace("weights_only=True", "weights_only=True, mmap=True")

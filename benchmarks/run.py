@@ -527,6 +527,21 @@ def bench_load(folder: Path, pairs: int) -> None:
         compare_loads(title, python(ours, path, count), name, python(peer, path, count), pairs)
 
 
+def bench_map(folder: Path, pairs: int) -> None:
+    pt, st = make(folder, "layers.pt"), make(folder, "layers.safetensors")
+    rows = [
+        (".pt", pt, "torch.load(mmap), assign", loading.TORCH_MAPPED),
+        (".safetensors", st, "load_file, assign", loading.SAFETENSORS_MAPPED),
+    ]
+    print("\n| what | load_into(assign=True) | peer | ratio of the load | of the process |")
+    print("| --- | --- | --- | --- | --- |")
+    for title, path, name, load in rows:
+        for more, then in (("", ""), (", and a pass over it", loading.PASS)):
+            ours, peer = (loading.mapped(one, then) for one in (loading.OURS_MAPPED, load))
+            scripts = (python(one, path, str(LAYERS)) for one in (ours, peer))
+            compare_loads(title + more, next(scripts), name, next(scripts), pairs)
+
+
 def bench_view(folder: Path, pairs: int) -> None:
     import views
 
@@ -541,6 +556,7 @@ BENCHES = {
     "known": bench_known,
     "write": bench_write,
     "load": bench_load,
+    "map": bench_map,
     "view": bench_view,
 }
 
@@ -559,7 +575,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
-        if not set(options.names or BENCHES) <= {"write", "load", "view"}:
+        if not set(options.names or BENCHES) <= {"write", "load", "map", "view"}:
             print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
         for name in options.names or BENCHES:
             BENCHES[name](folder, options.pairs)

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from ..errors import UsageError
 from .matching.matcher import without
+from .names import unwrapped
 from .nodes import mapping
 
 VERSION = 1
@@ -91,6 +92,16 @@ class FreezeRecord:
             return self
         frozen, patterns = (
             tuple(bare for name in names if (bare := without(name, prefix, alone)) is not None)
+            for names in (self.frozen, self.patterns)
+        )
+        return replace(self, frozen=frozen, patterns=patterns)
+
+    def under(self, prefix: str) -> FreezeRecord:
+        """In the names of a model that the recorded one is a part of."""
+        if not prefix:
+            return self
+        frozen, patterns = (
+            tuple(prefix + unwrapped(name) for name in names)
             for names in (self.frozen, self.patterns)
         )
         return replace(self, frozen=frozen, patterns=patterns)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .freezing.unfreeze import unfreeze as unfreeze
     from .loading.load import load as load
     from .loading.load import load_into as load_into
+    from .loading.on_meta import on_meta as on_meta
     from .loading.report import LoadReport as LoadReport
     from .model_names import unwrap as unwrap
     from .modes import evaluating as evaluating
@@ -70,6 +71,7 @@ _WHERE = {
     "load_into": "loading.load",
     "lr_find": "tuning.lr_range",
     "mean_std": "tuning.pixels",
+    "on_meta": "loading.on_meta",
     "param_groups": "optim.groups",
     "replace_head": "tuning.head",
     "resume": "training.resume",

@@ -296,7 +296,7 @@ def on_2_one_is_refused_and_all_are(folder: Path, rank: int) -> None:
     torch.save({"a": state["a"]}, other := folder / f"other-{rank}.pt")
     refused(path if rank == 0 else other, "missing in the file")
 
-    def fails(self, *args):
+    def fails(self, *args, **settings):
         raise OSError("the disk is gone")
 
     model = placed(state, how)

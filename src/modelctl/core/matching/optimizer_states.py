@@ -159,14 +159,24 @@ def shape_shown(state: Mapping[Any, Any]) -> Shape | None:
         row, column = _shape(state.get(rows)), _shape(state.get(columns))
         if row is not None and column:  # (…, o, 1) and (…, 1, i), or (…, o) and (…, i)
             return (*(row[:-1] if kept else row), column[-1])
-    shapes = {_shape(value) for key, value in state.items() if key in _SHAPED} - {None}
+    shapes = _shapes(state)
     return shapes.pop() if len(shapes) == 1 else None
+
+
+def _shapes(state: Mapping[Any, Any]) -> set[Shape]:
+    """Those that tensors of a parameter's shape have. One number beside others (NovoGrad's second
+    moment is one of each parameter) says nothing."""
+    shapes = {_shape(value) for key, value in state.items() if key in _SHAPED} - {None}
+    return {shape for shape in shapes if shape is not None and (shape or len(shapes) == 1)}
 
 
 def misfit(state: Mapping[Any, Any], shape: Shape) -> str | None:
     """The key of a tensor that a parameter of that shape can't have; None where all can be its."""
+    several = _shapes(state) - {()}
     for key, value in state.items():
         found = _shape(value)
+        if key in _SHAPED and found == () and several:
+            continue
         if found is not None and found != _expected(key, shape, found):
             return str(key)
     return None

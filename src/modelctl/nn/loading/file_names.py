@@ -51,6 +51,7 @@ def match(
     prefix: str = "",
     *,
     alone: bool = False,
+    added: str = "",
 ) -> Matched:
     """Match a file's state_dict with a model's names; nothing is changed.
 
@@ -59,6 +60,7 @@ def match(
             without wrappers.
         prefix: what is taken off those of the file's names that begin with it; with ``alone``
             no others count.
+        added: what comes before all of them, where the file has a part of the model.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
@@ -66,6 +68,8 @@ def match(
         UnsupportedError: one that the model has is sparse, quantized or wrapped in the file.
     """
     plain = _plain(section, prefix, alone)
+    if added:
+        plain = {name: added + unwrapped(bare) for name, bare in plain.items()}
     found = match_names(plain.values(), {*own, *states})
     meant = {name: found.get(bare) or unwrapped(bare) for name, bare in plain.items()}
     only_plain(section, [name for name, key in meant.items() if key in own])
@@ -77,7 +81,7 @@ def match(
             extras[key] = section.entries[name]
         elif name in refs:
             called.setdefault(key, name)
-    recorded = _recorded(section, prefix, alone)
+    recorded = _recorded(section, prefix, alone, added)
     values = ask_modules(model, {key: refs[name] for key, name in called.items()}, recorded)
     for key in [key for key in values if key not in own]:
         joined = [name for name in _joined(key) if name in own and name not in values]
@@ -153,6 +157,16 @@ def find_prefix(section: StateDict, slots: list[Slot]) -> str:
     Raises:
         AmbiguousError: the model fits without either of several.
     """
+    return find_either(section, slots)[0]
+
+
+def find_either(section: StateDict, slots: list[Slot]) -> tuple[str, str]:
+    """What has to be taken off the file's names so that they are the model's, and what has to be
+    put before them, where the file has a part of the model: mostly nothing, and never both.
+
+    Raises:
+        AmbiguousError: the model fits without either of several.
+    """
     found = prefixes(section, slots)
     if found.rivals and not found.of_model:
         shown = some([f"'{prefix}'" for prefix in found.rivals], 4)
@@ -161,7 +175,7 @@ def find_prefix(section: StateDict, slots: list[Slot]) -> str:
             "meant?",
             hint=f"load_into(model, path, prefix='{found.rivals[0]}')",
         )
-    return found.found
+    return found.found, found.expected
 
 
 def prefixes(section: StateDict, slots: list[Slot]) -> matcher.Prefixes:
@@ -173,14 +187,15 @@ def prefixes(section: StateDict, slots: list[Slot]) -> matcher.Prefixes:
 # ------------------------------------------------------------------ versions
 
 
-def _recorded(section: StateDict, prefix: str, alone: bool) -> dict[str, Any]:
+def _recorded(section: StateDict, prefix: str, alone: bool, added: str) -> dict[str, Any]:
     """What the file recorded of modules, by their names as the model has them."""
     found = {}
     for name, entry in section.metadata.items():
         inside = f"{name}.x" if name else "x"
         bare = without(inside, prefix, alone) if isinstance(name, str) else None
-        if bare is not None and (bare != inside or unwrapped(bare)[:-2] not in found):
-            found[unwrapped(bare)[:-2]] = entry
+        meant = None if bare is None else (added + unwrapped(bare))[:-2]
+        if meant is not None and (bare != inside or meant not in found):
+            found[meant] = entry
     return found
 
 

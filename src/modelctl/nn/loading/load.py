@@ -22,9 +22,10 @@ from ...storage.far.urls import shown
 from ..devices import Device, choose_device
 from ..freezing.freeze import apply_record, check_record
 from ..model_names import slots
-from .file_names import find_prefix, given_prefix, only_plain
+from .file_names import find_either, given_prefix, only_plain
 from .plan import plan_load, removed_names, saved_freeze
 from .report import LoadReport
+from .sharded import is_sharded
 from .tensors import to_tensors
 from .together import Together, tensors_of
 from .values import live
@@ -96,6 +97,7 @@ def load_into(
     on_mismatch: str = "error",
     key: str | None = None,
     prefix: str | None = None,
+    assign: bool = False,
     progress: bool = True,
 ) -> LoadReport:
     """Load a file's weights into a live model, and apply the file's freeze record.
@@ -122,7 +124,14 @@ def load_into(
         key: the dotted path of the state_dict, where the one that is found isn't meant.
         prefix: what the names that are meant begin with, to be taken off (``"teacher."``): no
             other names count then. By default a prefix that the model lacks is found where the
-            names fit only without it (Lightning's ``model.``), and the report says so.
+            names fit only without it (Lightning's ``model.``), and the report says so; likewise
+            one that the file lacks, which has a part of the model (``bert.`` before a head).
+        assign: give the model new tensors in place of its own, for the CPU mapped from the file
+            and not copied: what is in another dtype than the model's, deflated, far, in pieces
+            or not aligned is read as ever. What is written to a parameter then stays in this
+            process, and the file as it is. It must not be cut short or overwritten while the
+            model lives (replaced by another one under its name it may be), and checksums are not
+            compared. Build the optimizer afterwards: it would hold the old parameters.
         progress: show a bar on stderr where that is a terminal and it takes more than a second.
 
     Raises:
@@ -132,7 +141,7 @@ def load_into(
         AmbiguousError: which state_dict, or which prefix, is not clear.
         NoMatchError: no state_dict; no name with the prefix.
         UsageError: not a device, none that is there, or ``meta``; not a floating dtype; not a
-            way to treat mismatches.
+            way to treat mismatches; ``assign`` of a model of DTensors.
         CollisionError: two of the file's names mean the same tensor.
         UnsupportedError: a tensor that is needed is sparse, quantized or wrapped, in the file or
             in the model; a DTensor of sums (``Partial``); a module's own code computes it.
@@ -146,21 +155,29 @@ def load_into(
                 raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
             where = _device(device)
             _check_dtype(dtype)
+            if assign and any(map(is_sharded, tensors_of(model))):
+                raise UsageError(
+                    "assign=True maps whole tensors, and the model has DTensors",
+                    hint="without it each rank reads its own parts alone",
+                )
             ckpt = stack.enter_context(open_checkpoint(path, key=key))
             section = chosen_model(ckpt)
             alone = prefix is not None
+            added = ""
             if prefix is None:
-                start = find_prefix(section, slots(model))
+                start, added = find_either(section, slots(model))
             else:
                 start = given_prefix(section, prefix)
-            plan = plan_load(model, section, removed=removed_names(ckpt), prefix=start, alone=alone)
+            gone = removed_names(ckpt)
+            plan = plan_load(model, section, removed=gone, prefix=start, alone=alone, added=added)
             plan.check(shown(path), strict=on_mismatch == "error", device=where)
-            record = saved_freeze(ckpt, start, alone)
+            record = saved_freeze(ckpt, start, alone, added)
             if record is not None and record.freezes:
                 check_record(model, record)
         with ranks.agreeing("while it read, and the model may be loaded in part"):
             with on_terminal(progress) as bar:
-                plan.run(where, dtype, told(bar, os.path.basename(shown(path))))
+                reading = told(bar, os.path.basename(shown(path)))
+                plan.run(where, dtype, reading, assign=assign)
             if record is None or not record.freezes:
                 return plan.report
             return replace(plan.report, frozen=apply_record(model, record, strict=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ...core.checkpoint import Checkpoint
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import Prefixes, without
+from ...core.matching.matcher import Prefixes, Shape, without
 from ...core.names import unwrapped
 from ...core.nodes import mapping
 from ...core.records import FREEZE, REMOVED, read_record
@@ -22,8 +22,9 @@ from ...core.text import prefix_command, some
 from ...errors import RefusedError, UnsupportedError
 from ..model_names import Slot, is_lazy, places, slots
 from .file_names import fits, match, prefixes
+from .mapped import Mapper
 from .module_hooks import Computed
-from .reader import Reader
+from .reader import Reader, torch_dtype
 from .report import LoadReport
 from .sharded import check_kind, filled, is_sharded, local, within, wraps_whole
 from .values import live
@@ -36,14 +37,21 @@ def removed_names(ckpt: Checkpoint) -> list[str]:
     return [entry["name"] for entry in found if isinstance(entry.get("name"), str)]
 
 
-def saved_freeze(ckpt: Checkpoint, prefix: str, alone: bool = False) -> FreezeRecord | None:
+def saved_freeze(
+    ckpt: Checkpoint, prefix: str, alone: bool = False, added: str = ""
+) -> FreezeRecord | None:
     """The file's freeze record in the model's names, or None.
 
     Raises:
         UsageError: one that a newer modelctl wrote, or that is none.
     """
     record = read_record(ckpt, FREEZE)
-    return None if record is None else FreezeRecord.parse(record).without(prefix, alone)
+    if record is None:
+        return None
+    return FreezeRecord.parse(record).without(prefix, alone).under(added)
+
+
+Pair = tuple[list[Slot], TensorRef]
 
 
 @dataclass
@@ -56,11 +64,20 @@ class Plan:
     """
 
     model: nn.Module
-    pairs: list[tuple[list[Slot], TensorRef]]
+    pairs: list[Pair]
     report: LoadReport
     fill: list[tuple[list[Slot], Tensor]] = field(default_factory=list)
     extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
     prefixes: Prefixes = field(default_factory=Prefixes)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Those that the model's tensors have in the file, by each of the model's names."""
+        shapes = {name: theirs for name, theirs, _ in self.report.mismatched}
+        filled: list[tuple[list[Slot], TensorRef | Tensor]] = [*self.pairs, *self.fill]
+        for found, value in filled:
+            shapes.update((slot.name, tuple(value.shape)) for slot in found)
+        return shapes
 
     def check(self, path: str, *, strict: bool, device: torch.device | None = None) -> None:
         """Raises RefusedError, or UnsupportedError, where the plan must not be run; nothing was
@@ -103,8 +120,9 @@ class Plan:
         if left:
             raise RefusedError(
                 f"{len(left)} tensors would stay on meta, without values: {some(left)}",
-                hint="build these parts on a real device before loading (module.to_empty, then "
-                "its own initialisation)",
+                hint="build the model under 'with modelctl.nn.on_meta():', which leaves buffers "
+                "their values; or these parts on a real device (module.to_empty, then its own "
+                "initialisation)",
             )
 
     @torch.no_grad()
@@ -113,15 +131,21 @@ class Plan:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         progress: Callable[[int, int], object] | None = None,
+        *,
+        assign: bool = False,
     ) -> None:
         """Copy the values, and bring the whole model to ``device`` and ``dtype``; ``progress`` is
-        told the bytes that were read since the last call, and how many there are in all."""
+        told the bytes that were read since the last call, and how many there are in all. With
+        ``assign`` all that is loaded becomes a new tensor, mapped where the file has it as it is
+        wanted."""
         given, made = self.pairs, self.fill
         sharded = any(is_sharded(slot.tensor) for slot in slots(self.model))
         if sharded and dtype is not None:  # FSDP2 takes notice of this alone
             self.model.to(dtype=dtype)
             given = [(_anew(found), ref) for found, ref in given]
             made = [(_anew(found), value) for found, value in made]
+        if assign:
+            given = self._map(given, device, dtype)
         parts = [_share(found[0].tensor, ref) for found, ref in given]
         total = sum(part.nbytes for part in parts)
         if sharded:
@@ -130,11 +154,11 @@ class Plan:
             announce_all(parts)
         with Reader(None if progress is None else lambda more: progress(more, total)) as reader:
             for (found, ref), part in zip(given, parts, strict=True):
-                dest = _destination(found, ref, device, dtype)
+                dest = _destination(found, ref, device, dtype, anew=assign)
                 reader.read(part, dest, compare=part.shape == ref.shape)
         for found, value in made:
             own = _share(found[0].tensor, value)
-            _destination(found, value, device, dtype).copy_(own)
+            _destination(found, value, device, dtype, anew=assign).copy_(own)
         for module, state in self.extras:
             module.set_extra_state(state)
         if device is not None or dtype is not None:
@@ -143,6 +167,25 @@ class Plan:
         for place in reversed(list(places(self.model))):  # children first, as load_state_dict
             for hook in place.module._load_state_dict_post_hooks.values():
                 hook(place.module, found_not)
+
+    def _map(
+        self, given: list[Pair], device: torch.device | None, dtype: torch.dtype | None
+    ) -> list[Pair]:
+        """Put in place what can be mapped; gives what has to be read."""
+        mapper = Mapper()
+        mapped = {}
+        for i, (found, ref) in enumerate(given):
+            old = found[0].tensor
+            where, kind = _goal(old, device, dtype)
+            if where.type == "cpu" and kind == torch_dtype(ref) and not is_lazy(old):
+                new = mapper.tensor(ref)
+                if new is not None:
+                    mapped[i] = new.reshape(old.shape)
+        for i, new in mapped.items():
+            _put(given[i][0], new)
+        names = [slot.name for i in mapped for slot in given[i][0]]
+        self.report = replace(self.report, mapped=tuple(names))
+        return [pair for i, pair in enumerate(given) if i not in mapped]
 
 
 Value = TypeVar("Value", TensorRef, Tensor)
@@ -158,37 +201,52 @@ def _anew(found: list[Slot]) -> list[Slot]:
     return [slot._replace(tensor=getattr(slot.owner, slot.attr)) for slot in found]
 
 
+def _goal(
+    old: Tensor, device: torch.device | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where the values of a tensor of the model go, and as what."""
+    where = device or (torch.device("cpu") if old.is_meta else old.device)
+    floating = old.dtype.is_floating_point or old.dtype.is_complex
+    return where, dtype if dtype is not None and floating else old.dtype
+
+
+def _put(found: list[Slot], new: Tensor) -> Tensor:
+    """A new tensor in the model under each of the names of an old one, as what that was."""
+    old = found[0].tensor
+    if isinstance(old, nn.Parameter):
+        made = nn.Parameter(new, requires_grad=old.requires_grad)
+        made.__dict__.update(old.__dict__)
+        new = made
+    for slot in found:
+        setattr(slot.owner, slot.attr, new)
+    return new
+
+
 def _destination(
     found: list[Slot],
     value: TensorRef | Tensor,
     device: torch.device | None,
     dtype: torch.dtype | None,
+    *,
+    anew: bool = False,
 ) -> Tensor:
     """The tensor to read into, in the model under each of its names."""
     old = found[0].tensor
+    anew = (anew or old.is_meta) and not is_lazy(old)
     # a backward over the old values must fail, as after load_state_dict; torch before 2.5 minds
     # that tensors of inference have no version
-    if not is_lazy(old) and not old.is_inference():
+    if not anew and not is_lazy(old) and not old.is_inference():
         torch.autograd.graph.increment_version(old)
     sharded = is_sharded(old)
-    where = device or (torch.device("cpu") if old.is_meta else old.device)
-    floating = old.dtype.is_floating_point or old.dtype.is_complex
-    kind = dtype if dtype is not None and floating else old.dtype
+    where, kind = _goal(old, device, dtype)
     if is_lazy(old):
         cast(Any, old).materialize(value.shape, device=where, dtype=kind)
         return old.detach()
-    if old.is_meta:
+    if anew:
         if sharded:
-            new = filled(old, device, kind)
-        else:
-            new = torch.empty_like(old, device=where, dtype=kind, requires_grad=False)
-        if isinstance(old, nn.Parameter):
-            made = nn.Parameter(new, requires_grad=old.requires_grad)
-            made.__dict__.update(old.__dict__)
-            new = made
-        for slot in found:
-            setattr(slot.owner, slot.attr, new)
-        return local(new) if sharded else new.detach()
+            return local(_put(found, filled(old, device, kind)))
+        new = torch.empty_like(old, device=where, dtype=kind, requires_grad=False)
+        return _put(found, new).detach()
     if sharded:
         return local(old)
     if old.device != where or old.dtype != kind:
@@ -203,9 +261,10 @@ def plan_load(
     removed: list[str] | tuple[str, ...] = (),
     prefix: str = "",
     alone: bool = False,
+    added: str = "",
 ) -> Plan:
     """Match a file's state_dict with a model, by names without wrappers and ``prefix`` (with
-    ``alone`` those that begin with it only); nothing is changed.
+    ``alone`` those that begin with it only), and with ``added`` before them; nothing is changed.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
@@ -215,7 +274,7 @@ def plan_load(
     """
     states = _extra_states(model)
     names = {slot.name for slot in slots(model) if slot.persistent}
-    matched = match(model, section, names, states.keys(), prefix, alone=alone)
+    matched = match(model, section, names, states.keys(), prefix, alone=alone, added=added)
     tied: dict[int, list[Slot]] = {}
     for slot in slots(model):  # again: a module's own code may have changed it
         if slot.persistent:
@@ -251,9 +310,9 @@ def plan_load(
             plan.extras.append((module, live(matched.extras[name], name)))
         else:
             missing.append(name)
-    if missing and not prefix:
+    if missing and not prefix and not added:
         plan.prefixes = prefixes(section, slots(model))
-    gone = {unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
+    gone = {added + unwrapped(bare) for name in removed if (bare := without(name, prefix, alone))}
     plan.report = LoadReport(
         tuple(loaded),
         tuple(missing),
@@ -261,6 +320,7 @@ def plan_load(
         tuple(mismatched),
         tuple(name for name in missing if unwrapped(name) in gone),
         prefix=prefix,
+        added=added,
     )
     return plan
 

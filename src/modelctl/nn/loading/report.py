@@ -23,6 +23,9 @@ class LoadReport:
         removed: those of ``missing`` whose removal the file itself records (``strip-head``).
         frozen: what the file's freeze record did, or None.
         prefix: what was taken off the file's names, wrappers aside (Lightning's ``model.``).
+        added: what was put before the file's names, which has a part of the model (the ``bert.`` of
+            a model with a head).
+        mapped: those of ``loaded`` that lie in the pages of the file (``assign=True``).
     """
 
     loaded: tuple[str, ...]
@@ -32,6 +35,8 @@ class LoadReport:
     removed: tuple[str, ...] = ()
     frozen: Frozen | None = None
     prefix: str = ""
+    added: str = ""
+    mapped: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -57,6 +62,10 @@ class LoadReport:
         lines = [f"loaded {len(self.loaded)} tensors", *self.problems()]
         if self.prefix:
             lines[0] += f", by the file's names without '{self.prefix}'"
+        if self.added:
+            lines[0] += f", by the file's names with '{self.added}' before them"
+        if self.mapped:
+            lines[0] += f", {len(self.mapped)} of them mapped"
         if self.frozen is not None:
             lines.append(f"freeze record applied: {self.frozen}")
         return "\n".join(lines)

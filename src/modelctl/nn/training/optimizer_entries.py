@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,6 +28,13 @@ Group = dict[str, Any]
 Targets = dict[Any, nn.Parameter]
 
 
+class Found(NamedTuple):
+    """The live parameter of each saved id, and whether names say so, not places."""
+
+    targets: Targets
+    by_name: bool
+
+
 def find_targets(
     optimizer: Optimizer,
     groups: list[Group],
@@ -36,7 +43,7 @@ def find_targets(
     names_in_file: Callable[[], Mapping[Any, str] | None],
     skip: bool,
     reordered: bool = False,
-) -> Targets:
+) -> Found:
     """The live parameter of each saved id; with ``skip`` without those that the model lacks.
 
     By the names that the saved groups carry; those without one in between, which were not the
@@ -61,7 +68,7 @@ def find_targets(
     if named is not None and found is not None:
         if len(known) < len(named):
             found |= _outsiders(optimizer, groups, {*named} - {*known}, found, params, state, skip)
-        return {pid: found[pid] for pid in named if pid in found}
+        return Found({pid: found[pid] for pid in named if pid in found}, by_name=True)
     lives: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     ids = [pid for group in groups for pid in group["params"]]
     sizes, own_sizes = (
@@ -70,13 +77,13 @@ def find_targets(
     by_place = dict(zip(ids, lives, strict=True)) if sizes == own_sizes else None
     fits = by_place and all(misfit(state.get(pid), p) is None for pid, p in by_place.items())
     if by_place and fits and not reordered:
-        return by_place
+        return Found(by_place, by_name=False)
     moved = fits and reordered
     proved = None if moved and not _follows(optimizer, params) else names_in_file()
     if proved is not None:
         found = _by_name(proved, {}, params, skip)
     if found is not None:
-        return found
+        return Found(found, by_name=True)
     if moved:
         raise AmbiguousError(
             "the model has its parameters in another order than the checkpoint's, and the "
@@ -84,7 +91,7 @@ def find_targets(
             hint="build the model as it was, with its parts in the same order; or resume without "
             "optimizer=",
         )
-    return by_place or _by_order(ids, lives, state, sizes)
+    return Found(by_place or _by_order(ids, lives, state, sizes), by_name=False)
 
 
 def _follows(optimizer: Optimizer, params: Parameters) -> bool:
@@ -98,6 +105,13 @@ def misfit(state: Mapping[str, Any] | None, parameter: Tensor) -> tuple[str, Ten
     """A tensor of a saved state that can't be this parameter's, with its key; None if all can."""
     key = optimizer_states.misfit(state or {}, tuple(parameter.shape))
     return None if key is None or state is None else (key, state[key])
+
+
+def shows(state: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Whether a saved state shows that it is of a parameter of this shape."""
+    shape = tuple(parameter.shape)
+    shapes = {tuple(getattr(value, "shape", ())) for value in state.values()}
+    return shape in shapes or optimizer_states.shape_shown(state) == shape
 
 
 # ------------------------------------------------------------------ names

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...core.matching.matcher import Shape
 from ...core.matching.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
 from ...core.tensors import TensorRef
 from ...core.text import some
@@ -23,7 +24,7 @@ from ..loading.sharded import filled, is_sharded, local, within
 from ..loading.tensors import to_tensors
 from ..model_names import Parameters
 from ..optim import schedulers
-from .optimizer_entries import WAY_OUT, Group, find_targets, misfit
+from .optimizer_entries import WAY_OUT, Group, find_targets, misfit, shows
 
 _NOT_SETTINGS = ("params", "param_names")
 
@@ -42,6 +43,8 @@ class OptimizerPlan:
         dropped: parameters of the saved one that are left aside.
         changed: for each live group its settings that differ: (own, saved) by key.
         by_place: how many parameters that no model has were matched by their place alone.
+        reset: of an optimizer with one state over all parameters (LBFGS), of which none is kept,
+            the parameters that are others now.
         unknown: keys of the saved groups that mean nothing to the live optimizer.
     """
 
@@ -53,6 +56,7 @@ class OptimizerPlan:
     dropped: list[str]
     changed: dict[int, dict[str, tuple[Any, Any]]]
     by_place: int = 0
+    reset: Sequence[str] = ()
     unknown: Sequence[str] = ()
 
     def run(self, optimizer: Optimizer, scheduler: schedulers.Schedulers) -> None:
@@ -151,6 +155,7 @@ def plan_optimizer(
     params: Parameters,
     names_in_file: Callable[[], Mapping[Any, str] | None] = lambda: None,
     *,
+    shapes: Mapping[str, Shape],
     skip: bool = False,
     scheduled: bool = False,
     reordered: bool = False,
@@ -160,7 +165,9 @@ def plan_optimizer(
     By names where there are any, see :func:`find_targets`. Live parameters that the saved one
     does not know start fresh; saved groups over parameters of the model that the live one lacks
     are added to it (they were thawed in between). With ``skip`` saved parameters that the model
-    lacks, or that have another shape there, are left aside. ``scheduled`` says that a scheduler
+    lacks, or that have another shape there, are left aside. ``shapes`` are those of the
+    parameters in the file, by the model's names: where one is still the same, so is what the
+    optimizer keeps of it, whatever shape that has. ``scheduled`` says that a scheduler
     moved the saved lr: its start is only known where that is recorded (``initial_lr``).
     ``reordered`` says that the file has the model's parameters in another order.
 
@@ -173,36 +180,50 @@ def plan_optimizer(
     _same_kind(optimizer, groups)
     where = {pid: i for i, group in enumerate(groups) for pid in group["params"]}
     live = [p for group in optimizer.param_groups for p in group["params"]]
-    targets = find_targets(
+    targets, by_name = find_targets(
         optimizer, groups, saved["state"], params, names_in_file, skip, reordered
     )
     if len({id(p) for p in targets.values()}) < len(targets):
         raise RefusedError("two of the checkpoint's optimizer entries mean one tied parameter")
+    flat = any(is_flat(saved["state"].get(pid, {})) for pid in where)
+    others: list[str] = []
     for pid, parameter in [*targets.items()]:
-        odd = misfit(saved["state"].get(pid), parameter)
+        name, state = params.name_of(parameter), saved["state"].get(pid)
+        was = None if name is None else shapes.get(name)
+        if flat:  # no parameter's own
+            others += [name] if name and was not in (None, tuple(parameter.shape)) else []
+            continue
+        odd = _odd(state, parameter, was, by_name and not _is_torchs(optimizer))
         if odd is not None and skip:
             del targets[pid]
         elif odd is not None:
+            called_so = name or _called(groups, [pid], names_in_file)[0]
             raise RefusedError(
-                f"the optimizer's '{odd[0]}' of '{params.name_of(parameter) or pid}' is "
-                f"{list(odd[1].shape)} in the checkpoint, the parameter is "
-                f"{list(parameter.shape)}",
+                f"the optimizer's state of '{called_so}' is not that of a parameter of "
+                f"{list(parameter.shape)}: {odd}",
                 hint=WAY_OUT,
             )
-        unparted = _unparted(saved["state"].get(pid), parameter)
+        unparted = _unparted(state, parameter)
         if unparted is not None:
             raise RefusedError(
-                f"the optimizer's '{unparted}' of '{params.name_of(parameter) or pid}' is not one "
-                "value for each element: how it is sharded with its parameter is not known",
+                f"the optimizer's '{unparted}' of '{name or pid}' is not one value for each "
+                "element: how it is sharded with its parameter is not known",
                 hint="resume without optimizer=",
             )
-    if any(is_flat(saved["state"].get(pid, {})) for pid in where) and (
-        [id(p) for p in targets.values()] != [id(p) for p in live]
-    ):
-        raise RefusedError(
-            "LBFGS has one flat state over all parameters: it can't be re-ordered",
-            hint="resume without optimizer=",
-        )
+    reset: list[str] = []
+    order = [id(p) for p in live]
+    if flat and (others or len(targets) < len(where) or order != [*map(id, targets.values())]):
+        kept = {*map(id, targets.values())}
+        reset = [*others, *(params.name_of(p) or "?" for p in live if id(p) not in kept)]
+        lost = [pid for pid in where if pid not in targets or id(targets[pid]) not in order]
+        reset += _called(groups, lost, names_in_file)
+        if not (skip and reset):
+            raise RefusedError(
+                "LBFGS has one flat state over all parameters: it can't be re-ordered, or cut",
+                hint="resume(..., on_mismatch='skip') has it start fresh where parameters are "
+                "others; or resume without optimizer=",
+            )
+        saved = {**saved, "state": {}}
     held = {id(p) for p in live}
     added: dict[int, dict[str, nn.Parameter]] = {}
     for pid, parameter in targets.items():
@@ -224,16 +245,42 @@ def plan_optimizer(
         ids,
         [*source, *sorted(added)],
         sorted(added.items()),
-        fresh=[params.name_of(p) or f"#{i}" for i, p in enumerate(live) if id(p) not in ids],
-        dropped=_called(groups, [pid for pid in where if pid not in targets], names_in_file),
+        fresh=[
+            params.name_of(p) or f"#{i}" for i, p in enumerate(live) if reset or id(p) not in ids
+        ],
+        dropped=_called(
+            groups, [pid for pid in where if reset or pid not in targets], names_in_file
+        ),
         changed={i: differ for i, differ in changed.items() if differ},
         by_place=sum(
             not name and pid in targets
             for group in groups
             for pid, name in zip(group["params"], group.get("param_names", ()), strict=False)
         ),
+        reset=[*dict.fromkeys(reset)],
         unknown=_unknown(optimizer, groups),
     )
+
+
+def _odd(
+    state: Mapping[str, Any] | None, parameter: Tensor, was: Shape | None, any_shape: bool
+) -> str | None:
+    """Why a saved state can't be a parameter's; None where it is. What the parameter ``was`` in
+    the file decides. Where that is not known, or nothing but its place says that it is the same
+    one, the state has to show it; and what torch's own optimizers keep is known."""
+    if not state:
+        return None
+    if was is not None and was != tuple(parameter.shape):
+        return f"the checkpoint's is {list(was)}"
+    if was is not None and any_shape:
+        return None
+    odd = misfit(state, parameter)
+    if odd is not None:
+        return f"its '{odd[0]}' is {list(odd[1].shape)}"
+    tensors = [key for key, value in state.items() if len(getattr(value, "shape", ())) > 0]
+    if was is None and tensors and not shows(state, parameter):
+        return f"the checkpoint does not tell, nor does its '{tensors[0]}'"
+    return None
 
 
 def _called(
@@ -300,7 +347,7 @@ def _same_kind(optimizer: Optimizer, groups: list[Group]) -> None:
     own = {*optimizer.defaults}.union(*optimizer.param_groups)
     recent = _recent(optimizer)
     needed = {key for key in optimizer.defaults if key not in (*HOW, *recent)}
-    if type(optimizer).__module__.startswith("torch.optim"):  # another torch may lack the others
+    if _is_torchs(optimizer):  # another torch may lack the others
         needed &= {"lr", *TELLING}
     for group in groups:
         differ = sorted((needed - {*group}) | ((TELLING & {*group}) - own))
@@ -314,6 +361,10 @@ def _same_kind(optimizer: Optimizer, groups: list[Group]) -> None:
                 f"{some(differ)}",
                 hint="build the optimizer that was saved, or resume without optimizer=",
             )
+
+
+def _is_torchs(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("torch.optim")
 
 
 def _recent(optimizer: Optimizer) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class OptimizersPart(Part):
             names = partial(self._names_in_file, nodes[label])
             self.plans[label] = plan = plan_optimizer(
                 *(self.live[label], state, params, names),
+                shapes=self.model.shapes,
                 skip=self.saved.skip,
                 scheduled=scheduled,
                 reordered=reordered,
@@ -146,6 +147,11 @@ class OptimizersPart(Part):
             self.notes.append(
                 f"{what}: parameters that are not the model's and have no names "
                 f"({plan.by_place}) got the state of those in their places"
+            )
+        if plan.reset:
+            self.notes.append(
+                f"{what}: {type(optimizer).__name__} has one state over all parameters, and "
+                f"{some(plan.reset)} changed: it starts fresh"
             )
         if plan.unknown:
             self.notes.append(

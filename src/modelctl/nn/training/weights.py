@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import match_names
+from ...core.matching.matcher import Shape, match_names
 from ...core.names import AVERAGED
 from ...core.nodes import mapping, with_entries
 from ...core.sections import StateDict
@@ -75,6 +75,11 @@ class ModelPart(Part):
     def report(self) -> LoadReport:
         """What is loaded."""
         return self.plan.report
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Those that the model's tensors have in the file, by the model's names."""
+        return self.plan.shapes
 
     @property
     def prefix(self) -> str:
