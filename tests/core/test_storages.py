@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.storages import MemoryStorage, Run, RunStorage, Source, SpreadStorage
-from modelctl.core.tensors import TensorRef, ValuesStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import ModelctlError, UnreadableError
+from modelctl.storage.values import ValuesStorage
 
 DATA = bytes(range(256)) * 256
 

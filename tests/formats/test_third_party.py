@@ -14,12 +14,13 @@ from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import mapping, ordered_dict
 from modelctl.core.notes import Loss
 from modelctl.core.storages import MemoryStorage, RunStorage
-from modelctl.core.tensors import TensorRef, ValuesStorage
+from modelctl.core.tensors import TensorRef
 from modelctl.errors import LossError, UsageError
 from modelctl.formats import registry, single
 from modelctl.formats.base import WritableFormat
 from modelctl.storage.layout import FileLayout, LayoutBuilder
 from modelctl.storage.places import Place
+from modelctl.storage.values import ValuesStorage
 
 MAGIC = b"LINES\n"
 

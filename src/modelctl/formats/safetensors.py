@@ -16,12 +16,13 @@ from ..core.notes import Loss, Note
 from ..core.records import METADATA, PREFIX, records
 from ..core.sections import is_state_dict
 from ..core.storages import RunStorage, Source
-from ..core.tensors import TensorRef, ValuesStorage
+from ..core.tensors import TensorRef
 from ..core.text import some
 from ..core.tree import Path
 from ..errors import UnreadableError, UnsupportedError
 from ..storage.layout import FileLayout, LayoutBuilder
 from ..storage.places import Place
+from ..storage.values import ValuesStorage
 from .base import WritableFormat, no_state_dict
 from .overlaps import overlapping
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from ...core.dtypes import BY_NAME, DType
 from ...core.numbers import numbers
-from ...core.tensors import TensorRef, ValuesStorage, Widened
+from ...core.tensors import TensorRef
 from ...errors import UnreadableError
 from ...storage.chunked import Chunk, ChunkedStorage
+from ...storage.values import ValuesStorage, Widened
 from .metadata import torch_size
 
 # So many elements, and what gives them as a vector.

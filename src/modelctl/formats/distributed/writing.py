@@ -11,13 +11,14 @@ from ...core.checkpoint import Checkpoint
 from ...core.nodes import Composite, Global, Obj, is_module, mapping
 from ...core.notes import Loss, Note, info
 from ...core.records import records
-from ...core.tensors import TensorRef, ValuesStorage
+from ...core.tensors import TensorRef
 from ...core.text import size as size_text
 from ...core.tree import Path, containers, most_paths, path_text
 from ...errors import RefusedError
 from ...pickles.writer import pickle
 from ...storage.chunked import ChunkedStorage
 from ...storage.layout import Layout, LayoutBuilder
+from ...storage.values import ValuesStorage
 from ..pytorch.zip import TorchZip
 from .metadata import METADATA, NAME, OF_RANK, RECORDS, Item, Part, Saved
 
