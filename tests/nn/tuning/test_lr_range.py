@@ -185,6 +185,22 @@ def test_it_trains_meanwhile_in_train_mode():
     assert found.lrs == pytest.approx([0.01 * 10 ** (i / 4) for i in range(5)])
 
 
+def test_modes_go_back_by_each_module_s_own_train():
+    """LoRA layers merge their weights there."""
+    calls = []
+
+    class Merging(nn.Linear):
+        def train(self, mode=True):
+            calls.append(mode)
+            return super().train(mode)
+
+    model = nn.Sequential(Merging(2, 2)).eval()
+    calls.clear()
+    batch = (torch.ones(2, 2), torch.zeros(2, dtype=torch.long))
+    mnn.lr_find(model, optim.SGD(model.parameters(), lr=0.1), [batch], steps=3, end=0.1)
+    assert (calls[0], calls[-1], model[0].training) == (True, False, False)
+
+
 def test_a_parabola_falls_and_runs_away():
     """Of x²/2 by plain descent: each step multiplies x by 1 - lr, so that it ends at lr 2."""
     weight = nn.Parameter(torch.tensor([3.0]))
