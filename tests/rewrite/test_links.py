@@ -188,7 +188,8 @@ def test_a_folder_on_the_way_may_be_a_link(linked: Path) -> None:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_folder_that_is_a_link(slash: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_link(slash: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     shards(tmp_path / "shared")
     (tmp_path / "link").symlink_to("shared")
     before = contents(tmp_path)

@@ -181,6 +181,28 @@ def test_different_layouts_are_refused(source: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("what", ["made", "copied"])
+def test_an_older_copy_of_a_source_is_refused(what: str, source: Path, tmp_path: Path) -> None:
+    """Of several machines, each with a copy of its own: as long, but of another step."""
+
+    def act(ranks: Ranks) -> None:
+        out = LayoutBuilder()
+        if what == "made":
+            out.add(b"epoch 3" if ranks.rank == 1 else b"epoch 4")
+        else:
+            opened, at = FileSource(source), 100 * ranks.rank
+            crc = zlib.crc32(opened.read(at, 100))
+            out.copy(RunStorage(opened, at, 100, crc32=crc))
+        with (
+            pytest.raises(WriteError, match="see different files"),
+            shared(ranks, tmp_path / "f", is_folder=False) as group,
+        ):
+            group.carry_out(Layout([out.file("f")]))
+
+    assert together(2, act) == [0, 0]
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_damaged_source_is_found_by_the_rank_that_copies_it(tmp_path: Path) -> None:
     data = os.urandom(400_000)
     (tmp_path / "s").write_bytes(data)

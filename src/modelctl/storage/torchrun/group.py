@@ -168,13 +168,18 @@ def _by_position(
 
 
 def _sum(layout: Layout) -> int:
-    """A checksum of where everything in a layout stands."""
+    """A checksum of where everything in a layout stands, and of what it is, as far as that is
+    known before it is read: of copies of a source on several machines one may be older."""
     crc = 0
     for file in layout.files:
         said = [f"{file.name!r} {file.nbytes}"]
         for one in file.segments:
-            kind = "made" if isinstance(one, Made) else type(one).__name__
-            said.append(f"{kind} {one.offset} {one.nbytes}")
+            what: object = None
+            if isinstance(one, Made):
+                what = zlib.crc32(one.data)
+            elif isinstance(one, Piece):
+                what = one.storage.crc32
+            said.append(f"{type(one).__name__} {one.offset} {one.nbytes} {what}")
         crc = zlib.crc32("\n".join(said).encode(errors="surrogatepass"), crc)
     return crc
 
