@@ -98,6 +98,7 @@ def load_into(
     key: str | None = None,
     prefix: str | None = None,
     assign: bool = False,
+    resize_pos_embed: bool = False,
     progress: bool = True,
 ) -> LoadReport:
     """Load a file's weights into a live model, and apply the file's freeze record.
@@ -132,6 +133,8 @@ def load_into(
             process, and the file as it is. It must not be cut short or overwritten while the
             model lives (replaced by another one under its name it may be), and checksums are not
             compared. Build the optimizer afterwards: it would hold the old parameters.
+        resize_pos_embed: interpolate learned position embeddings (ViT) of another grid of patches,
+            bicubic with antialias; tokens before the grid are kept. By default they don't fit.
         progress: show a bar on stderr where that is a terminal and it takes more than a second.
 
     Raises:
@@ -169,7 +172,14 @@ def load_into(
             else:
                 start = given_prefix(section, prefix)
             gone = removed_names(ckpt)
-            plan = plan_load(model, section, removed=gone, prefix=start, alone=alone, added=added)
+            plan = plan_load(
+                *(model, section),
+                removed=gone,
+                prefix=start,
+                alone=alone,
+                added=added,
+                resize=resize_pos_embed,
+            )
             plan.check(shown(path), strict=on_mismatch == "error", device=where)
             record = saved_freeze(ckpt, start, alone, added)
             if record is not None and record.freezes:

@@ -24,9 +24,11 @@ from ..model_names import Slot, is_lazy, places, slots
 from .file_names import fits, match, prefixes
 from .mapped import Mapper
 from .module_hooks import Computed
+from .positions import Grids, grids
 from .reader import Reader, torch_dtype
 from .report import LoadReport
 from .sharded import check_kind, filled, is_sharded, local, within, wraps_whole
+from .tensors import to_tensors
 from .values import live
 
 
@@ -60,7 +62,8 @@ class Plan:
 
     ``fill`` are tensors that are made, not read: what a module's own code gave, and counters on
     ``meta`` that a file of an old version does not have. ``prefixes`` are those that either
-    side's names have, where something is missing without.
+    side's names have, where something is missing without. ``grids`` are those of positions whose
+    shape differs, by name, and ``resized`` those that are to be interpolated.
     """
 
     model: nn.Module
@@ -69,6 +72,8 @@ class Plan:
     fill: list[tuple[list[Slot], Tensor]] = field(default_factory=list)
     extras: list[tuple[nn.Module, Any]] = field(default_factory=list)
     prefixes: Prefixes = field(default_factory=Prefixes)
+    grids: dict[str, Grids] = field(default_factory=dict)
+    resized: list[tuple[list[Slot], TensorRef, Grids]] = field(default_factory=list)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -108,12 +113,17 @@ class Plan:
                 )
             else:
                 hint = "'modelctl match' finds the rename that mends it"
+            for name, grid in self.grids.items():
+                problems.append(f"'{name}' has {grid}")
+                hint = f"load_into(model, path, resize_pos_embed=True) interpolates it; {hint}"
             raise RefusedError(
                 f"{path} does not fit the model: {'; '.join(problems) or 'no tensors'}", hint=hint
             )
-        for found, _ in (*self.pairs, *self.fill):
+        targets = [found for found, _ in (*self.pairs, *self.fill)]
+        targets += [found for found, _, _ in self.resized]
+        for found in targets:
             check_kind(found[0].name, found[0].tensor, device)
-        filled = {id(slot.tensor) for found, _ in (*self.pairs, *self.fill) for slot in found}
+        filled = {id(slot.tensor) for found in targets for slot in found}
         left = [
             s.name for s in slots(self.model) if s.tensor.is_meta and id(s.tensor) not in filled
         ]
@@ -159,6 +169,9 @@ class Plan:
         for found, value in made:
             own = _share(found[0].tensor, value)
             _destination(found, value, device, dtype, anew=assign).copy_(own)
+        for found, ref, grid in self.resized:
+            value = grid.resized(to_tensors({"": ref})[""])
+            _destination(found, value, device, dtype, anew=assign).copy_(value)
         for module, state in self.extras:
             module.set_extra_state(state)
         if device is not None or dtype is not None:
@@ -262,9 +275,11 @@ def plan_load(
     prefix: str = "",
     alone: bool = False,
     added: str = "",
+    resize: bool = False,
 ) -> Plan:
     """Match a file's state_dict with a model, by names without wrappers and ``prefix`` (with
     ``alone`` those that begin with it only), and with ``added`` before them; nothing is changed.
+    With ``resize`` positions of another grid are to be interpolated.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
@@ -297,6 +312,13 @@ def plan_load(
             if tensor.is_meta:
                 plan.fill.append((group, torch.zeros(tensor.shape, dtype=tensor.dtype)))
         elif not fits(value, tensor):
+            grid = None if is_sharded(tensor) else grids(group[0], tuple(value.shape))
+            if grid is not None and resize and isinstance(value, TensorRef):
+                loaded += own
+                plan.resized.append((group, value, grid))
+                continue
+            if grid is not None:
+                plan.grids[own[0]] = grid
             mismatched.append((own[0], tuple(value.shape), tuple(tensor.shape)))
         else:
             loaded += own
