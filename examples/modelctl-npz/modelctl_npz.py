@@ -14,8 +14,8 @@ from typing import Any
 from modelctl.core.checkpoint import Checkpoint, Origin
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import ordered_dict
-from modelctl.core.storages import RunStorage, Storage, SwappedStorage
-from modelctl.core.tensors import TensorRef
+from modelctl.core.storages import RunStorage, Storage
+from modelctl.core.tensors import SwappedStorage, TensorRef
 from modelctl.errors import UnreadableError, UnsupportedError
 from modelctl.formats.base import Format
 from modelctl.storage.containers.deflate import InflatedStorage, inflate

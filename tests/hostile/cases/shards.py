@@ -114,7 +114,7 @@ def _files() -> Iterator[Case]:
         two=Link("/dev/zero"),
     )
     yield sharded("a shard that is an index", Refused("no checkpoint"), two=SHARDED[INDEX])
-    yield sharded("an empty shard", Refused("no checkpoint"), two=b"")
+    yield sharded("an empty shard", Refused("an empty file"), two=b"")
     yield sharded(
         "a shard that is cut off",
         Refused("the file at", "header"),
