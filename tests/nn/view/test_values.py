@@ -75,6 +75,13 @@ UNKNOWN = {
         n := n.float().clone(),
         n[:1].copy_(self.layer(x)[0, :1]),
     )[0].sum(),
+    "written into memory": lambda self, x, n: torch.zeros(4).copy_(self.layer(x)[0]).sum(),
+    "written to a part of memory": lambda self, x, n: (
+        (m := torch.zeros(4), m[1:].copy_(self.layer(x)[0, 1:]))[0].sum() + n[0]
+    ),
+    "added in memory": lambda self, x, n: (
+        (m := torch.zeros(2, 4), m[0].add_(self.layer(x)[0]))[0].sum().item()
+    ),
     "random": lambda self, x, n: torch.rand(3, device=x.device).sum() * 0 + 3,
     "undefined": lambda self, x, n: torch.empty_like(n).sum() * 0 + 3,
 }

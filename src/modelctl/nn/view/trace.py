@@ -291,10 +291,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, func: Any, inputs: list[Tensor], args: Any, kwargs: Any) -> Any:
         """What an operator gives; on meta with the values that are known."""
         device = kwargs.get("device")
-        on_meta = any(one.is_meta for one in inputs) or str(device) == "meta"
+        values = self.values
+        on_meta = any(one.is_meta or values.is_stale(one) for one in inputs)
+        on_meta = on_meta or str(device) == "meta"
         if not on_meta:
             return func(*args, **kwargs)
-        values = self.values
         known = None if is_view(func) else values.computed(func, args, kwargs)
         if func in _ANSWERS and known is not None:
             return known
@@ -308,6 +309,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if packed is None:
                 raise RuntimeError("data-dependent")
             return packed
+        targets = written(func, args, kwargs)
         args, kwargs = self._all_on_meta(func, inputs, args, kwargs)
         raise_if_mixed(func, inputs, args, kwargs)
         out = result(func, args, kwargs)
@@ -322,7 +324,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             values.follow(out, known)
         else:
-            values.forget(written(func, args, kwargs))
+            values.forget(targets)
             values.constant(func, args, out)
         return out
 

@@ -40,6 +40,8 @@ class Values:
     def __init__(self) -> None:
         # by storage; the one on meta is kept, so that no other gets its place
         self._known: dict[int, tuple[Any, Tensor]] = {}
+        # of tensors in memory those that got values that nobody knows
+        self._stale: dict[int, Any] = {}
 
     def learn(self, on_meta: Tensor, value: Tensor) -> None:
         """The values of a tensor on meta, where it is small, plain, and all of its storage."""
@@ -61,13 +63,20 @@ class Values:
         if value.is_meta:
             return value
         made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
-        self.learn(made, value.detach())
+        if not self.is_stale(value):
+            self.learn(made, value.detach())
         return made
+
+    def is_stale(self, tensor: Tensor) -> bool:
+        """Whether a tensor in memory should have values that are not known."""
+        return bool(self._stale) and (
+            _is_plain(tensor) and tensor.untyped_storage()._cdata in self._stale
+        )
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The values of a tensor, in memory; None where they are not known."""
         if not tensor.is_meta:
-            return tensor
+            return None if self.is_stale(tensor) else tensor
         if not _is_plain(tensor):
             return None
         found = self._known.get(tensor.untyped_storage()._cdata)
@@ -79,9 +88,12 @@ class Values:
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
         """What was written to, by an operator whose result is not known."""
-        for tensor in tensors:
-            if tensor.is_meta and _is_plain(tensor):
-                self._known.pop(tensor.untyped_storage()._cdata, None)
+        for tensor in filter(_is_plain, tensors):
+            storage = tensor.untyped_storage()
+            if tensor.is_meta:
+                self._known.pop(storage._cdata, None)
+            else:
+                self._stale[storage._cdata] = storage
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operator gives, for real; None where an input is not known, or none is needed.
