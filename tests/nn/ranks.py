@@ -16,7 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).parents[2]
+from tests import processes
+
 MOST_SECONDS = 300  # of ranks that wait for each other
 
 
@@ -43,19 +44,8 @@ def check(factory: pytest.TempPathFactory, module: str, world: int, name: str) -
 
 def run(module: str, world: int, folder: Path) -> str:
     """What the ranks print, each of which runs the functions of a module."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "tests.nn.ranks", module, str(world)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    ranks = processes.ranks(world, lambda rank: [*command, str(rank), str(folder)])
     try:
         return "\n".join(rank.communicate(timeout=MOST_SECONDS)[0] for rank in ranks)
     except subprocess.TimeoutExpired:
@@ -68,7 +58,7 @@ def run(module: str, world: int, folder: Path) -> str:
 
 def named(module: str, world: int) -> list[str]:
     """The functions of a module for so many ranks."""
-    text = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    text = (processes.ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
     start = f"def on_{world}_"
     lines = [line for line in text.splitlines() if line.startswith(start)]
     return [line[len("def ") :].partition("(")[0] for line in lines]

@@ -14,9 +14,9 @@ from .layout import Layout
 from .places import named
 from .sink import Progress
 from .source import FileSource
-from .staging import check_file, check_folder
+from .staging import check_file, check_folder, staged_file, staged_files
 from .targets import PathLike, check_makeable, made_folder
-from .torchrun.group import staged_by_all
+from .torchrun.ranks import joined
 
 _SLASHES = "/" + os.sep
 
@@ -134,18 +134,22 @@ class OutPlace(os.PathLike[str]):
         self, *, overwrite: bool, sources: Iterable[Source]
     ) -> AbstractContextManager[Group]:
         """What takes a layout of one file, as :func:`staged_file`."""
-        return staged_by_all(
-            self.path, is_folder=False, overwrite=overwrite, sources=_files(sources)
-        )
+        return self._staged(False, overwrite, sources)
 
     def staged_files(
         self, *, overwrite: bool, sources: Iterable[Source]
     ) -> AbstractContextManager[Group]:
         """What takes a layout of files of this folder, as :func:`staged_files`."""
-        return staged_by_all(
-            self.path, is_folder=True, overwrite=overwrite, sources=_files(sources)
-        )
+        return self._staged(True, overwrite, sources)
 
+    def _staged(
+        self, is_folder: bool, overwrite: bool, sources: Iterable[Source]
+    ) -> AbstractContextManager[Group]:
+        read = [one for one in sources if isinstance(one, FileSource)]
+        ranks = joined()
+        if ranks is None:
+            stage = staged_files if is_folder else staged_file
+            return stage(self.path, overwrite=overwrite, sources=read)
+        from .torchrun.group import shared
 
-def _files(sources: Iterable[Source]) -> list[FileSource]:
-    return [one for one in sources if isinstance(one, FileSource)]
+        return shared(ranks, self.path, is_folder=is_folder, overwrite=overwrite, sources=read)

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests import processes
+
 MODULE = "tests.formats.distributed.ranks"
 
 
 def run_ranks(folder: Path, world: int, *to_read: Path) -> None:
     """All ranks of :mod:`.ranks`; raises AssertionError with what the first that failed says."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", MODULE, str(folder)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), *map(str, to_read)],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    places = [*map(str, to_read)]
+    ranks = processes.ranks(world, lambda rank: [*command, str(rank), str(world), *places])
     said = [rank.communicate()[0] for rank in ranks]
     failed = [text for rank, text in zip(ranks, said, strict=True) if rank.returncode]
     assert not failed, failed[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import WriteError
@@ -20,19 +20,7 @@ from ..sink import Checker, Progress, Sink
 from ..source import FileSource
 from ..staging import FileGroup, staged_file, staged_files
 from ..targets import PathLike, resolve_target
-from .ranks import LostRankError, Ranks, joined
-
-
-def staged_by_all(
-    path: PathLike, *, is_folder: bool, overwrite: bool, sources: Iterable[FileSource]
-) -> AbstractContextManager[FileGroup | SharedGroup]:
-    """The files of a folder, or the one file that ``path`` is, as :func:`staged_files` and
-    :func:`staged_file` give them; where several ranks work together, theirs."""
-    ranks = joined()
-    stage = staged_files if is_folder else staged_file
-    if ranks is None:
-        return stage(path, overwrite=overwrite, sources=sources)
-    return shared(ranks, path, is_folder=is_folder, overwrite=overwrite, sources=sources)
+from .ranks import LostRankError, Ranks
 
 
 @contextmanager
