@@ -181,16 +181,20 @@ def _first_that_runs(
     came furthest."""
     errors: list[ForwardError] = []
     for inputs in tries:
-        for saving in (True, False):
+        saving, from_python = True, False
+        while True:
             copied = _copy(model, where, mode)
             try:
-                found = trace(copied, inputs.args, inputs.kwargs, where, saving)
+                found = trace(copied, inputs.args, inputs.kwargs, where, saving, from_python)
                 return copied, found, inputs
             except ForwardError as e:
                 if saving and e.backward:  # it takes gradients itself
-                    continue
-                errors.append(e)
-                break
+                    saving = False
+                elif e.values and not from_python:
+                    from_python = True
+                else:
+                    errors.append(e)
+                    break
     if errors:
         error = max(errors, key=lambda one: one.modules)
         if error is errors[0] and len(errors) > 1 and _RANK.search(str(error)):
@@ -216,7 +220,7 @@ def _look_again(copied: Copy, seen: Trace, inputs: Inputs, where: torch.device, 
         # BatchNorm does not train on one value; where neither runs, eval mode has to do
         for one in (inputs.doubled(), inputs):
             with suppress(ForwardError):
-                again = trace(copied, one.args, one.kwargs, where)
+                again = trace(copied, one.args, one.kwargs, where, from_python=True)
                 seen.touched_in_training = again.touched
                 break
         copied.model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class ForwardError(ModelctlError):
 
     modules = 0
     backward = False  # whether it takes gradients itself
+    values = False  # whether it looks at values that are not known
 
 
 def trace(
@@ -99,9 +100,11 @@ def trace(
     kwargs: Mapping[str, Any],
     device: torch.device,
     saving: bool = True,
+    from_python: bool = False,
 ) -> Trace:
     """Run a copied model once on these inputs; without ``saving`` under ``no_grad``, and what a
-    backward would need is not known.
+    backward would need is not known. With ``from_python`` Python's numbers that become tensors
+    keep their values on meta, too: for that each function of torch is seen, which takes time.
 
     Raises:
         ForwardError: the forward raised.
@@ -124,7 +127,7 @@ def trace(
         for handle in watch.hook(model):
             stack.callback(handle.remove)
         try:
-            with watch, FromPython(values):
+            with watch, FromPython(values) if from_python else nullcontext():
                 out = watch.call(model, args, kwargs)
         except Exception as e:
             raise watch.explain(e) from e
@@ -235,6 +238,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{start}it needs the values of tensors{by}, and has shapes alone",
                 hint=_FOR_REAL,
             )
+            found.values = True
         else:
             hint = None
             if "Long, Int" in text:

@@ -8,6 +8,7 @@ are all known is computed for real, too; where one is unknown (a weight, an imag
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ class Values:
             _is_plain(tensor) and tensor.untyped_storage()._cdata in self._stale
         )
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor are known."""
+        if not tensor.is_meta:
+            return not self.is_stale(tensor)
+        return _is_plain(tensor) and tensor.untyped_storage()._cdata in self._known
+
     def of(self, tensor: Tensor) -> Tensor | None:
         """The values of a tensor, in memory; None where they are not known."""
         if not tensor.is_meta:
@@ -100,9 +107,9 @@ class Values:
 
         What it writes to is written here, too.
         """
-        if not self._can_compute(func):
-            return None
         inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        if not all(map(self.knows, inputs)) or not _computes(func):
+            return None
         real: dict[int, Tensor] = {}
         for one in inputs:
             value = self.of(one)
@@ -127,12 +134,6 @@ class Values:
         data, sizes = aten._pack_padded_sequence(one.unsqueeze(-1), known.cpu(), batch_first)
         shape = (data.shape[0], *given.shape[2:])
         return torch.empty(shape, dtype=given.dtype, device=given.device), sizes
-
-    @staticmethod
-    def _can_compute(func: Any) -> bool:
-        if func._overloadpacket in _UNDEFINED:
-            return False
-        return torch.Tag.nondeterministic_seeded not in func.tags
 
     def constant(self, func: Any, args: Sequence[Any], out: Any) -> None:
         """What the values of a new tensor are that takes only its kind from another."""
@@ -181,6 +182,14 @@ def _indices(index: Any) -> Any:
     return index
 
 
+@cache
+def _computes(func: Any) -> bool:
+    """Whether what an operator gives follows from its inputs."""
+    seeded = torch.Tag.nondeterministic_seeded in func.tags
+    return func._overloadpacket not in _UNDEFINED and not seeded
+
+
+@cache
 def is_view(func: Any) -> bool:
     """Whether all that comes out are views of what goes in: their values are known with it."""
     returns = func._schema.returns
@@ -192,11 +201,18 @@ def is_view(func: Any) -> bool:
 def written(func: Any, args: Sequence[Any], kwargs: Any) -> list[Tensor]:
     """The tensors that an operator writes to."""
     found: list[Tensor] = []
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found += tensors_in(value)
+    for i, name in _written_at(func):
+        found += tensors_in(args[i] if i < len(args) else kwargs.get(name))
     return found
+
+
+@cache
+def _written_at(func: Any) -> list[tuple[int, str]]:
+    return [
+        (i, argument.name)
+        for i, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
 
 def _is_plain(tensor: Tensor) -> bool:
