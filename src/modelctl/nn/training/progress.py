@@ -10,7 +10,7 @@ from ...core.tree import Path
 from ...errors import UnsupportedError
 from ..loading.values import live as made
 from ..optim import schedulers
-from .optimizers import OptimizersPart
+from .optimizers.restore import OptimizersPart
 from .part import Part, Saved
 from .scaler import find_scaler
 

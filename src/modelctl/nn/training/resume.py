@@ -18,7 +18,7 @@ from ...files import open as open_checkpoint
 from ...storage.far.urls import is_far, shown
 from ..loading.together import Together, tensors_of
 from ..optim.several import Several, labelled
-from .optimizers import OptimizersPart, SchedulersPart
+from .optimizers.restore import OptimizersPart, SchedulersPart
 from .part import Part, Saved
 from .progress import ProgressPart
 from .report import Resumed

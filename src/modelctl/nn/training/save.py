@@ -26,7 +26,7 @@ from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
-from .optimizer_entries import recordable
+from .optimizers.entries import recordable
 from .rng import gathered, rank, rng_state, world
 from .rotation import Row
 from .storable import storable

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...core.matching import optimizer_states
-from ...core.matching.matcher import match_names
-from ...core.matching.order import embeddings
-from ...core.text import some
-from ...errors import AmbiguousError, CollisionError, RefusedError
-from ..model_names import Parameters
+from ....core.matching import optimizer_states
+from ....core.matching.matcher import match_names
+from ....core.matching.order import embeddings
+from ....core.text import some
+from ....errors import AmbiguousError, CollisionError, RefusedError
+from ...model_names import Parameters
 
 WAY_OUT = (
     "resume(..., on_mismatch='skip') keeps the state of what fits, the rest starts fresh; or "

@@ -9,22 +9,22 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...core.matching.matcher import match_names, without
-from ...core.names import alphabetical
-from ...core.nodes import mapping
-from ...core.records import frozen_names
-from ...core.text import some
-from ...errors import AmbiguousError, CollisionError, RefusedError
-from ...surgery.carry.optimizer_names import assign_names
-from ..freezing.freeze import set_grad
-from ..loading.sharded import is_sharded
-from ..loading.values import live as made
-from ..model_names import Parameters
-from ..optim import schedulers
-from ..optim.several import Label, by_label, called, paired
-from .optimizer_state import OptimizerPlan, plan_optimizer
-from .part import Part, Saved
-from .weights import ModelPart
+from ....core.matching.matcher import match_names, without
+from ....core.names import alphabetical
+from ....core.nodes import mapping
+from ....core.records import frozen_names
+from ....core.text import some
+from ....errors import AmbiguousError, CollisionError, RefusedError
+from ....surgery.carry.optimizer_names import assign_names
+from ...freezing.freeze import set_grad
+from ...loading.sharded import is_sharded
+from ...loading.values import live as made
+from ...model_names import Parameters
+from ...optim import schedulers
+from ...optim.several import Label, by_label, called, paired
+from ..part import Part, Saved
+from ..weights import ModelPart
+from .state import OptimizerPlan, plan_optimizer
 
 _WAY_OUT = (
     "give optimizer= as it was saved, each over the same parameters, in the same order or under "

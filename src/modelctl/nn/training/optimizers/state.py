@@ -13,18 +13,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...core.matching.matcher import Shape
-from ...core.matching.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
-from ...core.tensors import TensorRef
-from ...core.text import some
-from ...errors import RefusedError
-from ..freezing.unfreeze import add_group
-from ..loading.reader import Reader, torch_dtype
-from ..loading.sharded import filled, is_sharded, local, within
-from ..loading.tensors import to_tensors
-from ..model_names import Parameters
-from ..optim import schedulers
-from .optimizer_entries import WAY_OUT, Group, find_targets, misfit, shows
+from ....core.matching.matcher import Shape
+from ....core.matching.optimizer_states import DECOUPLED, HOW, MAXIMIZE, TELLING, implied, is_flat
+from ....core.tensors import TensorRef
+from ....core.text import some
+from ....errors import RefusedError
+from ...freezing.unfreeze import add_group
+from ...loading.reader import Reader, torch_dtype
+from ...loading.sharded import filled, is_sharded, local, within
+from ...loading.tensors import to_tensors
+from ...model_names import Parameters
+from ...optim import schedulers
+from .entries import WAY_OUT, Group, find_targets, misfit, shows
 
 _NOT_SETTINGS = ("params", "param_names")
 

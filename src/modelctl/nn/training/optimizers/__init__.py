@@ -1,0 +1,1 @@
+"""Saved optimizers and schedulers, back onto the live ones."""
