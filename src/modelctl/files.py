@@ -17,7 +17,7 @@ from .core.storages import Source
 from .core.tree import find_path
 from .errors import LossError
 from .formats.base import Writable, WritableFormat
-from .formats.destination import Destination, destination, out_place
+from .formats.destination import Destination, destination, folder_of, out_place
 from .formats.registry import about_ranks, detect, for_writing
 from .pickles.left_out import without_calls
 from .storage.far.urls import shown, url_of
@@ -136,8 +136,7 @@ def save(
         WriteError: the output can't be written; nothing was changed.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
-    of_folder = ckpt.folder is not None
-    target = destination(path, to, max_shard_size, of_folder=of_folder)
+    target = destination(path, to, max_shard_size, of_folder=folder_of(ckpt))
     ckpt, notes = _prepared(ckpt, path, target, history)
     with _no_collector(), target.staged(overwrite=overwrite, sources=_files(ckpt)) as group:
         layout = target.layout(ckpt, group.names)
@@ -282,8 +281,7 @@ def check_save(
         UsageError: no format is named.
         WriteError: something stands there, or there is no folder to write to.
     """
-    of_folder = ckpt.folder is not None
-    target = destination(path, to, max_shard_size, of_folder=of_folder)
+    target = destination(path, to, max_shard_size, of_folder=folder_of(ckpt))
     ckpt, notes = _prepared(ckpt, path, target, history)
     if not new_folder:
         target.check(overwrite=overwrite)

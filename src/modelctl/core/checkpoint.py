@@ -54,14 +54,17 @@ class Folder(NamedTuple):
     Attributes:
         files: the file of each part of the tree, by its key at the top; of shards their index;
             under ``""`` where one file holds all.
-        beside: what else stands there and goes along into a new folder; each is opened when it
-            is asked for, and may turn out to be none that does: ModelctlError.
+        beside: what else stands there and goes along into a new folder, as a part does that was
+            not changed, where it is here, too; each is opened when it is asked for, and may turn
+            out to be none that does: ModelctlError.
         left: what does not: the weights once more in another format.
+        arranged: how the tree is laid out there, for the format that read it.
     """
 
     files: Mapping[str, str]
     beside: Mapping[str, Callable[[], Storage]]
     left: Sequence[str] = ()
+    arranged: Any = None
 
 
 class Recorded(NamedTuple):

@@ -20,7 +20,7 @@ from ..storage.streams import is_stream, stdout
 from ..storage.targets import PathLike
 from .base import Writable, WritableFolder, WritableFormat, no_state_dict
 from .folders import Folder
-from .registry import for_writing, of_suffix, writable
+from .registry import for_writing, known, of_suffix, writable
 from .shards.writing import (
     INDEX,
     MAX_SHARD_SIZE,
@@ -132,7 +132,7 @@ def destination(
     to: str | None = None,
     shard_size: int | str | None = None,
     *,
-    of_folder: bool = False,
+    of_folder: WritableFolder | None = None,
 ) -> Destination:
     """What ``path`` names as an output, by its suffix: a file, a folder for shards (one that is
     there, or ends with a slash, or with ``shard_size`` has no suffix), or the index of shards;
@@ -141,7 +141,7 @@ def destination(
     Args:
         to: the name of the format, where the suffix is not to say it.
         shard_size: the most bytes in a shard, as a number or a text (``"5GB"``, the default).
-        of_folder: whether it was read from a folder with more in it, which then stays one.
+        of_folder: what it was read from where that is a folder with more in it: it stays one.
 
     Raises:
         UsageError: no such format, no size, or a name that does not say what is meant.
@@ -171,9 +171,9 @@ def destination(
         names = stem or "model", suffix or fmt.suffixes[0]
         return Destination(fmt, place.folder, _sharded(fmt, names), limit)
     is_folder = place.is_folder
-    as_it_was = of_folder and to is None and shard_size is None
-    if as_it_was and (is_folder or of_suffix(place.name) is None):
-        return Destination(Folder(), place.bare)
+    as_it_was = of_folder if to is None and shard_size is None else None
+    if as_it_was is not None and (is_folder or of_suffix(place.name) is None):
+        return Destination(as_it_was, place.bare)
     if not is_folder and shard_size is not None:  # a folder that is to be, if it has no suffix
         is_folder = of_suffix(place.name) is None
     if is_folder:
@@ -186,6 +186,15 @@ def destination(
             hint=f"-o {quote(other)} writes a folder of them",
         )
     return Destination(for_writing(to, place.name), place)
+
+
+def folder_of(ckpt: Checkpoint) -> WritableFolder | None:
+    """What a checkpoint was read from where that is a folder with more in it, which an output
+    stays; None for all else."""
+    if ckpt.folder is None:
+        return None
+    found = known(ckpt.origin.format) if ckpt.origin is not None else None
+    return found if isinstance(found, WritableFolder) else Folder()
 
 
 def out_place(path: PathLike) -> OutPlace:
@@ -212,8 +221,8 @@ def _check_index(place: OutPlace, to: str | None, fmt: Writable) -> None:
 
 def _sharded(fmt: Writable, names: tuple[str, ...] | None) -> ShardNames:
     if _shard_names(fmt) is None or names is None:
-        known = ", ".join(one.name for one in writable(all=True) if _shard_names(one) is not None)
-        raise UsageError(f"{fmt.label} is not written in shards", hint=f"{known} are")
+        can = ", ".join(one.name for one in writable(all=True) if _shard_names(one) is not None)
+        raise UsageError(f"{fmt.label} is not written in shards", hint=f"{can} are")
     return ShardNames(*names)
 
 

@@ -6,21 +6,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
 from shlex import quote
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Origin
 from ..core.checkpoint import Folder as Parts
 from ..core.nodes import mapping
-from ..core.notes import Loss, Note, info, warning
-from ..core.storages import RunStorage, Storage
-from ..core.text import count, some
+from ..core.notes import Loss
+from ..core.storages import Storage
+from ..core.text import some
 from ..errors import ModelctlError, UnreadableError
 from ..storage.layout import FileLayout, Layout, LayoutBuilder
 from ..storage.places import Place
 from .base import WritableFolder, WritableFormat
+from .beside import along, others
 from .pytorch.zip import TorchZip
 from .safetensors import Safetensors
 from .shards.reading import Sharded
@@ -50,7 +50,6 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 # The weights in a format of others.
 _OF_OTHERS = re.compile(r"(tf_model|flax_model|rust_model|.*\.onnx|.*\.gguf|.*\.mlmodel)", re.I)
 _MOST_JSON = 256 << 20
-_MOST_BESIDE = 1000
 _WRITERS: tuple[WritableFormat, ...] = (Safetensors(), TorchZip())
 
 
@@ -159,8 +158,7 @@ class Folder(WritableFolder):
         assert folder is not None
         roots = _roots(ckpt)
         before = _roots(ckpt.replace(root=ckpt.read)) if ckpt.read is not None else {}
-        along, left = ([], []) if in_place else _along(folder)
-        files = [_copied(*one) for one in along]
+        files, notes = ([], []) if in_place else along(folder)
         stale: list[str] = []
         last: list[FileLayout] = []
         for key, name in folder.files.items():
@@ -174,7 +172,6 @@ class Folder(WritableFolder):
                     stale += made.superseded
                 else:
                     (last if key in ("", "model") else files).append(_one(part, name))
-        notes = () if in_place else [*_left([name for name, _ in along], left)]
         return Layout([*files, *last], stale, notes)
 
 
@@ -222,30 +219,6 @@ def _sharded(part: Checkpoint, index: str, there: Collection[str]) -> Layout:
     return shards_layout(part, writer, names, limit, taken=there, old=old)
 
 
-def _copied(name: str, storage: Storage) -> FileLayout:
-    out = LayoutBuilder()
-    out.copy(storage)
-    return out.file(name)
-
-
-def _along(folder: Parts) -> tuple[list[tuple[str, Storage]], list[str]]:
-    """What goes along, opened; and what does not: other folders, links."""
-    found, left = [], [*folder.left]
-    for name, opened in folder.beside.items():
-        try:
-            found.append((name, opened()))
-        except ModelctlError:
-            left.append(name)
-    return found, sorted(left)
-
-
-def _left(along: Sequence[str], left: Sequence[str]) -> Iterator[Note]:
-    if along:
-        yield info(f"{count(len(along), 'file')} beside it went along: {some(along, 4)}")
-    if left:
-        yield warning(f"left behind: {some(left)}", "copy them where they are wanted")
-
-
 # ---------------------------------------------------------------------- what is in a folder
 
 
@@ -266,21 +239,14 @@ def _beside(
     place: Place, own: Collection[str]
 ) -> tuple[dict[str, Callable[[], Storage]], list[str]]:
     """What else is in a folder: what goes along with it, and what does not."""
-    others = [name for name in place.names if name not in own]
-    if len(others) > _MOST_BESIDE:  # no checkpoint's own
-        return {}, [f"{len(others):,} other files"]
-    left = [name for name in others if _is_weights(name)]
-    return {name: partial(_whole, place, name) for name in others if name not in left}, left
+    found, many = others(place, own)
+    left = [name for name in found if _is_weights(name)]
+    return {name: opened for name, opened in found.items() if name not in left}, [*many, *left]
 
 
 def _is_weights(name: str) -> bool:
     """Whether it is the weights once more, as they were."""
     return name in _MODELS or bool(SHARD.search(name) or _OF_OTHERS.match(name))
-
-
-def _whole(place: Place, name: str) -> Storage:
-    source = place.inside(name).source
-    return RunStorage(source, 0, source.size)
 
 
 def _json(place: Place) -> Any:

@@ -76,6 +76,7 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
         *("tuple", "int", "float", "bool", "str", "object"),
     ),
     "_codecs": ("encode",),
+    "_io": ("BytesIO",),  # bytes
     "copyreg": ("_reconstructor",),
     "argparse": ("Namespace",),
     "types": ("SimpleNamespace",),

@@ -15,7 +15,7 @@ from ..formats.base import Writable
 from ..formats.folders import Folder, is_part
 from ..formats.registry import for_writing, known, writable
 from ..storage.far.urls import is_far
-from .naming import is_sharded, opened
+from .naming import is_sharded, is_written_folder, opened
 
 
 def about_files(
@@ -27,11 +27,20 @@ def about_files(
         chosen: whether the user named the format.
         into_folder: whether the output is a folder, or an index in one.
     """
-    if saved.format == Folder.name:
+    if saved.format == Folder.name or (
+        before.folder is not None
+        and before.origin is not None
+        # it went along
+        and is_written_folder(before)
+        and saved.format == before.origin.format
+    ):
         return
-    if before.folder is not None and before.folder.beside:
-        stay = "stays" if len(before.folder.beside) == 1 else "stay"
-        yield info(f"{some(list(before.folder.beside), 4)} {stay} in the folder alone")
+    parts = before.folder.files.values() if before.folder is not None else ()
+    others = before.folder.beside if before.folder is not None else ()
+    beside = [name for name in others if name not in parts]
+    if beside:
+        stay = "stays" if len(beside) == 1 else "stay"
+        yield info(f"{some(beside, 4)} {stay} in the folder alone")
     old = _shards(before)
     new = max(saved.files - 1, 1)
     if old and (new != len(old) or saved.files == 1):

@@ -29,6 +29,7 @@ from .kinds import (
     StateDict,
     is_model,
     is_optimizer,
+    like_layers,
     param_groups,
 )
 from .optimizers import held_by, trainable
@@ -60,8 +61,6 @@ _STEP_KEYS = (
 )
 _LR_KEYS = ("lr", "learning_rate")
 _RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state")
-# Names that only tensors of layers have, where there are no dots.
-_OF_LAYERS = frozenset(("weight", "bias", "running_mean"))
 
 
 @dataclass(frozen=True)
@@ -268,8 +267,17 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         epoch=number(top, _EPOCH_KEYS, int | float),
         step=number(top, _STEP_KEYS, int),
         lr=number(top, _LR_KEYS, int | float),
-        rng=next(((((name,), top[name])) for name in _RNG_KEYS if name in top), None),
+        rng=_rng(top),
     )
+
+
+def _rng(top: dict[Any, Any]) -> tuple[Path, Any] | None:
+    for name in _RNG_KEYS:  # Megatron's is in a part a rank: rng_state/shard_0.0_1.1
+        parts = (key for key in top if isinstance(key, str) and key.startswith(f"{name}/shard_"))
+        for key in (name, *parts):
+            if key in top:
+                return (key,), top[key]
+    return None
 
 
 def _chosen(root: Any, key: Path) -> Any:
@@ -312,7 +320,11 @@ def _models(found: list[StateDict]) -> tuple[list[StateDict], bool]:
 def _is_others(path: Path) -> bool:
     return any(
         isinstance(label, str)
-        and (label in _OTHERS or "optim" in label.lower() or "sched" in label.lower())
+        and (
+            label.partition("/")[0] in _OTHERS
+            or "optim" in label.lower()
+            or "sched" in label.lower()
+        )
         for label in path
     )
 
@@ -324,7 +336,7 @@ def _says_copy(path: Path) -> bool:
 
 def _is_likely(model: StateDict) -> bool:
     """A state_dict that does look like a model's, not like some tensors under names."""
-    return model.is_module or any("." in name or name in _OF_LAYERS for name in model.entries)
+    return model.is_module or like_layers(model.entries)
 
 
 def _copies(found: Found, models: list[StateDict], *, named: bool) -> list[StateDict]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -58,7 +58,7 @@ def is_state_dict(node: Any) -> bool:
     entries = mapping(node)
     if not entries:
         return False
-    tensors = dotted = 0
+    tensors = dotted = extra = 0
     others: list[tuple[str, Any]] = []
     for key, value in entries.items():
         if not isinstance(key, str):
@@ -66,7 +66,9 @@ def is_state_dict(node: Any) -> bool:
         if isinstance(value, TensorRef | Composite) or is_uninitialized(value):
             tensors += 1
             dotted += "." in key
-        elif not (key.endswith("_extra_state") or is_leaf(value)):
+        elif is_extra_state(key):
+            extra += 1
+        elif not is_leaf(value):
             others.append((key, value))
     if not tensors:
         return False
@@ -75,7 +77,22 @@ def is_state_dict(node: Any) -> bool:
         if not dotted or any(_has_more(value, tensors) for value in holding.values()):
             return False
         tensors += sum("." in key for key in holding)  # packed: as good as a tensor
-    return 2 * tensors >= len(entries)
+    return 2 * tensors >= len(entries) - extra
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether a name is that of what ``get_extra_state`` of a module gave; Megatron has it by
+    layers and ranks (``…_extra_state/shard_0_24``)."""
+    return name.rpartition(".")[2].partition("/")[0] == "_extra_state"
+
+
+# Names that only tensors of layers have, where there are no dots.
+_OF_LAYERS = frozenset(("weight", "bias", "running_mean"))
+
+
+def like_layers(names: Iterable[str]) -> bool:
+    """Whether names look like a model's, not like those of some tensors."""
+    return any("." in name or name in _OF_LAYERS for name in names)
 
 
 # What lazy modules have in a tensor's place before their first batch.

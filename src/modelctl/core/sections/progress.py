@@ -13,9 +13,12 @@ from ..numbers import only_value, plain_number
 from ..tensors import TensorRef
 from ..tree import Path
 
-# Below the top; the last two are fairseq's.
+# Below the top; 'common' is Megatron's, the last two are fairseq's.
 _PLACES: tuple[Path, ...] = (
-    *((name,) for name in ("meta", "trainer", "trainer_state", "train_state", "progress")),
+    *(
+        (name,)
+        for name in ("meta", "trainer", "trainer_state", "train_state", "progress", "common")
+    ),
     *(("extra_state",), ("extra_state", "train_iterator"), ("optimizer_history", -1)),
 )
 # 'best_acc1', 'best_val_loss', 'best'; when that was is another thing. 'metric' is timm's.
@@ -35,6 +38,9 @@ def number(top: dict[Any, Any], names: tuple[str, ...], kind: Any) -> tuple[Path
     for path, entries in _places(top):
         for name in names:
             value = entries.get(name)
+            if path == ("train_state",) and isinstance(value, TensorRef):  # torchtitan's
+                value = _value(value)
+                value = int(value) if value is not None and value.is_integer() else value
             if isinstance(value, kind) and not isinstance(value, bool):
                 if isinstance(value, float) and not math.isfinite(value):
                     continue

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
-from ...core.checkpoint import Checkpoint, Finding, Origin
+from ...core.checkpoint import Checkpoint, Finding, Folder, Origin
 from ...core.notes import Loss, Note
 from ...core.records import write_records
 from ...core.tensors import TensorRef
@@ -22,13 +22,19 @@ from ...storage.chunked import Chunk, placed
 from ...storage.layout import Layout
 from ...storage.places import Place
 from ..base import WritableFolder
+from ..beside import others
 from ..pytorch.zip import TorchZip
+from ..single import read_single
 from . import writing
+from .arranged import gather
 from .metadata import NAME, OF_RANK, Described, Item, Saved, read_metadata
 from .ranks import not_read
 from .streams import as_saved
 
 _ITEMS = TorchZip()
+COMMON = "common"
+_COMMON_FILE = "common.pt"
+_MEGATRON = "metadata.json"
 
 
 class DistributedCheckpoint(WritableFolder):
@@ -55,7 +61,7 @@ class DistributedCheckpoint(WritableFolder):
         for name in found:
             described.add(read_metadata(place.member(name)))
         files = _Files(place, described)
-        root: dict[str, Any] = {}
+        saved: dict[str, Any] = {}
         for name, entry in described.entries.items():
             try:
                 value = files.object(entry) if isinstance(entry, Item) else files.tensor(entry)
@@ -67,12 +73,24 @@ class DistributedCheckpoint(WritableFolder):
                     offset=e.offset,
                     hint=e.hint,
                 ) from None
-            put(root, described.path(name), value)
+            put(saved, described.path(name), value)
+        root, arranged = gather(saved, whole=described.whole)
+        common = files.common(surely=bool(arranged.megatron)) if COMMON not in root else None
+        if common is not None:
+            root[COMMON] = common.root
+            files.size += common.origin.bytes_on_disk if common.origin else 0
+        parts = {"": NAME} if common is None else {"": NAME, COMMON: _COMMON_FILE}
+        own = {*found, *files.names, *(name for name in place.names if writing.is_own(name))}
+        beside, left = others(place, own)
         ckpt = Checkpoint(
             root,
             Origin(place.name, self.name, f"DCP, {files.text}", files.size),
-            warnings=(*files.warnings, *not_read(place.names)),
+            warnings=(
+                *files.warnings,
+                *not_read([one for one in beside if one not in parts.values()]),
+            ),
             findings=(*described.findings, *files.findings),
+            folder=Folder(parts, beside, left, arranged),
         )
         if described.records and ckpt.sections.models:
             return write_records(ckpt, described.records)
@@ -124,9 +142,24 @@ class _Files:
         self.size = sum(one.size for one in (*self._places.values(), *metadata))
         self.text = count(len(self._places), "file")
 
+    @property
+    def names(self) -> Collection[str]:
+        return self._places.keys()
+
+    def common(self, *, surely: bool) -> Checkpoint | None:
+        """What all ranks of Megatron have in common, in a file of its own; None where there is
+        none, or neither this is ``surely`` Megatron's nor what it writes beside says so."""
+        there = {*self.place.names}
+        if _COMMON_FILE not in there or not (surely or _MEGATRON in there):
+            return None
+        read = read_single(self.place.member(_COMMON_FILE))
+        self.findings += read.findings
+        self.warnings += read.warnings
+        return read
+
     def tensor(self, saved: Saved) -> TensorRef:
         """A tensor over its parts, none of which is looked at yet; tied ones lie in the same."""
-        key = (saved.dtype, saved.shape, tuple(saved.parts))
+        key = saved.dtype, saved.shape, tuple(saved.parts)
         if key in self._tensors:
             return self._tensors[key]
         chunks = [

@@ -22,6 +22,7 @@ OF_RANK = re.compile(r"__(\d+)\.metadata")  # where ranks write alone, since tor
 # What modelctl records of the model (docs/records.md): an attribute that torch does not look at,
 # or, where torch itself writes, an entry among its planner's data.
 RECORDS = "modelctl.records"
+NOTED = "mcore_data"  # Megatron's own field, for each tensor that it flattened
 _MODULE = "torch.distributed.checkpoint.metadata"
 METADATA = Global(_MODULE, "Metadata")
 _TENSOR = Global(_MODULE, "TensorStorageMetadata")
@@ -48,11 +49,13 @@ class Part(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A tensor as a whole, and its parts."""
+    """A tensor as a whole, and its parts; ``noted`` is what Megatron notes of it (the shape that
+    it had before it was flattened)."""
 
     dtype: DType
     shape: tuple[int, ...]
     parts: list[Part]
+    noted: Any = None
 
 
 @dataclass
@@ -73,6 +76,11 @@ class Described:
 
     def path(self, name: str) -> Path:
         return self.paths.get(name, (name,))
+
+    @property
+    def whole(self) -> bool:
+        """Whether no entry was taken apart before it was saved: nothing says where one belongs."""
+        return not self.paths
 
     def add(self, other: Described) -> None:
         """What another rank says of its own parts.
@@ -119,6 +127,7 @@ def _described(root: Any) -> Described:
     if tensors is None or stored is None:
         raise UnreadableError("not the metadata of torch.distributed.checkpoint")
     items = _items(stored)
+    noted = mapping(fields.get(NOTED)) or {}
     found = Described()
     for name, entry in tensors.items():
         if not isinstance(name, str) or not isinstance(entry, Obj):
@@ -129,7 +138,7 @@ def _described(root: Any) -> Described:
                 raise UnreadableError(f"it does not say where the object {name!r:.200} lies")
             found.entries[name] = item
         elif entry.func == _TENSOR:
-            found.entries[name] = _tensor(name, attributes(entry), items)
+            found.entries[name] = _tensor(name, attributes(entry), items, noted.get(name))
         else:
             raise UnreadableError(f"{name!r:.200} is neither a tensor nor an object")
     planned = mapping(fields.get("planner_data")) or {}
@@ -181,6 +190,7 @@ def _tensor(
     name: str,
     fields: Mapping[Any, Any],
     items: Mapping[tuple[str, tuple[int, ...] | None], Item],
+    noted: Any,
 ) -> Saved:
     chunks = fields.get("chunks")
     if not isinstance(chunks, list):
@@ -197,7 +207,8 @@ def _tensor(
                 f"it does not say where the part at {list(offsets)} of {name!r:.200} lies"
             )
         parts.append(Part(offsets, sizes, item))
-    return Saved(_dtype(name, fields.get("properties")), torch_size(fields.get("size")), parts)
+    dtype = _dtype(name, fields.get("properties"))
+    return Saved(dtype, torch_size(fields.get("size")), parts, noted)
 
 
 def _dtype(name: str, properties: Any) -> DType:

@@ -4,7 +4,7 @@ would write it, which any number of ranks can load."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...core.checkpoint import Checkpoint
@@ -17,10 +17,12 @@ from ...core.tree import Path, containers, most_paths, path_text
 from ...errors import RefusedError
 from ...pickles.writer import pickle
 from ...storage.chunked import ChunkedStorage
-from ...storage.layout import Layout, LayoutBuilder
+from ...storage.layout import FileLayout, Layout, LayoutBuilder
 from ...storage.values import ValuesStorage
+from ..beside import along
 from ..pytorch.zip import TorchZip
-from .metadata import METADATA, NAME, OF_RANK, RECORDS, Item, Part, Saved
+from .arranged import Arrangement, entries_of, scatter
+from .metadata import METADATA, NAME, NOTED, OF_RANK, RECORDS, Item, Part, Saved
 
 DATA = re.compile(r"__\d+_(\d+)\.distcp")
 _MODULE = METADATA.module
@@ -70,6 +72,37 @@ def _is_terminal(node: Any, known: dict[int, bool]) -> bool:
     return known[id(node)]
 
 
+def is_own(name: str) -> bool:
+    """Whether a file of this name is such a folder's own, even where nothing names it any more."""
+    return bool(DATA.fullmatch(name) or OF_RANK.fullmatch(name)) or name == NAME
+
+
+def entries(ckpt: Checkpoint) -> Iterator[tuple[Path, Any]]:
+    """What the folder is to hold, laid out as it was where it was read from one."""
+    root, arranged = ckpt.root, _arranged(ckpt)
+    for key in _parts(ckpt):
+        entries = mapping(root) or {}
+        if key in entries:
+            root = {name: node for name, node in entries.items() if name != key}
+    if arranged is None or mapping(root) is None:
+        return leaves(root)
+    saved = scatter(root, arranged)
+    return entries_of(saved) if arranged.whole else leaves(saved)
+
+
+def _arranged(ckpt: Checkpoint) -> Arrangement | None:
+    found = ckpt.folder.arranged if ckpt.folder is not None else None
+    return found if isinstance(found, Arrangement) else None
+
+
+def _parts(ckpt: Checkpoint) -> Mapping[str, str]:
+    """The parts at the top that are files by themselves."""
+    if _arranged(ckpt) is None:
+        return {}
+    assert ckpt.folder is not None
+    return {key: name for key, name in ckpt.folder.files.items() if key}
+
+
 def losses(ckpt: Checkpoint) -> list[Loss]:
     """What of a checkpoint has no place in such a folder."""
     if mapping(ckpt.root) is None:
@@ -78,7 +111,7 @@ def losses(ckpt: Checkpoint) -> list[Loss]:
         return [Loss(f"it holds a dict by names, this is a {kind}", way_out)]
     lost = []
     taken: set[str] = set()
-    for path, node in leaves(ckpt.root):
+    for path, node in entries(ckpt):
         name = path_text(path)
         if name in taken:
             lost.append(Loss(f"two entries would be called '{name}' there"))
@@ -106,24 +139,45 @@ def layout(ckpt: Checkpoint, there: Collection[str], *, in_place: bool) -> Layou
     data = f"__0_{max(numbers, default=-1) + 1}.distcp"
     out = LayoutBuilder()
     known: dict[Any, Saved] = {}  # tied tensors are written once, and named twice
-    entries: list[_Entry] = []
-    for path, node in leaves(ckpt.root):
+    found: list[_Entry] = []
+    for path, node in entries(ckpt):
         if not isinstance(node, TensorRef):
-            entries.append(_Entry(path, _add(out, data, ckpt, node)))
+            found.append(_Entry(path, _add(out, data, ckpt, node)))
             continue
         saved = known.get(node.identity)
         if saved is None:
             kept = _in_files(node) if in_place else None
             saved = known[node.identity] = kept or _tensor(out, data, ckpt, node)
-        entries.append(_Entry(path, saved))
+        found.append(_Entry(path, saved))
     files = [out.file(data)] if out.position else []
     head = LayoutBuilder()
-    for piece in pickle(_metadata(ckpt, entries), _no_storage):
+    for piece in pickle(_metadata(ckpt, found), _no_storage):
         head.add(piece)
-    used = {item.file for _, entry in entries for item in items_of(entry)}
+    used = {item.file for _, entry in found for item in items_of(entry)}
     stale = [name for name in there if DATA.fullmatch(name) and name not in used]
     stale += [name for name in there if OF_RANK.fullmatch(name)]
-    return Layout([*files, head.file(NAME)], stale, _unused(ckpt, used) if in_place else ())
+    parts, gone = _by_themselves(ckpt, in_place=in_place)
+    notes = _unused(ckpt, used) if in_place else []
+    if _arranged(ckpt) is not None and not in_place:
+        assert ckpt.folder is not None
+        copies, notes = along(ckpt.folder, {*gone, *(one.name for one in parts)})
+        files += copies
+    return Layout([*files, *parts, head.file(NAME)], [*stale, *gone] if in_place else stale, notes)
+
+
+def _by_themselves(ckpt: Checkpoint, *, in_place: bool) -> tuple[list[FileLayout], list[str]]:
+    """The parts that are files by themselves and were changed, or are not to be had as they were;
+    and those that are no longer."""
+    beside = ckpt.folder.beside if ckpt.folder is not None else ()
+    before = mapping(ckpt.read) or {}
+    now = mapping(ckpt.root) or {}
+    files, gone = [], []
+    for key, name in _parts(ckpt).items():
+        if key not in now:
+            gone.append(name)
+        elif now[key] is not before.get(key) or not (in_place or name in beside):
+            files.append(_ITEMS.layout(ckpt.replace(root=now[key]), name))
+    return files, gone
 
 
 def items_of(entry: Saved | Item) -> list[Item]:
@@ -149,7 +203,9 @@ def _tensor(out: LayoutBuilder, file: str, ckpt: Checkpoint, ref: TensorRef) -> 
     if not (ref.is_whole and ref.is_contiguous) or ref.bits:
         storage = ValuesStorage(ref)
     item = _add(out, file, ckpt, TensorRef(ref.dtype, ref.shape, storage))
-    return Saved(ref.dtype, ref.shape, [Part((0,) * len(ref.shape), ref.shape, item)])
+    was = ref.storage.saved if isinstance(ref.storage, SavedStorage) else None
+    noted = was.noted if was is not None and was.shape == ref.shape else None
+    return Saved(ref.dtype, ref.shape, [Part((0,) * len(ref.shape), ref.shape, item)], noted)
 
 
 def _add(out: LayoutBuilder, file: str, ckpt: Checkpoint, node: Any) -> Item:
@@ -197,9 +253,12 @@ def _metadata(ckpt: Checkpoint, entries: list[_Entry]) -> Obj:
     tensors: dict[str, Obj] = {}
     stored: dict[Obj, Obj] = {}
     planned: dict[str, Path] = {}
+    noted: dict[str, Any] = {}
     for path, entry in entries:
         name = path_text(path)
         planned[name] = path
+        if isinstance(entry, Saved) and entry.noted is not None:
+            noted[name] = entry.noted
         if isinstance(entry, Item):
             tensors[name] = Obj(Global(_MODULE, "BytesStorageMetadata"), (), "newobj")
             stored[_index(name, None, None)] = _stored(entry)
@@ -219,12 +278,14 @@ def _metadata(ckpt: Checkpoint, entries: list[_Entry]) -> Obj:
             },
         )
     ours = records(ckpt.sections.models[0].node) if ckpt.sections.models else {}
+    arranged = _arranged(ckpt)
     state = {
         "state_dict_metadata": tensors,
-        "planner_data": planned,
+        "planner_data": None if arranged is not None and arranged.whole else planned,
         "storage_data": stored,
         "storage_meta": None,
         "version": _VERSION,
+        **({NOTED: noted} if noted else {}),
         **({RECORDS: ours} if ours else {}),
     }
     return Obj(METADATA, (), "newobj", state=state)
