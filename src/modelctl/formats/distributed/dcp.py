@@ -82,12 +82,13 @@ class DistributedCheckpoint(WritableFolder):
         parts = {"": NAME} if common is None else {"": NAME, COMMON: _COMMON_FILE}
         own = {*found, *files.names, *(name for name in place.names if writing.is_own(name))}
         beside, left = others(place, own)
+        unread = [name for name in beside if name not in parts.values()]
         ckpt = Checkpoint(
             root,
             Origin(place.name, self.name, f"DCP, {files.text}", files.size),
             warnings=(
                 *files.warnings,
-                *not_read([one for one in beside if one not in parts.values()]),
+                *not_read(unread),
             ),
             findings=(*described.findings, *files.findings),
             folder=Folder(parts, beside, left, arranged),
