@@ -60,7 +60,7 @@ class PartStorage(Storage):
             raise DamagedError(self.inner, e.path, e.offset) from None
         self.compared = True
 
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes | memoryview]:
         self.check()
         yield from self.chunks(start, stop)
 

@@ -275,7 +275,7 @@ class Storage(ABC):
         for at in range(start, stop, CHUNK):
             yield self.read(at, min(CHUNK, stop - at))
 
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes | memoryview]:
         """The same as :meth:`chunks`, compared with the recorded checksum: while they pass where
         they are all, else before the first, by reading all of the storage once.
 

@@ -234,7 +234,7 @@ class TensorRef:
         is_whole = self.is_whole
         if self.is_contiguous:
             pieces = self.storage.checked if is_whole else self.storage.chunks
-            yield from pieces(self.start, self.start + self.nbytes)
+            yield from map(bytes, pieces(self.start, self.start + self.nbytes))
         elif self.nbytes:
             if is_whole:
                 self.storage.check()
@@ -416,7 +416,7 @@ class SwappedStorage(Storage):
             raise DamagedError(self, e.path, e.offset) from None
         self.compared = True
 
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes | memoryview]:
         self.check()  # the checksum is that of the bytes as they lie there
         yield from self.chunks(start, stop)
 

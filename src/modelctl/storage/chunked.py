@@ -226,15 +226,16 @@ class ChunkedStorage(Storage):
         ]
 
     def read(self, start: int, size: int) -> bytes:
-        return self._read(start, size, None)
+        return bytes(self._read(start, size, None))
 
-    def _read(self, start: int, size: int, passed: Passed | None) -> bytes:
+    def _read(self, start: int, size: int, passed: Passed | None) -> bytes | memoryview:
         item = self.dtype.itemsize
         first, last = start // item, -(-(start + size) // item)
-        data = b"".join(self._box(box, passed) for box in boxes(self.shape, first, last))
+        found = [self._box(box, passed) for box in boxes(self.shape, first, last)]
+        data = found[0] if len(found) == 1 else b"".join(found)
         return data[start - first * item :][:size]
 
-    def _box(self, wanted: Box, passed: Passed | None) -> bytes:
+    def _box(self, wanted: Box, passed: Passed | None) -> bytes | memoryview:
         """The values of a box, row-major."""
         import numpy as np
 
@@ -257,7 +258,7 @@ class ChunkedStorage(Storage):
                 for (low, high), (at, _), step in zip(common, wanted, steps, strict=True)
             )
             out[where] = np.frombuffer(data, "u1").reshape(out[where].shape)
-        return b"" if out is None else out.tobytes()
+        return b"" if out is None else memoryview(out.reshape(-1))
 
     def _of_chunk(self, index: int, box: Box, passed: Passed | None) -> bytes:
         """The values of a box that lies in a chunk; ``passed`` is told where they lie as they
@@ -290,7 +291,7 @@ class ChunkedStorage(Storage):
                 raise DamagedError(self, e.path, e.offset) from None
         self.compared = True
 
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes | memoryview]:
         stop = self.nbytes if stop is None else stop
         if self.compared or (start, stop) != (0, self.nbytes):
             self.check()
@@ -308,7 +309,7 @@ class ChunkedStorage(Storage):
                 raise DamagedError(self, e.path, e.offset) from None
         self.compared = True
 
-    def _in_blocks(self) -> Iterator[bytes]:
+    def _in_blocks(self) -> Iterator[bytes | memoryview]:
         """All bytes, put together of the chunks, each of which is read once, for its checksum,
         too."""
         passed = Passed()

@@ -24,7 +24,7 @@ class ValuesStorage(Storage):
         self.ref.storage.check()
         self.compared = True
 
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[bytes | memoryview]:
         self.ref.check()
         yield from self.chunks(start, stop)
 
