@@ -29,7 +29,8 @@ _MOST_ROWS = 30  # in a notebook
 
 
 class Finding(NamedTuple):
-    """Something that unpickling the file would do; modelctl itself does not."""
+    """Something that unpickling the file would do; modelctl itself does not. ``offset`` is where
+    it does it first, of so many ``times``."""
 
     level: Literal["dangerous", "suspicious"]
     id: str
@@ -37,6 +38,7 @@ class Finding(NamedTuple):
     name: str
     opcode: str
     offset: int
+    times: int = 1
 
 
 class Origin(NamedTuple):

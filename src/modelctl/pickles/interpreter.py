@@ -47,7 +47,10 @@ def unpickle(
         UnreadableError: not a pickle, cut off, or over a limit. ``offset`` says where.
     """
     machine = Machine(data, start, persistent_load, findings, on_disk)
-    return _run(machine, max(MAX_OPCODES, on_disk))
+    try:
+        return _run(machine, max(MAX_OPCODES, on_disk))
+    finally:
+        machine.finish()
 
 
 def most_bytes(file: int) -> int:

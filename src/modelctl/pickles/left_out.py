@@ -10,7 +10,8 @@ from ..core.nodes import ABSENT, Global, Obj
 from ..core.notes import Note, warning
 from ..core.text import some
 from ..core.tree import containers, path_text, rebuild, walk
-from .policy import is_of_libraries, judge
+from .names import is_of_libraries
+from .policy import judge
 
 _PLAIN = (str, int, float, bytes, type(None))
 _GETATTR = Global("builtins", "getattr")

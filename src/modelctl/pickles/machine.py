@@ -18,7 +18,7 @@ from ..core.tensors import Rebuild, TensorRef
 from ..core.tree import brief
 from ..errors import UnreadableError
 from .composite import composite
-from .policy import judge, judge_state, judge_subclass
+from .policy import MAY_CALL_WITH, judge, judge_global, judge_state, judge_subclass
 from .rebuild import REBUILDS, TENSOR_V2, TENSOR_V3
 from .tensor_calls import UNMADE, TensorCalls
 
@@ -34,7 +34,7 @@ MAX_MARKS = 10_000
 MAX_CONTAINERS, CONTAINERS, BYTES_A_CONTAINER = 2_000_000, 50_000, 12
 MAX_TUPLES, TUPLES, BYTES_A_TUPLE = 8_000_000, 200_000, 5
 _MAX_LINE = 1 << 16
-_MAX_FINDINGS = 1_000
+_MAX_FINDINGS = 1_000  # of each level
 _MAX_EQUAL = 64
 
 KINDS = {list: "a list", dict: "a dict", tuple: "a tuple", str: "a string", Global: "a global"}
@@ -74,6 +74,11 @@ class Machine:
         self.spent = 0  # opcodes, beyond those that were run one by one
         self.equal_hashes: dict[tuple[int, int], int] = {}
         self.findings: list[Finding] = [] if findings is None else findings
+        self.kinds: dict[tuple[str, str, str], int] = {}  # of findings: where in the list
+        self.levels: dict[str, int] = {}
+        self.named: dict[Global, Finding] = {}  # what is found of names, called or not
+        # Of what may be called with some arguments: how often it was on the stack, and not called.
+        self.owed: dict[Global, int] = {}
         self.at = start
 
     def error(self, message: str) -> UnreadableError:
@@ -154,10 +159,18 @@ class Machine:
         if 0 <= index < len(self.memo):
             value = self.memo[index]
             self.stack.append(self.tensors.make(self, index) if value is UNMADE else value)
+            if self.owed:
+                self.owe(value)
         elif index in self.sparse:
             self.stack.append(self.sparse[index])
+            self.owe(self.sparse[index])
         else:
             raise self.error(f"memo slot {index} was never filled")
+
+    def owe(self, value: Any) -> None:
+        """What is on the stack once more."""
+        if type(value) is Global and value in self.owed:
+            self.owed[value] += 1
 
     def get(self, index: int) -> None:
         """A BINGET or LONG_BINGET: what torch calls for a tensor comes out of the memo by these."""
@@ -199,8 +212,26 @@ class Machine:
         entries[key] = value
 
     def find(self, finding: Finding | None) -> None:
-        if finding is not None and len(self.findings) < _MAX_FINDINGS:
+        """Note a finding; of what was found before, that it was found once more."""
+        if finding is None:
+            return
+        kind = (finding.level, finding.id, finding.name)
+        index = self.kinds.get(kind)
+        if index is not None:
+            before = self.findings[index]
+            self.findings[index] = before._replace(times=before.times + 1)
+            return
+        found = self.levels[finding.level] = self.levels.get(finding.level, 0) + 1
+        if found <= _MAX_FINDINGS:
+            self.kinds[kind] = len(self.findings)
             self.findings.append(finding)
+
+    def finish(self) -> None:
+        """Note what was named, and not called."""
+        called = {finding.name for finding in self.findings}
+        for name, finding in self.named.items():
+            if self.owed.get(name, 1) and finding.name not in called:
+                self.find(finding)
 
     def danger(self, id: str, what: str, name: Any, opcode: str) -> None:
         text = (
@@ -224,6 +255,13 @@ class Machine:
             found = self.globals[(module, name)] = Global(module, name)
             if "." in name:
                 self.danger("dotted-name", f"names {found}", found, "STACK_GLOBAL")
+            finding = judge_global(found, self.at)
+            if finding is not None:
+                self.named[found] = finding
+                if found in MAY_CALL_WITH:
+                    self.owed[found] = 0
+        if found in self.owed:
+            self.owed[found] += 1
         self.stack.append(found)
 
     def call(self, func: Any, args: Any, opcode: str) -> None:
@@ -245,7 +283,10 @@ class Machine:
                     self.stack.append(made)
                     return
         self.count()
-        self.find(judge(func, args, opcode, self.at))
+        finding = judge(func, args, opcode, self.at)
+        self.find(finding)
+        if finding is None and isinstance(func, Global) and func in self.owed:
+            self.owed[func] -= 1
         made = None
         if isinstance(func, Global):
             with suppress(TypeError, ValueError, IndexError, AttributeError, KeyError):

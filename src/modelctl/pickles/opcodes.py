@@ -59,6 +59,7 @@ def op_pop_mark(m: Machine) -> None:
 
 def op_dup(m: Machine) -> None:
     m.stack.append(m.stack[-1])
+    m.owe(m.stack[-1])
 
 
 def op_none(m: Machine) -> None:

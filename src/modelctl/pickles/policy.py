@@ -6,12 +6,12 @@ nothing that a file names.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from ..core.checkpoint import Finding
 from ..core.nodes import Global, Obj
+from .names import is_built_by_torch, is_of_libraries, judge_name
 
 _REBUILDS = (
     "_rebuild_tensor",
@@ -36,6 +36,7 @@ _CALLABLE: dict[str, tuple[str, ...]] = {
     "torch.tensor": ("_rebuild_from_type_v2",),
     "torch": ("Size", "device"),
     "torch.serialization": ("_get_layout",),
+    "torch.torch_version": ("TorchVersion",),  # a text
     "torch.jit._pickle": (
         *("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"),
         *("build_tensor_from_id", "restore_type_tag"),
@@ -149,7 +150,7 @@ def _is_layout(args: tuple[Any, ...]) -> bool:
 
 _MOST_PATTERN = 1000
 # Harmless where their arguments are what they are meant to be.
-_MAY_CALL_WITH: dict[Global, Callable[[tuple[Any, ...]], bool]] = {
+MAY_CALL_WITH: dict[Global, Callable[[tuple[Any, ...]], bool]] = {
     Global("re", "_compile"): _is_regex,
     Global("builtins", "getattr"): _is_layout,
     Global("logging", "getLogger"): _is_logger,
@@ -173,14 +174,13 @@ _FROM_TYPE = {
 }
 _MOST_NESTED = 4
 
-# Modules whose classes are built and given a state by every saved nn.Module and optimizer.
-_BUILT_BY_TORCH = ("torch.nn.", "torch.optim.", "torch.ao.nn.", "torch.nn", "torch.optim")
 
-
-def is_of_libraries(name: Global) -> bool:
-    """Whether it is Python's, torch's or numpy's own: not a class of whoever saved the file."""
-    top = name.module.partition(".")[0]
-    return (top in sys.stdlib_module_names and top != "__main__") or top in ("torch", "numpy")
+def judge_global(name: Global, offset: int) -> Finding | None:
+    """What it means that a pickle names something, called or not; None where that is no finding,
+    as of what may be called with some arguments and is called so."""
+    if name in MAY_CALL:
+        return None
+    return judge_name(name, offset)
 
 
 def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
@@ -193,7 +193,7 @@ def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
     if "." in func.name:
         return Finding("dangerous", "dotted-call", f"calls {name}", name, opcode, offset)
     builds = opcode in ("NEWOBJ", "NEWOBJ_EX")
-    if builds and func.module.startswith(_BUILT_BY_TORCH):
+    if builds and is_built_by_torch(func):
         return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
     if builds and not is_of_libraries(func):
         return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
@@ -204,7 +204,7 @@ def judge(func: Any, args: Any, opcode: str, offset: int) -> Finding | None:
     """As :func:`judge_call`, with the arguments: some harmless callables call those."""
     found = judge_call(func, opcode, offset)
     if opcode == "REDUCE" and isinstance(func, Global) and isinstance(args, tuple):
-        known = _MAY_CALL_WITH.get(func)
+        known = MAY_CALL_WITH.get(func)
         if known is not None and known(args):
             return None
     for _ in range(_MOST_NESTED):

@@ -17,7 +17,7 @@ from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..core.storages import CHUNK, Storage
 from ..core.tensors import StorageRef, TensorRef
 from ..errors import RefusedError, UnsupportedError
-from .policy import judge, judge_state
+from .policy import MAY_CALL_WITH, judge, judge_global, judge_state
 
 _BATCH = 1000
 _PIECE = 16 << 20
@@ -147,7 +147,13 @@ class _Writer:
             self.out += head if len(raw) < 256 else head + struct.pack("<i", len(raw))
             self.out += raw
 
-    def name(self, value: Global) -> None:
+    def name(self, value: Global, *, called: bool = False) -> None:
+        """A name: to be called with what was judged, or as a value, which anybody may call."""
+        finding = None if called or value in self.memo else judge_global(value, 0)
+        if finding is not None and finding.level == "dangerous":
+            raise _refused(finding.what)
+        if value in MAY_CALL_WITH and not called:
+            raise _refused(f"names {value}")
         if self.got(value):
             return
         module, name = value.module, value.name
@@ -348,7 +354,9 @@ class _Writer:
         self.enter(value)
         parts = (value.func, value.args)
         for part in parts if value.how != "newobj_ex" else (*parts, value.kwargs):
-            if not self.leaf(part):
+            if part is value.func and isinstance(part, Global):
+                self.name(part, called=True)
+            elif not self.leaf(part):
                 yield part
         self.out += {"reduce": b"R", "newobj": b"\x81", "newobj_ex": b"\x92"}[value.how]
         self.put(id(value if stands_for is None else stands_for))
