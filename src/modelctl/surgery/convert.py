@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..core.checkpoint import Checkpoint
 from ..core.freeze_record import FreezeRecord
 from ..core.names import parameters
-from ..core.nodes import Composite, mapping, ordered_dict, with_entries
+from ..core.nodes import ABSENT, Composite, mapping, ordered_dict, with_entries
 from ..core.notes import info, warning
 from ..core.records import FREEZE, records, with_records
 from ..core.sections import StateDict, is_nameless
 from ..core.sections.devices import device_tag
-from ..core.tensors import TensorRef
+from ..core.tensors import Rebuild, TensorRef
 from ..core.text import some
 from ..core.tree import path_text, walk
 from ..errors import NoMatchError
@@ -46,6 +48,8 @@ def convert(ckpt: Checkpoint, weights_only: bool = False, device: str | None = N
     node = model.node
     if others:
         node = with_entries(node, model.tensors())
+    if any(finding.level == "dangerous" for finding in ckpt.findings):
+        node = _plain(model)
     out = ckpt.replace(root=node, key=None, outside=None)
     top = mapping(ckpt.root) or {}
     if model.path == ("state_dict",) and "ema_state_dict" in top and "meta" in top:
@@ -57,6 +61,24 @@ def convert(ckpt: Checkpoint, weights_only: bool = False, device: str | None = N
         if lost := [name for name, ref in ckpt.tensors().items() if ref.identity not in kept]:
             out = out.noting(warning(f"left out, none of the model's: {some(lost, 6)}"))
     return out
+
+
+def _plain(model: StateDict) -> Any:
+    """A state_dict of which nothing stays but values: no state or class of a tensor, no hooks, of
+    ``_metadata`` the versions."""
+    tensors = {
+        name: ref.replace(rebuild=Rebuild(ref.rebuild.bits) if ref.rebuild.bits else None)
+        if ref.rebuild is not None
+        else ref
+        for name, ref in model.tensors().items()
+    }
+    versions = {
+        module: {"version": version}
+        for module, said in model.metadata.items()
+        if isinstance(module, str) and type(version := (mapping(said) or {}).get("version")) is int
+    }
+    node = ordered_dict(tensors, {"_metadata": ordered_dict(versions)} if versions else ABSENT)
+    return with_records(node, records(model.node))
 
 
 def _state_dict(ckpt: Checkpoint, model: StateDict) -> Checkpoint:
