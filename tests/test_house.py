@@ -28,13 +28,23 @@ ARROWS: dict[str, set[str]] = {
     "progress": {"core"},
     "nn": {"inspection", "surgery", "files", "progress", *_BELOW_FILES},
     "rewrite": {"inspection", "surgery", "files", *_BELOW_FILES},
-    "cli": {"nn", "rewrite", "inspection", "surgery", "files", "progress", *_BELOW_FILES},
+    "cli": {
+        "nn",
+        "rewrite",
+        "scanning",
+        "inspection",
+        "surgery",
+        "files",
+        "progress",
+        *_BELOW_FILES,
+    },
     "reports": {"inspection", "files", *_BELOW_FILES},
+    "scanning": {"inspection", "files", *_BELOW_FILES},
     "testing": {"inspection", "surgery", "files", *_BELOW_FILES},
     "__main__": {"cli"},
 }
 # Modules that look past the checkpoint at the file itself.
-WIDER = {"inspection.scan": {"pickles", "storage"}, "inspection.verify": {"pickles", "storage"}}
+WIDER = {"inspection.verify": {"pickles", "storage"}}
 
 # Imports what the user names on the command line (--arch package.module:factory), no file does.
 COMPUTED = {"nn.view.build"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .rewrite.parts import merge_files as merge_files
     from .rewrite.parts import split_file as split_file
     from .rewrite.recipe_files import read_recipe as read_recipe
+    from .scanning.scan import scan as scan
     from .surgery.convert import convert as convert
     from .surgery.find_head import find_head as find_head
     from .surgery.freeze import freeze as freeze
@@ -82,6 +83,7 @@ _WHERE = {
     "diff": "reports",
     "identify": "inspection.architectures.identify",
     "match": "inspection.matching.match",
+    "scan": "scanning.scan",
 }
 __all__ = ["__version__", *_WHERE]
 

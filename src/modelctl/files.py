@@ -55,7 +55,7 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
         UnsupportedError: sound, but of a kind that is not read yet.
         NoMatchError: ``key`` is not the path of a state_dict.
     """
-    place = _place(path, follow_symlinks)
+    place = place_of(path, follow_links=follow_symlinks)
     try:
         with _no_collector():
             ckpt = detect(place).read(place)
@@ -82,7 +82,7 @@ class _Later:
         self.close = place.close
 
 
-def _place(path: PathLike, follow_links: bool) -> Place:
+def place_of(path: PathLike, *, follow_links: bool = False) -> Place:
     """The place that a path or a URL names; what is far is imported where it is asked for."""
     url = url_of(path)
     if url is None:

@@ -254,12 +254,12 @@ def _print(screen: Any, text: str, style: str, most: int | None = None) -> None:
     screen.print(made, soft_wrap=True)
 
 
-def write_json(schema: str, data: dict[str, Any]) -> None:
-    """One JSON object with its schema; exact integers, null for unknown and for what is no number
-    there (NaN, infinities)."""
+def write_json(schema: str | None, data: dict[str, Any]) -> None:
+    """One JSON object, with its schema where it is one of ours; exact integers, null for unknown
+    and for what is no number there (NaN, infinities)."""
     import json
 
-    document = {"schema": f"modelctl.{schema}/1", **data}
+    document = data if schema is None else {"schema": f"modelctl.{schema}/1", **data}
     encoder = json.JSONEncoder(indent=2, allow_nan=False)
     pieces = encoder.iterencode(_finite(document))  # one text would be as large as its tree
     with to_stdout():

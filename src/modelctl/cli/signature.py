@@ -51,6 +51,10 @@ _DISPLAY = "Display"
 Format = Annotated[
     Literal["table", "json", "csv", "markdown"], Option("How to print the report.", panel=_DISPLAY)
 ]
+FormatOrSarif = Annotated[
+    Literal["table", "json", "csv", "markdown", "sarif"],
+    Option("How to print the report; sarif is for code hosts.", panel=_DISPLAY),
+]
 Json = Annotated[
     bool, Option("Short for --format json. Errors are JSON then, too.", panel=_DISPLAY)
 ]
@@ -85,14 +89,20 @@ def as_path(text: str) -> Path | str:
 class Command:
     """A command: ``run`` gets an :class:`Output` and what the user said, and gives the exit code.
 
-    It takes the parameters of the functions ``taken``, and how to show the report. They are looked
+    It takes the parameters of the functions ``taken``, and how to show the report, which one that
+    has findings for code hosts can give as ``sarif``, too. They are looked
     at when somebody asks for them: a program start knows twenty commands, and runs one.
     """
 
     def __init__(
-        self, run: Callable[..., int | None], panel: str, *taken: Callable[..., Any]
+        self,
+        run: Callable[..., int | None],
+        panel: str,
+        *taken: Callable[..., Any],
+        sarif: bool = False,
     ) -> None:
         self.run, self.panel, self.taken = run, panel, taken
+        self.sarif = sarif
         self.name = taken[0].__name__.replace("_", "-")
         self.__doc__ = taken[0].__doc__
 
@@ -104,6 +114,11 @@ class Command:
             for parameter in inspect.signature(function, eval_str=True).parameters.values()
             if parameter.name != "out"
         ]
+        if self.sarif:
+            parameters = [
+                one.replace(annotation=FormatOrSarif) if one.name == "format" else one
+                for one in parameters
+            ]
         return inspect.Signature(parameters)
 
     def __call__(

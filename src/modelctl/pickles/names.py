@@ -118,10 +118,15 @@ def is_data(name: Global) -> bool:
     return but is not None and name.name[:1].isupper() and name.name not in but
 
 
+def is_of_script(name: Global) -> bool:
+    """Whether it is a class of TorchScript: its code is in the archive, no Python imports it."""
+    return name.module.partition(".")[0] == "__torch__"
+
+
 def judge_name(name: Global, offset: int) -> Finding | None:
     """What it means that a pickle names something that may not be called; None for what is data,
     or a class that torch's modules and optimizers are made of."""
-    if is_data(name) or ("." not in name.name and is_built_by_torch(name)):
+    if is_data(name) or is_of_script(name) or ("." not in name.name and is_built_by_torch(name)):
         return None
     what = f"names {name}"
     if is_of_libraries(name) or "." in name.name:

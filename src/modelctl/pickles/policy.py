@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.checkpoint import Finding
 from ..core.nodes import Global, Obj
-from .names import is_built_by_torch, is_of_libraries, judge_name
+from .names import is_built_by_torch, is_of_libraries, is_of_script, judge_name
 
 _REBUILDS = (
     "_rebuild_tensor",
@@ -138,9 +138,18 @@ _LAYOUTS = (
 )
 
 
+# A class in a class, which protocol 2 has no other way to name: in what FSDP1 saves.
+_IN_CLASS = (
+    Global("torch.distributed._shard.sharded_tensor.api", "ShardedTensor"),
+    "ProcessGroupState",
+)
+
+_GETS_IT = (Global("builtins", "getattr"), _IN_CLASS)
+
+
 def _is_layout(args: tuple[Any, ...]) -> bool:
-    """A member of such an Enum as the first Pythons 3.11 wrote it: by its name."""
-    return (
+    """A member of such an Enum as the first Pythons 3.11 wrote it: by its name; a class in one."""
+    return args == _IN_CLASS or (
         len(args) == 2
         and args[0] in _LAYOUTS
         and isinstance(args[1], str)
@@ -186,6 +195,8 @@ def judge_global(name: Global, offset: int) -> Finding | None:
 def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
     """What calling ``func`` (REDUCE, INST, OBJ) or constructing it (NEWOBJ) would mean."""
     if not isinstance(func, Global):
+        if opcode == "NEWOBJ" and isinstance(func, Obj) and (func.func, func.args) == _GETS_IT:
+            return None
         return Finding("dangerous", "computed-call", "calls a computed value", "?", opcode, offset)
     if func in MAY_CALL:
         return None
@@ -193,6 +204,8 @@ def judge_call(func: Any, opcode: str, offset: int) -> Finding | None:
     if "." in func.name:
         return Finding("dangerous", "dotted-call", f"calls {name}", name, opcode, offset)
     builds = opcode in ("NEWOBJ", "NEWOBJ_EX")
+    if builds and is_of_script(func):
+        return None
     if builds and is_built_by_torch(func):
         return Finding("suspicious", "custom-class", f"builds {name}", name, opcode, offset)
     if builds and not is_of_libraries(func):
@@ -208,7 +221,7 @@ def judge(func: Any, args: Any, opcode: str, offset: int) -> Finding | None:
         if known is not None and known(args):
             return None
     for _ in range(_MOST_NESTED):
-        if found is not None or not isinstance(args, tuple):
+        if found is not None or not isinstance(args, tuple) or not isinstance(func, Global):
             return found
         if func not in _FROM_TYPE:
             break

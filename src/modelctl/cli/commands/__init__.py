@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..signature import Command
-from . import compare, edit, look, parts
+from . import compare, edit, look, parts, trust
 
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (*look.COMMANDS, *compare.COMMANDS, *edit.COMMANDS, *parts.COMMANDS)
+    for group in (look, compare, trust, edit, parts)
+    for command in group.COMMANDS
 }

@@ -46,10 +46,10 @@ class DistributedCheckpoint(WritableFolder):
 
     def sniff(self, place: Place) -> bool:
         # by its data alone, too: what stands beside them is not the checkpoint
-        return bool(_metadata_among(place.names)) or any(map(writing.DATA.fullmatch, place.names))
+        return bool(metadata_among(place.names)) or any(map(writing.DATA.fullmatch, place.names))
 
     def read(self, place: Place) -> Checkpoint:
-        found = _metadata_among(place.names)
+        found = metadata_among(place.names)
         if not found:
             raise UnreadableError(
                 f"the parts of a DCP folder, without its {NAME}",
@@ -104,10 +104,10 @@ class DistributedCheckpoint(WritableFolder):
         return writing.layout(ckpt, there, in_place=in_place)
 
     def occupied(self, there: Collection[str]) -> list[str]:
-        return _metadata_among(there)
+        return metadata_among(there)
 
 
-def _metadata_among(names: Collection[str]) -> list[str]:
+def metadata_among(names: Collection[str]) -> list[str]:
     """The metadata in a folder: one for all, else one of each rank."""
     if NAME in names:
         return [NAME]
@@ -139,7 +139,7 @@ class _Files:
                 path=place.name,
                 hint="copy the folder again, with the files of all ranks",
             )
-        metadata = [place.member(name) for name in _metadata_among(place.names)]
+        metadata = [place.member(name) for name in metadata_among(place.names)]
         self.size = sum(one.size for one in (*self._places.values(), *metadata))
         self.text = count(len(self._places), "file")
 

@@ -1,0 +1,1 @@
+"""What the pickles in files would run, wherever in them they lie."""
