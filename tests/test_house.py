@@ -360,7 +360,7 @@ def test_a_violation_is_seen(module: str, text: str) -> None:
         ("core.x", "def f():\n    import numpy as np"),
         ("formats.x", "from ..pickles.writer import pickle\nfrom ..core import tree"),
         (
-            "inspection.scan",
+            "scanning.walk",
             "from ..pickles import interpreter\nfrom ..storage.containers import zipdir",
         ),
         ("nn.load", "import torch\nfrom .. import files"),

@@ -30,6 +30,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "identify": ("identify", "flat.pt"),
     "match": ("match", "ddp.pt", "--like", "flat.pt"),
     "match that fits": ("match", "flat.pt", "--like", "flat.pt"),
+    "scan": ("scan", "ddp.pt", "flat.pt"),
     "strip-prefix": ("strip-prefix", "ddp.pt", "-o", "1.pt"),
     "strip-prefix, dry": ("strip-prefix", "ddp.pt", "--dry-run"),
     "strip-prefix of two": ("strip-prefix", "ddp.pt", "flat.pt", "--dry-run"),
@@ -48,7 +49,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "split, dry": ("split", "ddp.pt", "--dry-run"),
 }
 FINDINGS = {"diff", "match"}
-EMPTY = {"summary of no model", "diff of the same", "identify", "match that fits"}
+EMPTY = {"summary of no model", "diff of the same", "identify", "match that fits", "scan"}
 
 
 @pytest.fixture

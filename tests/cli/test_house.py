@@ -27,6 +27,7 @@ LIBRARY: dict[str, Callable[..., Any]] = {
     "diff": mc.diff,
     "identify": mc.identify,
     "match": mc.match,
+    "scan": mc.scan,
     "strip-prefix": mc.strip_prefix,
     "add-prefix": mc.add_prefix,
     "rename": mc.rename,
@@ -51,6 +52,7 @@ SPELLED = {
     "summary": (_LIVE, {"progress"}),  # what the bar is told
     "ls": ({"params", "buffers", "long"}, {"role"}),
     "match": ({"like_key", "write_map"}, set()),
+    "scan": ({"strict"}, {"paths"}),
 }
 
 
@@ -263,6 +265,7 @@ def process(*argv: str, never: str = "torch,safetensors,torchvision") -> Result:
         ("show", "ddp.pt"),
         ("diff", "ddp.pt", "flat.pt"),
         ("identify", "ddp.pt"),
+        ("scan", "ddp.pt"),
         ("match", "ddp.pt", "--arch", "torchvision:resnet18"),
         ("strip-prefix", "ddp.pt", "-o", "1.pt"),
         ("add-prefix", "flat.pt", "--prefix", "m", "-o", "1a.pt"),

@@ -21,6 +21,10 @@ DANGEROUS = [
 HARMLESS = {
     *("torch", "torch._utils", "torch._tensor", "torch.storage", "collections", "_codecs"),
     *("argparse", "pathlib", "__builtin__", "numpy", "numpy.core.multiarray", "acme_utils"),
+    # what is data
+    *("torch.distributed.tensor", "torch.nn.functional", "torch.nn.modules.linear", "exceptions"),
+    *("typing", "__torch__.net", "torch.torch_version", "_io"),
+    "torch.distributed._shard.sharded_tensor.metadata",
 }
 
 
@@ -50,7 +54,10 @@ def test_what_is_kept_and_dangerous_is_refused(readings: dict[str, Reading]) -> 
 
 
 # Harmless, and refused by ``weights_only`` all the same (sets by torch 2.4).
-HARMLESS_BY_LEAVE = ("argparse.", "pathlib.", "numpy.", "acme_utils.", "builtins.set")
+HARMLESS_BY_LEAVE = (
+    *("argparse.", "pathlib.", "numpy.", "acme_utils.", "builtins.", "__builtin__.", "typing."),
+    *("exceptions.", "__torch__.", "_io.", "torch.", "uuid.", "getattr"),
+)
 # They hold more than a tree, which a file of tensors would lose.
 ARCHIVES = ("a gzipped tar", "TorchScript", "a zip of checkpoints", "an export")
 

@@ -87,6 +87,24 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "numpy.dtypes": (),
 }
 
+# Enums of frameworks: calling one with a value looks up its member, and its module is imported.
+_ENUMS: dict[str, tuple[str, ...]] = {
+    "transformers.trainer_utils": (
+        *("SchedulerType", "IntervalStrategy", "EvaluationStrategy", "SaveStrategy"),
+        *("HubStrategy", "FSDPOption", "ShardedDDPOption"),
+    ),
+    "transformers.training_args": ("OptimizerNames", "ParallelMode"),
+    "transformers.debug_utils": ("DebugOption",),
+    "accelerate.utils.dataclasses": (
+        *("DistributedType", "PrecisionType", "RNGType", "ComputeEnvironment", "DynamoBackend"),
+        *("SageMakerDistributedType", "LoggerType", "FP8BackendType", "CustomDtype"),
+    ),
+    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
+    "deepspeed.runtime.zero.offload_config": ("OffloadDeviceEnum",),
+    "megatron.core.enums": ("ModelType", "Fp8Recipe"),
+    "megatron.core.transformer.enums": ("AttnBackend", "AttnMaskType", "AttnType", "LayerType"),
+}
+
 # What is installed with Python itself, or almost everywhere, and runs what it is handed.
 _EVERYWHERE = frozenset(
     ("pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "distutils", "IPython")
@@ -121,6 +139,11 @@ def is_data(name: Global) -> bool:
 def is_of_script(name: Global) -> bool:
     """Whether it is a class of TorchScript: its code is in the archive, no Python imports it."""
     return name.module.partition(".")[0] == "__torch__"
+
+
+def is_known_enum(name: Global) -> bool:
+    """Whether it is an Enum of a framework that many train with."""
+    return name.name in _ENUMS.get(name.module, ())
 
 
 def judge_name(name: Global, offset: int) -> Finding | None:

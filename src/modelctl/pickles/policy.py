@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.checkpoint import Finding
 from ..core.nodes import Global, Obj
-from .names import is_built_by_torch, is_of_libraries, is_of_script, judge_name
+from .names import is_built_by_torch, is_known_enum, is_of_libraries, is_of_script, judge_name
 
 _REBUILDS = (
     "_rebuild_tensor",
@@ -220,6 +220,10 @@ def judge(func: Any, args: Any, opcode: str, offset: int) -> Finding | None:
         known = MAY_CALL_WITH.get(func)
         if known is not None and known(args):
             return None
+        if is_known_enum(func) and len(args) == 1 and type(args[0]) in (str, int):
+            return Finding(
+                "suspicious", "custom-class", f"builds {func}", str(func), opcode, offset
+            )
     for _ in range(_MOST_NESTED):
         if found is not None or not isinstance(args, tuple) or not isinstance(func, Global):
             return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..case import Case, Fine
-from . import clean, execution, headers, limits, lookalikes, places, shards, tensors, zips
+from . import clean, execution, headers, limits, lookalikes, named, places, shards, tensors, zips
 
-_KINDS = (clean, execution, places, limits, zips, tensors, headers, shards, lookalikes)
+_KINDS = (clean, execution, named, places, limits, zips, tensors, headers, shards, lookalikes)
 
 CASES: list[Case] = [
     case._replace(name=f"{kind.__name__.rpartition('.')[2]}: {case.name}")
