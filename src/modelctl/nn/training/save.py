@@ -66,6 +66,7 @@ def save_checkpoint(
     lr: float | None = None,
     rng: bool | str = True,
     keep_last: int | None = None,
+    keep_best: tuple[str, str, int] | None = None,
     overwrite: bool = True,
     extra: Mapping[str, Any] | None = None,
     **extras: Any,
@@ -108,6 +109,11 @@ def save_checkpoint(
             earlier epochs and steps are removed, oldest first. Never removed: files of later
             epochs (an abandoned run's), and whatever the path with its fields could not have
             given.
+        keep_best: ``("val_acc", "max", 3)``: of a row keep the three best by that number of yours
+            (or ``lr``, …), too; without ``keep_last`` of the others only the new one. ``best.pt``
+            is then the best so far, of later epochs, too: a hard link, or a copy where there are
+            none (of a folder a relative link). It goes by the numbers in the files, so a resumed
+            training knows them. NaN is never best; of equal ones the older is.
         overwrite: replace what stands there.
         extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
@@ -117,7 +123,8 @@ def save_checkpoint(
             callable object of plain attributes. Of a sharded model also what another rank was
             refused, and state that is not sharded as its parameter is.
         UsageError: no module, no dict of extras, fields in the path without a value, or
-            ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
+            ``keep_last`` or ``keep_best`` without ``{epoch}`` or ``{step}`` in it, or without
+            such a number.
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
@@ -137,7 +144,9 @@ def save_checkpoint(
     ranks = Together(*tensors)
     with ranks.agreeing("before anything was written"):
         plain = _plain(content)
-        row = Row(path, {**plain["extra"], **plain}, keep_last, folders=sharded)
+        row = Row(
+            path, {**plain["extra"], **plain}, keep_last, keep_best=keep_best, folders=sharded
+        )
         if rank() != 0 and not sharded:
             return row.path
         row.check(overwrite)
