@@ -18,6 +18,7 @@ from ...files import open as open_checkpoint
 from ...storage.far.urls import is_far, shown
 from ..loading.together import Together, tensors_of
 from ..optim.several import Several, labelled
+from .asynchronous import settle
 from .optimizers.restore import OptimizersPart, SchedulersPart
 from .part import Part, Saved
 from .progress import ProgressPart
@@ -86,9 +87,11 @@ def resume(
         UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.
         UnsupportedError: a section that is needed holds an object.
         UnreadableError: the file, or a folder without one.
+        WriteError: an asynchronous save before this failed, and nobody was told yet.
     """
     if on_mismatch not in ("error", "skip"):
         raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
+    settle()
     ranks = Together(*tensors_of(model), *tensors_of(ema))
     with ExitStack() as stack:
         with ranks.agreeing("before anything was changed"):

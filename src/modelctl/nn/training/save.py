@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import nn
@@ -26,6 +28,7 @@ from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
+from .asynchronous import done, settle, snapshot, start
 from .optimizers.entries import recordable
 from .rng import gathered, rank, rng_state, world
 from .rotation import Row
@@ -53,6 +56,22 @@ class _Stream:
         pass
 
 
+@overload
+def save_checkpoint(
+    path: str | os.PathLike[str], *, model: nn.Module, asynchronous: Literal[True], **parts: Any
+) -> Future[Path]: ...
+
+
+@overload
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    asynchronous: Literal[False] = False,
+    **parts: Any,
+) -> Path: ...
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
     *,
@@ -68,9 +87,10 @@ def save_checkpoint(
     keep_last: int | None = None,
     keep_best: tuple[str, str, int] | None = None,
     overwrite: bool = True,
+    asynchronous: bool = False,
     extra: Mapping[str, Any] | None = None,
     **extras: Any,
-) -> Path:
+) -> Path | Future[Path]:
     """Save what :func:`resume` needs to go on as if nothing had happened. Gives the file's path.
 
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
@@ -115,6 +135,11 @@ def save_checkpoint(
             none (of a folder a relative link). It goes by the numbers in the files, so a resumed
             training knows them. NaN is never best; of equal ones the older is.
         overwrite: replace what stands there.
+        asynchronous: copy all to the CPU (memory for one more of all that is saved), give a
+            ``concurrent.futures.Future`` of the path, and write from a thread. One at a time: the
+            next save, or :func:`resume`, waits for it, and raises its error where
+            ``result()`` has not; so does the interpreter's exit wait. What was on a GPU is saved
+            as on the CPU. Not for sharded models.
         extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
     Raises:
@@ -128,6 +153,7 @@ def save_checkpoint(
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
+    settle()
     _check_given(model, extra)
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
@@ -147,8 +173,14 @@ def save_checkpoint(
         row = Row(
             path, {**plain["extra"], **plain}, keep_last, keep_best=keep_best, folders=sharded
         )
+        if asynchronous and sharded:
+            raise RefusedError(
+                "asynchronous: the model is sharded, and its ranks agree with each other while "
+                "they write: in a thread that would mix with what training says between them",
+                hint="save without asynchronous=; or torch.distributed.checkpoint.async_save",
+            )
         if rank() != 0 and not sharded:
-            return row.path
+            return done(row.path) if asynchronous else row.path
         row.check(overwrite)
         whole: dict[str, Any] = {"model": bare_state_dict(model)}
         if optimizers:
@@ -177,6 +209,12 @@ def save_checkpoint(
 
         save_together(row, whole, records, ranks, overwrite=overwrite)
         return row.path
+    if asynchronous:
+        return start(partial(_write, row, snapshot(whole), overwrite))
+    return _write(row, whole, overwrite)
+
+
+def _write(row: Row, whole: dict[str, Any], overwrite: bool) -> Path:
     with (
         made_folder(os.path.dirname(os.path.abspath(row.path))),
         staged(row.path, overwrite=overwrite) as sink,
