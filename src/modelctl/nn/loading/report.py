@@ -21,6 +21,7 @@ class LoadReport:
         unexpected: the file's names that the model lacks: they are left aside.
         mismatched: (name, shape in the file, shape in the model): left as they are.
         removed: those of ``missing`` whose removal the file itself records (``strip-head``).
+        base: those of ``missing`` that the file left out as frozen (``only="trainable"``).
         frozen: what the file's freeze record did, or None.
         prefix: what was taken off the file's names, wrappers aside (Lightning's ``model.``).
         added: what was put before the file's names, which has a part of the model (the ``bert.`` of
@@ -37,6 +38,7 @@ class LoadReport:
     prefix: str = ""
     added: str = ""
     mapped: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -46,7 +48,8 @@ class LoadReport:
     def problems(self) -> list[str]:
         """A line for each kind of thing that does not fit, with the nearest names."""
         lines = []
-        plain = [name for name in self.missing if name not in self.removed]
+        known = {*self.removed, *self.base}
+        plain = [name for name in self.missing if name not in known]
         if plain:
             lines.append(f"missing in the file: {_with_nearest(plain, self.unexpected)}")
         if self.removed:
@@ -60,6 +63,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} tensors", *self.problems()]
+        if self.base:
+            lines.append(f"kept {len(self.base)} of the base: only what trains was saved")
         if self.prefix:
             lines[0] += f", by the file's names without '{self.prefix}'"
         if self.added:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.names import CHECKPOINTED, unwrapped
-from ...core.records import FREEZE
+from ...core.records import FREEZE, ONLY
 from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ...storage.targets import made_folder
+from ..freezing.batchnorm import keeps_eval
 from ..freezing.freeze import record_of
 from ..loading.sharded import is_sharded, wraps_whole
 from ..loading.tensors import is_declared
@@ -33,6 +35,8 @@ from .optimizers.entries import recordable
 from .rng import gathered, rank, rng_state, world
 from .rotation import Row
 from .storable import storable
+
+_EXTRA_STATE = "_extra_state"
 
 
 class _Stream:
@@ -88,6 +92,7 @@ def save_checkpoint(
     keep_best: tuple[str, str, int] | None = None,
     overwrite: bool = True,
     asynchronous: bool = False,
+    only: str | None = None,
     extra: Mapping[str, Any] | None = None,
     **extras: Any,
 ) -> Path | Future[Path]:
@@ -140,6 +145,11 @@ def save_checkpoint(
             next save, or :func:`resume`, waits for it, and raises its error where
             ``result()`` has not; so does the interpreter's exit wait. What was on a GPU is saved
             as on the CPU. Not for sharded models.
+        only: ``"trainable"`` leaves out what is frozen, for adapters and heads on a large base:
+            saved are the parameters that require grad (and their averages), the optimizer's state
+            of these, buffers and extra states of the modules that hold them, and running
+            statistics of norms that are not held in eval, which move. The file says so, and
+            :func:`resume` and ``load_into`` leave all else as it is: build it from the same base.
         extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
     Raises:
@@ -155,6 +165,8 @@ def save_checkpoint(
     """
     settle()
     _check_given(model, extra)
+    if only not in (None, "trainable"):
+        raise UsageError(f"only is 'trainable' or None, not {only!r:.40}")
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
     generators = rng_state(model) if rng else None
@@ -184,7 +196,7 @@ def save_checkpoint(
         row.check(overwrite)
         whole: dict[str, Any] = {"model": bare_state_dict(model)}
         if optimizers:
-            states = _optimizer_states(optimizers, Parameters(model))
+            states = _optimizer_states(optimizers, Parameters(model), only is not None)
             if sharded:
                 for one in optimizers.values():
                     check_placed(one, Parameters(model))
@@ -197,6 +209,13 @@ def save_checkpoint(
         if ema is not None:
             whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
         records = _records(model)
+        if only is not None:
+            records[ONLY] = only
+            kept = _trained(model)
+            left_out = {*whole["model"]} - kept
+            for key in ("model", "ema"):
+                if key in whole:
+                    whole[key] = _without(whole[key], left_out)
         whole["model"].__dict__["_metadata"].setdefault("", {}).update(records)
         whole = {key: storable(value, key, sharded=sharded) for key, value in whole.items()}
         for key in ("model", "ema"):
@@ -284,11 +303,11 @@ def _records(model: nn.Module) -> dict[str, Any]:
 
 
 def _optimizer_states(
-    optimizers: Mapping[Label, Optimizer], params: Parameters
+    optimizers: Mapping[Label, Optimizer], params: Parameters, trained_only: bool
 ) -> dict[Label, dict[str, Any]]:
     """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
     may be missing, or relative to a part of the model. One that is not the model's keeps the
-    name that was recorded, or has ""."""
+    name that was recorded, or has "". With ``trained_only`` without the state of what is frozen."""
     states = {}
     for label, optimizer in optimizers.items():
         state = optimizer.state_dict()
@@ -296,8 +315,53 @@ def _optimizer_states(
         if any(name for group in names for name in group):
             groups = zip(state["param_groups"], names, strict=True)
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
+        if trained_only:
+            live = [p for group in optimizer.param_groups for p in group["params"]]
+            ids = [key for group in state["param_groups"] for key in group["params"]]
+            frozen = {key for key, p in zip(ids, live, strict=True) if not p.requires_grad}
+            kept = {key: value for key, value in state["state"].items() if key not in frozen}
+            state["state"] = kept
         states[label] = state
     return states
+
+
+def _trained(model: nn.Module) -> set[str]:
+    """The names in its state_dict of all that training changes.
+
+    Raises:
+        RefusedError: nothing trains.
+    """
+    found = slots(model)
+    trained = [slot for slot in found if slot.tensor.requires_grad]
+    if not trained:
+        raise RefusedError(
+            "only='trainable': every parameter is frozen, so nothing would be saved",
+            hint="unfreeze what trains; or save without only=",
+        )
+    owners = {id(slot.owner) for slot in trained}
+    kept = {slot.name for slot in trained}
+    for slot in found:
+        moves = isinstance(slot.owner, _NormBase) and not keeps_eval(slot.owner)
+        if not isinstance(slot.tensor, nn.Parameter) and (id(slot.owner) in owners or moves):
+            kept.add(slot.name)
+    for place in places(model):
+        if id(place.module) in owners:
+            kept.add(f"{place.name}.{_EXTRA_STATE}" if place.name else _EXTRA_STATE)
+    return kept
+
+
+def _without(state: Mapping[str, Any], left_out: Collection[str]) -> OrderedDict[str, Any]:
+    """A state_dict, or an average's, without these of the model's names."""
+    kept = OrderedDict(
+        (name, value) for name, value in state.items() if unwrapped(name) not in left_out
+    )
+    if "_metadata" in getattr(state, "__dict__", {}):
+        holders = {"", *(name.rpartition(".")[0] for name in kept)}
+        metadata = state.__dict__["_metadata"]
+        kept.__dict__["_metadata"] = OrderedDict(
+            (name, entry) for name, entry in metadata.items() if name in holders
+        )
+    return kept
 
 
 def check_placed(optimizer: Optimizer, params: Parameters) -> None:

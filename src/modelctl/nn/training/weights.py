@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
 from ...core.matching.matcher import Shape, match_names
-from ...core.names import AVERAGED
+from ...core.names import AVERAGED, unwrapped
 from ...core.nodes import mapping, with_entries
+from ...core.records import ONLY, read_record
 from ...core.sections import StateDict
 from ...core.tensors import TensorRef
 from ...core.text import some
@@ -23,7 +24,7 @@ from ..freezing.batchnorm import held_batchnorms, release_batchnorms
 from ..freezing.freeze import Frozen, apply_record, count_trainable, set_grad
 from ..loading.file_names import find_prefix
 from ..loading.load import chosen_model
-from ..loading.plan import Plan, plan_load, removed_names, saved_freeze
+from ..loading.plan import Plan, base_names, plan_load, removed_names, saved_freeze
 from ..loading.report import LoadReport
 from ..model_names import Parameters, slots
 from .part import Part, Saved
@@ -59,8 +60,10 @@ class ModelPart(Part):
         section = found if raw is None else _without_count(raw)
         if raw is not None:
             self.swapped = (path_text(raw.path), path_text(found.path))
-        self.plan = _loading(self.saved, self.live, section, str(self.saved.path))
-        record = saved_freeze(self.saved.ckpt, self.prefix)
+        prefix, ckpt = find_prefix(section, slots(self.live)), self.saved.ckpt
+        record = saved_freeze(ckpt, prefix)
+        base = base_names(ckpt, self.live, record)
+        self.plan = _loading(self.saved, self.live, section, prefix, base, str(self.saved.path))
         if record is not None:
             self.freezing = Refreezing(self.live, record, self.report)
             self.check_wrapped(self.freezing.change)
@@ -121,7 +124,13 @@ class EmaPart(Part):
             numbers = {k: v for k, v in section.entries.items() if type(v) in (int, float)}
             self.numbers = {k: v for k, v in numbers.items() if k in model}
             section, model = StateDict(section.path, section.tensors()), _holding(model)
-        self.plan = _loading(self.saved, model, section, f"{self.saved.path}, ema")
+        base = set()
+        if read_record(self.saved.ckpt, ONLY) is not None:  # what the model has, its average has
+            known = {unwrapped(str(name)) for name in sections.model().entries}
+            base = {one.name for one in slots(model) if unwrapped(one.name) not in known}
+        prefix = find_prefix(section, slots(model))
+        where = f"{self.saved.path}, ema"
+        self.plan = _loading(self.saved, model, section, prefix, base, where)
 
     def _average(self, model: StateDict, raw: StateDict) -> StateDict:
         """What stands in the model's place, with the count of what was averaged that the file has
@@ -151,9 +160,11 @@ def _without_count(raw: StateDict) -> StateDict:
     return StateDict(raw.path, with_entries(raw.node, entries))
 
 
-def _loading(saved: Saved, model: nn.Module, section: StateDict, where: str) -> Plan:
-    prefix = find_prefix(section, slots(model))
-    plan = plan_load(model, section, removed=removed_names(saved.ckpt), prefix=prefix)
+def _loading(
+    saved: Saved, model: nn.Module, section: StateDict, prefix: str, base: set[str], where: str
+) -> Plan:
+    gone = removed_names(saved.ckpt)
+    plan = plan_load(model, section, removed=gone, prefix=prefix, base=base)
     try:
         plan.check(where, strict=not saved.skip)
     except RefusedError as e:
