@@ -69,7 +69,7 @@ def test_it_goes_on_exactly(tmp_path: Path, freezing, asynchronous):
     state = mnn.resume(path, **others)
     assert state.step == 3
     assert set(state.restored) >= {"model", "optimizer", "scheduler", "ema"}
-    assert "kept" in str(state.model)
+    assert "of the base: only what trains was saved" in str(state)
     assert "base.0.weight" in state.model.base
     assert equal(states(parts), states(others))
     rng = torch.get_rng_state()

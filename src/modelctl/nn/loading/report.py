@@ -45,6 +45,11 @@ class LoadReport:
         """The file's tensors that were left aside: unexpected ones and those of other shapes."""
         return (*self.unexpected, *(name for name, _, _ in self.mismatched))
 
+    def kept(self) -> list[str]:
+        """A line for what was left as it is because it belongs to the base."""
+        count = len(self.base)
+        return [f"kept {count} of the base: only what trains was saved"] if count else []
+
     def problems(self) -> list[str]:
         """A line for each kind of thing that does not fit, with the nearest names."""
         lines = []
@@ -62,9 +67,7 @@ class LoadReport:
         return lines
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors", *self.problems()]
-        if self.base:
-            lines.append(f"kept {len(self.base)} of the base: only what trains was saved")
+        lines = [f"loaded {len(self.loaded)} tensors", *self.kept(), *self.problems()]
         if self.prefix:
             lines[0] += f", by the file's names without '{self.prefix}'"
         if self.added:

@@ -75,7 +75,8 @@ def resume(
         rng: restore the generators; under ``torch.distributed`` each rank its own.
         on_mismatch: ``"skip"`` is for another head: what the model lacks, or has in another
             shape, is left aside; what the file lacks keeps its values; the optimizer's state is
-            kept for all else, and starts fresh there.
+            kept for all else, and starts fresh there. So a bare model's training goes on in one
+            with a head around it (``bert.`` before all its names).
         key: the dotted path of the model's state_dict, where the one that is found isn't meant.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import Shape, match_names
+from ...core.matching.matcher import Shape, match_names, without
 from ...core.names import AVERAGED, unwrapped
 from ...core.nodes import mapping, with_entries
 from ...core.records import ONLY, read_record
@@ -22,7 +22,7 @@ from ...core.tree import path_text
 from ...errors import RefusedError
 from ..freezing.batchnorm import held_batchnorms, release_batchnorms
 from ..freezing.freeze import Frozen, apply_record, count_trainable, set_grad
-from ..loading.file_names import find_prefix
+from ..loading.file_names import find_either
 from ..loading.load import chosen_model
 from ..loading.plan import Plan, base_names, plan_load, removed_names, saved_freeze
 from ..loading.report import LoadReport
@@ -52,6 +52,7 @@ class ModelPart(Part):
         self.freezing: Refreezing | None = None
         self.frozen: Frozen | None = None
         self.swapped: tuple[str, str] | None = None
+        self.part: set[str] = set()  # the file's names, where it has a part of the model
 
     def fit(self) -> None:
         found = chosen_model(self.saved.ckpt)
@@ -60,10 +61,11 @@ class ModelPart(Part):
         section = found if raw is None else _without_count(raw)
         if raw is not None:
             self.swapped = (path_text(raw.path), path_text(found.path))
-        prefix, ckpt = find_prefix(section, slots(self.live)), self.saved.ckpt
-        record = saved_freeze(ckpt, prefix)
+        ckpt, affix = self.saved.ckpt, find_either(section, slots(self.live))
+        self.part = {unwrapped(str(name)) for name in section.entries} if affix[1] else set()
+        record = saved_freeze(ckpt, affix[0], added=affix[1])
         base = base_names(ckpt, self.live, record)
-        self.plan = _loading(self.saved, self.live, section, prefix, base, str(self.saved.path))
+        self.plan = _loading(self.saved, self.live, section, affix, base, str(self.saved.path))
         if record is not None:
             self.freezing = Refreezing(self.live, record, self.report)
             self.check_wrapped(self.freezing.change)
@@ -85,9 +87,15 @@ class ModelPart(Part):
         return self.plan.shapes
 
     @property
-    def prefix(self) -> str:
-        """What is taken off the file's names."""
-        return self.report.prefix
+    def renames(self) -> bool:
+        """Whether the file has a prefix that the model lacks, or the other way round."""
+        return bool(self.report.prefix or self.report.added)
+
+    def own_name(self, name: str) -> str:
+        """One of the file's names as the model has it; any other as it is."""
+        if unwrapped(name) in self.part:
+            return self.report.added + unwrapped(name)
+        return without(name, self.report.prefix) or name
 
     def check_wrapped(self, change: Iterable[str]) -> None:
         """Raises RefusedError where what trains would change behind a wrapper that looks once."""
@@ -124,13 +132,12 @@ class EmaPart(Part):
             numbers = {k: v for k, v in section.entries.items() if type(v) in (int, float)}
             self.numbers = {k: v for k, v in numbers.items() if k in model}
             section, model = StateDict(section.path, section.tensors()), _holding(model)
-        base = set()
+        base, affix = set(), find_either(section, slots(model))
         if read_record(self.saved.ckpt, ONLY) is not None:  # what the model has, its average has
-            known = {unwrapped(str(name)) for name in sections.model().entries}
+            known = {affix[1] + unwrapped(str(name)) for name in sections.model().entries}
             base = {one.name for one in slots(model) if unwrapped(one.name) not in known}
-        prefix = find_prefix(section, slots(model))
         where = f"{self.saved.path}, ema"
-        self.plan = _loading(self.saved, model, section, prefix, base, where)
+        self.plan = _loading(self.saved, model, section, affix, base, where)
 
     def _average(self, model: StateDict, raw: StateDict) -> StateDict:
         """What stands in the model's place, with the count of what was averaged that the file has
@@ -161,10 +168,16 @@ def _without_count(raw: StateDict) -> StateDict:
 
 
 def _loading(
-    saved: Saved, model: nn.Module, section: StateDict, prefix: str, base: set[str], where: str
+    saved: Saved,
+    model: nn.Module,
+    section: StateDict,
+    affix: tuple[str, str],
+    base: set[str],
+    where: str,
 ) -> Plan:
+    prefix, added = affix  # what comes off the file's names, and before them
     gone = removed_names(saved.ckpt)
-    plan = plan_load(model, section, removed=gone, prefix=prefix, base=base)
+    plan = plan_load(model, section, removed=gone, prefix=prefix, added=added, base=base)
     try:
         plan.check(where, strict=not saved.skip)
     except RefusedError as e:
