@@ -91,6 +91,43 @@ def test_it_holds_what_was_when_it_was_called(tmp_path, gate):
     assert abs((tmp_path / "then.pt").stat().st_size - (tmp_path / "file.pt").stat().st_size) < 99
 
 
+def test_every_kind_of_value_comes_as_without(tmp_path):
+    """MultiStepLR has a Counter; views, sparse and conjugated tensors of one's own."""
+    model = nn.Linear(2, 2)
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    scheduler = optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 5])
+    base = torch.arange(6.0)
+    values = {
+        "views": [base[1:3], base.reshape(2, 3).T, (base[0], nn.Parameter(base[4:]))],
+        "sparse": torch.eye(3).to_sparse(),
+        "conjugated": torch.tensor([1 + 2j]).conj(),
+        "empty": torch.empty(0, 3),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+    }
+    found = []
+    for asynchronous in (False, True):
+        path = tmp_path / f"{asynchronous}.pt"
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        mnn.save_checkpoint(path, **parts, extra=values, rng=False, asynchronous=asynchronous)
+        mnn.resume(path, **parts)
+        found.append(torch.load(path, weights_only=True))
+    one, other = found
+    assert type(other["scheduler"]["milestones"]) is type(one["scheduler"]["milestones"])
+    assert other["scheduler"] == one["scheduler"]
+    for a, b in zip(_tensors(one["extra"]), _tensors(other["extra"]), strict=True):
+        assert (type(a), a.dtype, a.layout) == (type(b), b.dtype, b.layout)
+        assert torch.equal(a.to_dense(), b.to_dense())
+    first, second, _ = other["extra"]["views"]
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+
+
+def _tensors(node) -> list:
+    if isinstance(node, torch.Tensor):
+        return [node]
+    inner = node.values() if isinstance(node, dict) else node
+    return [tensor for one in inner for tensor in _tensors(one)]
+
+
 def test_the_next_one_waits_and_rows_are_kept(tmp_path):
     parts = built()
     for epoch in range(1, 6):

@@ -82,7 +82,7 @@ def snapshot(node: Any, copies: dict[int, Any] | None = None) -> Any:
     if isinstance(node, Tensor):
         return _copied(node, copies)
     if isinstance(node, dict):
-        made = type(node)((key, snapshot(value, copies)) for key, value in node.items())
+        made = type(node)({key: snapshot(value, copies) for key, value in node.items()})
         if isinstance(node, OrderedDict):
             made.__dict__.update(node.__dict__)
         return made
