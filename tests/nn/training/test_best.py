@@ -127,6 +127,7 @@ def test_a_damaged_best_is_replaced_and_another_file_is_not(tmp_path):
         (("acc", "max", True), ROW, "True is not 1 or more"),
         (("loss", "min", 1), ROW, "no number 'loss'; given are acc, epoch"),
         (("name", "min", 1), ROW, "no number 'name'"),
+        (([], "max", 1), ROW, r"\[\] is no name"),
         (BEST, "last.pt", "must say"),
         (BEST, "b{name}t.pt", "must say"),
     ],

@@ -159,3 +159,18 @@ def test_what_can_not_be(tmp_path):
     with pytest.raises(RefusedError, match="every parameter is frozen"):
         mnn.save_checkpoint(tmp_path / "file.pt", model=model, only="trainable")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_the_record_goes_through_edits_and_formats(tmp_path, suffix):
+    parts = built(bn_eval=True)
+    path = mnn.save_checkpoint(tmp_path / "file.pt", model=parts["model"], only="trainable")
+    moved = tmp_path / f"moved{suffix}"
+    with mc.open(path) as ckpt:
+        renamed = mc.add_prefix(ckpt, "net.")
+        mc.save(mc.convert(renamed, weights_only=True), moved)
+    model = built(9)["model"]
+    report = mnn.load_into(model, moved)
+    assert report.prefix == "net."
+    assert "base.0.weight" in report.base
+    assert equal(model.state_dict(), parts["model"].state_dict())

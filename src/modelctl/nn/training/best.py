@@ -29,6 +29,8 @@ class Best:
         if not isinstance(keep_best, tuple | list) or len(keep_best) != 3:
             raise UsageError(f"{form}, not {keep_best!r:.60}", hint="('val_acc', 'max', 3)")
         self.metric, self.direction, self.count = keep_best
+        if not isinstance(self.metric, str):
+            raise UsageError(f"{form}: {self.metric!r:.40} is no name")
         if self.direction not in ("min", "max"):
             raise UsageError(
                 f"{form}, not {self.direction!r:.40}",
@@ -42,7 +44,7 @@ class Best:
                 f"keep_best: there is no number {self.metric!r:.60}; "
                 f"given are {some(known) or 'none'}",
                 hint=f"save_checkpoint(..., {self.metric}=float(…))"
-                if str(self.metric).isidentifier()
+                if self.metric.isidentifier()
                 else None,
             )
 
