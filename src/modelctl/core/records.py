@@ -21,6 +21,7 @@ from .tree import rebuild
 PREFIX = "modelctl."
 FREEZE = "modelctl.freeze"
 REMOVED = "modelctl.removed"
+ONLY = "modelctl.only"
 HISTORY = "modelctl.history"
 METADATA = "modelctl.metadata"
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import WriteError
 from .locks import Lock
 from .targets import confirm
 
 
-def point(link: Path, name: str) -> None:
+def point(link: Path, name: str, *, hard: bool = False) -> None:
     """Let ``link`` stand for the file ``name`` in its folder, in place of what it stood for.
 
     A symbolic link without a folder, so that the folder can be moved; where there are none, a
-    hard link, else a copy. What ``link`` led to before is not touched.
+    hard link, else a copy. With ``hard`` no symbolic one: it stays whole when the file is removed.
+    What ``link`` led to before is not touched.
 
     Raises:
         WriteError: it can't be; what stood there is intact.
@@ -28,7 +31,7 @@ def point(link: Path, name: str) -> None:
         with Lock(link.parent, link.name, link):
             _remove(temp)
             try:
-                _make(temp, name)
+                _make(temp, name, hard)
                 os.replace(temp, link)
             finally:
                 _remove(temp)  # it still stands where both were hard links to one file
@@ -37,8 +40,11 @@ def point(link: Path, name: str) -> None:
     confirm(link.parent, link)
 
 
-def _make(temp: Path, name: str) -> None:
-    for way, what in ((os.symlink, name), (os.link, temp.parent / name)):
+def _make(temp: Path, name: str, hard: bool) -> None:
+    ways: list[tuple[Callable[[Any, Path], None], Any]] = [(os.link, temp.parent / name)]
+    if not hard:
+        ways.insert(0, (os.symlink, name))
+    for way, what in ways:
         with suppress(OSError, NotImplementedError):
             way(what, temp)
             return

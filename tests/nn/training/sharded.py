@@ -239,6 +239,21 @@ def on_2_several_optimizers(folder: Path, rank: int) -> None:
             assert torch.equal(a, b)
 
 
+def on_2_only_what_trains(folder: Path, rank: int) -> None:
+    parts, others = built(0), built(0)
+    for one in (parts, others):
+        mnn.freeze(one["model"], "first")
+    train(parts, 0, 2)
+    mnn.save_checkpoint(folder / "head", **parts, epoch=1, only="trainable")
+    state = mnn.resume(folder / "head", **others)
+    assert {*state.model.base} == {"first.weight", "first.bias", "seen"}
+    others["model"].seen.copy_(parts["model"].seen)  # a buffer of what has no parameters
+    known, found = values(parts), values(others)
+    assert known.keys() == found.keys()
+    assert all(torch.equal(known[name], found[name]) for name in known)
+    assert train(parts, 2, 4) == train(others, 2, 4)
+
+
 def on_2_a_row_of_folders(folder: Path, rank: int) -> None:
     parts = built(0)
     if rank == 0:
@@ -256,6 +271,21 @@ def on_2_a_row_of_folders(folder: Path, rank: int) -> None:
         os.unlink(folder / "latest")
     dist.barrier()
     assert mnn.resume(folder, **built(9)).epoch == 3
+    for epoch, acc in ((4, 0.5), (5, float("nan")), (6, 0.9), (7, 0.9), (8, 0.1)):
+        mnn.save_checkpoint(
+            folder / "epoch-{epoch:03d}",
+            **parts,
+            epoch=epoch,
+            acc=acc,
+            keep_last=1,
+            keep_best=("acc", "max", 2),
+        )
+    there = ["best", *(f"epoch-00{i}" for i in (0, 6, 7, 8)), "latest"]
+    assert sorted(os.listdir(folder)) == there
+    assert os.readlink(folder / "best") == "epoch-006"
+    assert mnn.resume(folder / "best", **built(9)).epoch == 6
+    with pytest.raises(RefusedError, match="sharded"):
+        mnn.save_checkpoint(folder / "late", **parts, asynchronous=True)
     for name, error, why in (
         ("epoch-000", WriteError, "no folder that ranks wrote"),
         ("a.pt", UsageError, "saved as a folder"),

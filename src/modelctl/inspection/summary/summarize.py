@@ -13,11 +13,11 @@ from ...core.cutting import wasted
 from ...core.modules import class_of, is_training, submodules
 from ...core.names import WRAPPERS, common_prefix, natural
 from ...core.nodes import Composite, Obj
-from ...core.notes import Note, warning
+from ...core.notes import Note, info, warning
 from ...core.packed import PackedWeights
 from ...core.packed.find import parts_of
 from ...core.pages import Progress
-from ...core.records import HISTORY, REMOVED, read_freeze, read_record, unread_freeze
+from ...core.records import HISTORY, ONLY, REMOVED, read_freeze, read_record, unread_freeze
 from ...core.sections.devices import devices_of
 from ...core.tensors import TensorRef, announce_all
 from ...errors import UnreadableError
@@ -249,6 +249,11 @@ def _warnings(ckpt: Checkpoint, tensors: dict[str, TensorRef], totals: Totals) -
             f"modelctl strip-prefix {quote(str(path))} -o NEW.pt",
         )
     yield from wasted(tensors)
+    if read_record(ckpt, ONLY) is not None:
+        yield info(
+            "only what trains is in it, not the frozen base",
+            "modelctl.nn.load_into(model, path) puts it into a model that has its base",
+        )
     unread = unread_freeze(ckpt)
     if unread is not None:
         yield unread

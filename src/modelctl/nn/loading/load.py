@@ -23,7 +23,7 @@ from ..devices import Device, choose_device
 from ..freezing.freeze import apply_record, check_record
 from ..model_names import slots
 from .file_names import find_either, given_prefix, only_plain
-from .plan import plan_load, removed_names, saved_freeze
+from .plan import base_names, plan_load, removed_names, saved_freeze
 from .report import LoadReport
 from .sharded import is_sharded
 from .tensors import to_tensors
@@ -109,7 +109,8 @@ def load_into(
     tensor is loaded by any of its names. Files of older versions load as ``load_state_dict``
     would load them: the modules' own load hooks are asked what becomes of the names (on tensors
     without data, before anything is read), and their post-hooks are run. A freeze record only
-    freezes (see :func:`apply_freeze`).
+    freezes (see :func:`apply_freeze`). Of a file of what trains alone (``save_checkpoint(...,
+    only="trainable")``) all else keeps its values.
 
     Of a model of DTensors (FSDP2, tensor parallel) all ranks call this, and each reads its own
     parts alone; those on ``meta`` come to the device of their mesh. Checksums of whole tensors are
@@ -172,6 +173,7 @@ def load_into(
             else:
                 start = given_prefix(section, prefix)
             gone = removed_names(ckpt)
+            record = saved_freeze(ckpt, start, alone, added)
             plan = plan_load(
                 *(model, section),
                 removed=gone,
@@ -179,9 +181,9 @@ def load_into(
                 alone=alone,
                 added=added,
                 resize=resize_pos_embed,
+                base=base_names(ckpt, model, record),
             )
             plan.check(shown(path), strict=on_mismatch == "error", device=where)
-            record = saved_freeze(ckpt, start, alone, added)
             if record is not None and record.freezes:
                 check_record(model, record)
         with ranks.agreeing("while it read, and the model may be loaded in part"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -12,15 +12,15 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ...core.checkpoint import Checkpoint
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import Prefixes, Shape, without
+from ...core.matching.matcher import Prefixes, Shape, match_names, without
 from ...core.names import unwrapped
 from ...core.nodes import mapping
-from ...core.records import FREEZE, REMOVED, read_record
+from ...core.records import FREEZE, ONLY, REMOVED, read_record
 from ...core.sections import StateDict
 from ...core.tensors import TensorRef, announce, announce_all
 from ...core.text import prefix_command, some
 from ...errors import RefusedError, UnsupportedError
-from ..model_names import Slot, is_lazy, places, slots
+from ..model_names import Parameters, Slot, is_lazy, places, slots
 from .file_names import fits, match, prefixes
 from .mapped import Mapper
 from .module_hooks import Computed
@@ -51,6 +51,17 @@ def saved_freeze(
     if record is None:
         return None
     return FreezeRecord.parse(record).without(prefix, alone).under(added)
+
+
+def base_names(ckpt: Checkpoint, model: nn.Module, record: FreezeRecord | None) -> set[str]:
+    """The model's names that a file of what trains alone leaves to its base: what its freeze
+    record, in the model's names, has as frozen, and buffers."""
+    if read_record(ckpt, ONLY) is None:
+        return set()
+    called = Parameters(model).called
+    found = match_names([] if record is None else record.frozen, called).values()
+    buffers = {s.name for s in slots(model) if not isinstance(s.tensor, nn.Parameter)}
+    return buffers | {name for one in found for name in called[one]}
 
 
 Pair = tuple[list[Slot], TensorRef]
@@ -276,10 +287,12 @@ def plan_load(
     alone: bool = False,
     added: str = "",
     resize: bool = False,
+    base: Collection[str] = (),
 ) -> Plan:
     """Match a file's state_dict with a model, by names without wrappers and ``prefix`` (with
     ``alone`` those that begin with it only), and with ``added`` before them; nothing is changed.
-    With ``resize`` positions of another grid are to be interpolated.
+    With ``resize`` positions of another grid are to be interpolated. ``base`` are the model's names
+    that the file may lack.
 
     Raises:
         CollisionError: two of the file's names mean the same tensor.
@@ -343,6 +356,7 @@ def plan_load(
         tuple(name for name in missing if unwrapped(name) in gone),
         prefix=prefix,
         added=added,
+        base=tuple(name for name in missing if name in base),
     )
     return plan
 

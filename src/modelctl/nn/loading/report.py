@@ -21,6 +21,7 @@ class LoadReport:
         unexpected: the file's names that the model lacks: they are left aside.
         mismatched: (name, shape in the file, shape in the model): left as they are.
         removed: those of ``missing`` whose removal the file itself records (``strip-head``).
+        base: those of ``missing`` that the file left out as frozen (``only="trainable"``).
         frozen: what the file's freeze record did, or None.
         prefix: what was taken off the file's names, wrappers aside (Lightning's ``model.``).
         added: what was put before the file's names, which has a part of the model (the ``bert.`` of
@@ -37,16 +38,23 @@ class LoadReport:
     prefix: str = ""
     added: str = ""
     mapped: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """The file's tensors that were left aside: unexpected ones and those of other shapes."""
         return (*self.unexpected, *(name for name, _, _ in self.mismatched))
 
+    def kept(self) -> list[str]:
+        """A line for what was left as it is because it belongs to the base."""
+        count = len(self.base)
+        return [f"kept {count} of the base: only what trains was saved"] if count else []
+
     def problems(self) -> list[str]:
         """A line for each kind of thing that does not fit, with the nearest names."""
         lines = []
-        plain = [name for name in self.missing if name not in self.removed]
+        known = {*self.removed, *self.base}
+        plain = [name for name in self.missing if name not in known]
         if plain:
             lines.append(f"missing in the file: {_with_nearest(plain, self.unexpected)}")
         if self.removed:
@@ -59,7 +67,7 @@ class LoadReport:
         return lines
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors", *self.problems()]
+        lines = [f"loaded {len(self.loaded)} tensors", *self.kept(), *self.problems()]
         if self.prefix:
             lines[0] += f", by the file's names without '{self.prefix}'"
         if self.added:

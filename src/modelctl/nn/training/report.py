@@ -64,7 +64,7 @@ class Resumed:
         if self.swapped is not None:
             raw, average = self.swapped
             lines.append(f"weights from '{raw}', which were trained; '{average}' is their average")
-        lines += self.model.problems()
+        lines += [*self.model.kept(), *self.model.problems()]
         for what, names in (
             ("was frozen, trains as when this was saved", self.thawed),
             ("not in the file", self.missing),

@@ -18,6 +18,7 @@ from ...files import open as open_checkpoint
 from ...storage.far.urls import is_far, shown
 from ..loading.together import Together, tensors_of
 from ..optim.several import Several, labelled
+from .asynchronous import settle
 from .optimizers.restore import OptimizersPart, SchedulersPart
 from .part import Part, Saved
 from .progress import ProgressPart
@@ -74,7 +75,8 @@ def resume(
         rng: restore the generators; under ``torch.distributed`` each rank its own.
         on_mismatch: ``"skip"`` is for another head: what the model lacks, or has in another
             shape, is left aside; what the file lacks keeps its values; the optimizer's state is
-            kept for all else, and starts fresh there.
+            kept for all else, and starts fresh there. So a bare model's training goes on in one
+            with a head around it (``bert.`` before all its names).
         key: the dotted path of the model's state_dict, where the one that is found isn't meant.
 
     Raises:
@@ -86,9 +88,11 @@ def resume(
         UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.
         UnsupportedError: a section that is needed holds an object.
         UnreadableError: the file, or a folder without one.
+        WriteError: an asynchronous save before this failed, and nobody was told yet.
     """
     if on_mismatch not in ("error", "skip"):
         raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
+    settle()
     ranks = Together(*tensors_of(model), *tensors_of(ema))
     with ExitStack() as stack:
         with ranks.agreeing("before anything was changed"):

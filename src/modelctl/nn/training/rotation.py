@@ -21,6 +21,7 @@ from ...formats.distributed.metadata import NAME as METADATA
 from ...storage.far.urls import is_far, shown
 from ...storage.links import point
 from ...storage.places import named
+from .best import BEST, Best
 
 # What says which of two is older.
 _PROGRESS = ("epoch", "step")
@@ -30,11 +31,12 @@ _NUMBER = r"[-+]?(?:\d[\d_,]*\.?\d*(?:[eE][-+]?\d+)?|inf|nan)%?"
 
 
 class Row:
-    """The checkpoints that one path with fields stands for, of which the last few are kept: files,
-    or ``folders`` of torch.distributed.checkpoint.
+    """The checkpoints that one path with fields stands for, of which the last few and the best few
+    are kept: files, or ``folders`` of torch.distributed.checkpoint.
 
     Raises:
-        UsageError: no path; fields that can't be filled in or, to keep the last few, read back.
+        UsageError: no path; fields that can't be filled in or, to keep the last few, read back; no
+            number to tell the best by.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Row:
         values: Mapping[str, Any],
         keep_last: int | None = None,
         *,
+        keep_best: object = None,
         folders: bool = False,
     ) -> None:
         named(path)
@@ -89,7 +92,14 @@ class Row:
             raise UsageError(f"{self.latest}: that is what the newest of the row is known by")
         self.keep_last = keep_last
         if keep_last is not None:
-            self._check_order(keep_last)
+            self._check_order("keep_last")
+            if keep_last < 1:
+                raise UsageError(f"keep_last={keep_last}: the new one is kept, so it is 1 or more")
+        self.keep_best = None if keep_best is None else Best(keep_best, values)
+        if self.keep_best is not None:
+            self._check_order("keep_best")
+            if self.path in (self.best, self.latest):
+                raise UsageError(f"{self.path}: that is what the best of the row is known by")
 
     @property
     def path(self) -> Path:
@@ -98,19 +108,25 @@ class Row:
     @property
     def latest(self) -> Path:
         """Where the newest one is known by, in a row."""
-        end, field, _, _ = self._parts[-1]
-        return self.folder / (LATEST + ("" if field else Path(f"_{end}").suffix))
+        return self._known_by(LATEST)
 
-    def _check_order(self, keep_last: int) -> None:
-        if keep_last < 1:
-            raise UsageError(f"keep_last={keep_last}: the new one is kept, so it is 1 or more")
+    @property
+    def best(self) -> Path:
+        """Where the best one is known by, in a row."""
+        return self._known_by(BEST)
+
+    def _known_by(self, name: str) -> Path:
+        end, field, _, _ = self._parts[-1]
+        return self.folder / (name + ("" if field else Path(f"_{end}").suffix))
+
+    def _check_order(self, what: str) -> None:
         if not self.fields & {*_PROGRESS}:
             raise UsageError(
-                f"keep_last: which file is older than '{self.name}' its name must say",
+                f"{what}: which file is older than '{self.name}' its name must say",
                 hint="put a field into the path: 'run/epoch-{epoch:03d}.pt'",
             )
         if self._progress(self.name) is None:
-            raise UsageError(f"keep_last: '{self.pattern}' gives no plain numbers to read back")
+            raise UsageError(f"{what}: '{self.pattern}' gives no plain numbers to read back")
 
     def check(self, overwrite: bool) -> None:
         """Raises WriteError where the latest can't be one, before anything is written."""
@@ -119,14 +135,34 @@ class Row:
             raise WriteError(f"{self.latest}: exists already, and is no link to a checkpoint")
         if self.folders and os.path.lexists(self.path) and not of_ranks(self.path):
             raise WriteError(f"{self.path}: exists already, and is no folder that ranks wrote")
+        if self.keep_best is not None:
+            self.keep_best.check(self.best)
 
     def finish(self) -> None:
-        """The new one stands: let it be the latest, then remove those that are too old."""
+        """The new one stands: let it be the latest, and the best where it is; then remove those
+        that are too old and not good enough."""
         if not self.fields:
             return
         point(self.latest, self.name)
-        too_old = self._older()[: 1 - self.keep_last or None] if self.keep_last else []
-        for name in too_old:
+        if self.keep_last is None and self.keep_best is None:
+            return
+        now = self._progress(self.name)
+        row = self._row()
+        # of the same moment with another loss in its name: it was there before
+        older = [name for at, name in row if now is not None and at <= now and name != self.name]
+        keep = {*older[len(older) + 1 - (self.keep_last or 1) :]}
+        if self.keep_best is not None:
+            later = [name for at, name in row if now is not None and at > now]
+            ranked = self.keep_best.ranked(self.folder, [*older, self.name, *later])
+            own = [name for _, name in ranked if name not in later]
+            keep.update(own[: self.keep_best.count])
+            if ranked and self.keep_best.beats(ranked[0][0], self.best):
+                point(self.best, ranked[0][1], hard=not self.folders)
+            if self.best.is_symlink():  # what it leads to is the best
+                keep.add(os.readlink(self.best))
+        for name in older:
+            if name in keep:
+                continue
             try:
                 (shutil.rmtree if self.folders else os.unlink)(self.folder / name)
             except FileNotFoundError:
@@ -134,20 +170,18 @@ class Row:
             except OSError as e:
                 warnings.warn(f"{self.folder / name} is old and stays: {e.strerror}", stacklevel=3)
 
-    def _older(self) -> list[str]:
-        """The files of this row from before the new one, oldest first."""
-        now = self._progress(self.name)
+    def _row(self) -> list[tuple[tuple[int, ...], str]]:
+        """How far each of this row has come, and its name, the oldest first."""
         found = []
         for name in os.listdir(self.folder or "."):
             at = self._progress(name)
-            # of the same moment with another loss in its name: it was there before
-            if at is not None and now is not None and at <= now and name != self.name:
+            if at is not None:
                 with suppress(OSError):
                     status = os.lstat(self.folder / name)
                     own = of_ranks(self.folder / name) if self.folders else False
                     if own or (stat.S_ISREG(status.st_mode) and not self.folders):
                         found.append((at, status.st_mtime_ns, name))
-        return [name for *_, name in sorted(found)]
+        return [(at, name) for at, _, name in sorted(found)]
 
     def _progress(self, name: str) -> tuple[int, ...] | None:
         """Epoch and step of a file of this row, as far as the pattern has them; None for others.

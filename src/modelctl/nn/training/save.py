@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.names import CHECKPOINTED, unwrapped
-from ...core.records import FREEZE
+from ...core.records import FREEZE, ONLY
 from ...errors import RefusedError, UsageError
 from ...storage.staging import staged
 from ...storage.targets import made_folder
+from ..freezing.batchnorm import keeps_eval
 from ..freezing.freeze import record_of
 from ..loading.sharded import is_sharded, wraps_whole
 from ..loading.tensors import is_declared
@@ -26,10 +30,13 @@ from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
+from .asynchronous import done, settle, snapshot, start
 from .optimizers.entries import recordable
 from .rng import gathered, rank, rng_state, world
 from .rotation import Row
 from .storable import storable
+
+_EXTRA_STATE = "_extra_state"
 
 
 class _Stream:
@@ -53,6 +60,22 @@ class _Stream:
         pass
 
 
+@overload
+def save_checkpoint(
+    path: str | os.PathLike[str], *, model: nn.Module, asynchronous: Literal[True], **parts: Any
+) -> Future[Path]: ...
+
+
+@overload
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    asynchronous: Literal[False] = False,
+    **parts: Any,
+) -> Path: ...
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
     *,
@@ -66,10 +89,13 @@ def save_checkpoint(
     lr: float | None = None,
     rng: bool | str = True,
     keep_last: int | None = None,
+    keep_best: tuple[str, str, int] | None = None,
     overwrite: bool = True,
+    asynchronous: bool = False,
+    only: str | None = None,
     extra: Mapping[str, Any] | None = None,
     **extras: Any,
-) -> Path:
+) -> Path | Future[Path]:
     """Save what :func:`resume` needs to go on as if nothing had happened. Gives the file's path.
 
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
@@ -108,7 +134,22 @@ def save_checkpoint(
             earlier epochs and steps are removed, oldest first. Never removed: files of later
             epochs (an abandoned run's), and whatever the path with its fields could not have
             given.
+        keep_best: ``("val_acc", "max", 3)``: of a row keep the three best by that number of yours
+            (or ``lr``, …), too; without ``keep_last`` of the others only the new one. ``best.pt``
+            is then the best so far, of later epochs, too: a hard link, or a copy where there are
+            none (of a folder a relative link). It goes by the numbers in the files, so a resumed
+            training knows them. NaN is never best; of equal ones the older is.
         overwrite: replace what stands there.
+        asynchronous: copy all to the CPU (memory for one more of all that is saved), give a
+            ``concurrent.futures.Future`` of the path, and write from a thread. One at a time: the
+            next save, or :func:`resume`, waits for it, and raises its error where
+            ``result()`` has not; so does the interpreter's exit wait. What was on a GPU is saved
+            as on the CPU. Not for sharded models.
+        only: ``"trainable"`` leaves out what is frozen, for adapters and heads on a large base:
+            saved are the parameters that require grad (and their averages), the optimizer's state
+            of these, buffers and extra states of the modules that hold them, and running
+            statistics of norms that are not held in eval, which move. The file says so, and
+            :func:`resume` and ``load_into`` leave all else as it is: build it from the same base.
         extra, extras: your own numbers, texts, tensors, lists and dicts, as a dict or by name.
 
     Raises:
@@ -117,11 +158,15 @@ def save_checkpoint(
             callable object of plain attributes. Of a sharded model also what another rank was
             refused, and state that is not sharded as its parameter is.
         UsageError: no module, no dict of extras, fields in the path without a value, or
-            ``keep_last`` without ``{epoch}`` or ``{step}`` in it.
+            ``keep_last`` or ``keep_best`` without ``{epoch}`` or ``{step}`` in it, or without
+            such a number.
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
+    settle()
     _check_given(model, extra)
+    if only not in (None, "trainable"):
+        raise UsageError(f"only is 'trainable' or None, not {only!r:.40}")
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
     generators = rng_state(model) if rng else None
@@ -137,13 +182,21 @@ def save_checkpoint(
     ranks = Together(*tensors)
     with ranks.agreeing("before anything was written"):
         plain = _plain(content)
-        row = Row(path, {**plain["extra"], **plain}, keep_last, folders=sharded)
+        row = Row(
+            path, {**plain["extra"], **plain}, keep_last, keep_best=keep_best, folders=sharded
+        )
+        if asynchronous and sharded:
+            raise RefusedError(
+                "asynchronous: the model is sharded, and its ranks agree with each other while "
+                "they write: in a thread that would mix with what training says between them",
+                hint="save without asynchronous=; or torch.distributed.checkpoint.async_save",
+            )
         if rank() != 0 and not sharded:
-            return row.path
+            return done(row.path) if asynchronous else row.path
         row.check(overwrite)
         whole: dict[str, Any] = {"model": bare_state_dict(model)}
         if optimizers:
-            states = _optimizer_states(optimizers, Parameters(model))
+            states = _optimizer_states(optimizers, Parameters(model), only is not None)
             if sharded:
                 for one in optimizers.values():
                     check_placed(one, Parameters(model))
@@ -156,6 +209,13 @@ def save_checkpoint(
         if ema is not None:
             whole["ema"] = bare_state_dict(ema) if isinstance(ema, nn.Module) else ema
         records = _records(model)
+        if only is not None:
+            records[ONLY] = only
+            kept = _trained(model)
+            left_out = {*whole["model"]} - kept
+            for key in ("model", "ema"):
+                if key in whole:
+                    whole[key] = _without(whole[key], left_out)
         whole["model"].__dict__["_metadata"].setdefault("", {}).update(records)
         whole = {key: storable(value, key, sharded=sharded) for key, value in whole.items()}
         for key in ("model", "ema"):
@@ -168,6 +228,12 @@ def save_checkpoint(
 
         save_together(row, whole, records, ranks, overwrite=overwrite)
         return row.path
+    if asynchronous:
+        return start(partial(_write, row, snapshot(whole), overwrite))
+    return _write(row, whole, overwrite)
+
+
+def _write(row: Row, whole: dict[str, Any], overwrite: bool) -> Path:
     with (
         made_folder(os.path.dirname(os.path.abspath(row.path))),
         staged(row.path, overwrite=overwrite) as sink,
@@ -237,11 +303,11 @@ def _records(model: nn.Module) -> dict[str, Any]:
 
 
 def _optimizer_states(
-    optimizers: Mapping[Label, Optimizer], params: Parameters
+    optimizers: Mapping[Label, Optimizer], params: Parameters, trained_only: bool
 ) -> dict[Label, dict[str, Any]]:
     """The optimizers' state_dicts, with the model's own names of their parameters: recorded ones
     may be missing, or relative to a part of the model. One that is not the model's keeps the
-    name that was recorded, or has ""."""
+    name that was recorded, or has "". With ``trained_only`` without the state of what is frozen."""
     states = {}
     for label, optimizer in optimizers.items():
         state = optimizer.state_dict()
@@ -249,8 +315,53 @@ def _optimizer_states(
         if any(name for group in names for name in group):
             groups = zip(state["param_groups"], names, strict=True)
             state["param_groups"] = [{**group, "param_names": own} for group, own in groups]
+        if trained_only:
+            live = [p for group in optimizer.param_groups for p in group["params"]]
+            ids = [key for group in state["param_groups"] for key in group["params"]]
+            frozen = {key for key, p in zip(ids, live, strict=True) if not p.requires_grad}
+            kept = {key: value for key, value in state["state"].items() if key not in frozen}
+            state["state"] = kept
         states[label] = state
     return states
+
+
+def _trained(model: nn.Module) -> set[str]:
+    """The names in its state_dict of all that training changes.
+
+    Raises:
+        RefusedError: nothing trains.
+    """
+    found = slots(model)
+    trained = [slot for slot in found if slot.tensor.requires_grad]
+    if not trained:
+        raise RefusedError(
+            "only='trainable': every parameter is frozen, so nothing would be saved",
+            hint="unfreeze what trains; or save without only=",
+        )
+    owners = {id(slot.owner) for slot in trained}
+    kept = {slot.name for slot in trained}
+    for slot in found:
+        moves = isinstance(slot.owner, _NormBase) and not keeps_eval(slot.owner)
+        if not isinstance(slot.tensor, nn.Parameter) and (id(slot.owner) in owners or moves):
+            kept.add(slot.name)
+    for place in places(model):
+        if id(place.module) in owners:
+            kept.add(f"{place.name}.{_EXTRA_STATE}" if place.name else _EXTRA_STATE)
+    return kept
+
+
+def _without(state: Mapping[str, Any], left_out: Collection[str]) -> OrderedDict[str, Any]:
+    """A state_dict, or an average's, without these of the model's names."""
+    kept = OrderedDict(
+        (name, value) for name, value in state.items() if unwrapped(name) not in left_out
+    )
+    if "_metadata" in getattr(state, "__dict__", {}):
+        holders = {"", *(name.rpartition(".")[0] for name in kept)}
+        metadata = state.__dict__["_metadata"]
+        kept.__dict__["_metadata"] = OrderedDict(
+            (name, entry) for name, entry in metadata.items() if name in holders
+        )
+    return kept
 
 
 def check_placed(optimizer: Optimizer, params: Parameters) -> None:

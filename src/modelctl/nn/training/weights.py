@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...core.freeze_record import FreezeRecord
-from ...core.matching.matcher import Shape, match_names
-from ...core.names import AVERAGED
+from ...core.matching.matcher import Shape, match_names, without
+from ...core.names import AVERAGED, unwrapped
 from ...core.nodes import mapping, with_entries
+from ...core.records import ONLY, read_record
 from ...core.sections import StateDict
 from ...core.tensors import TensorRef
 from ...core.text import some
@@ -21,9 +22,9 @@ from ...core.tree import path_text
 from ...errors import RefusedError
 from ..freezing.batchnorm import held_batchnorms, release_batchnorms
 from ..freezing.freeze import Frozen, apply_record, count_trainable, set_grad
-from ..loading.file_names import find_prefix
+from ..loading.file_names import find_either
 from ..loading.load import chosen_model
-from ..loading.plan import Plan, plan_load, removed_names, saved_freeze
+from ..loading.plan import Plan, base_names, plan_load, removed_names, saved_freeze
 from ..loading.report import LoadReport
 from ..model_names import Parameters, slots
 from .part import Part, Saved
@@ -51,6 +52,7 @@ class ModelPart(Part):
         self.freezing: Refreezing | None = None
         self.frozen: Frozen | None = None
         self.swapped: tuple[str, str] | None = None
+        self.part: set[str] = set()  # the file's names, where it has a part of the model
 
     def fit(self) -> None:
         found = chosen_model(self.saved.ckpt)
@@ -59,8 +61,11 @@ class ModelPart(Part):
         section = found if raw is None else _without_count(raw)
         if raw is not None:
             self.swapped = (path_text(raw.path), path_text(found.path))
-        self.plan = _loading(self.saved, self.live, section, str(self.saved.path))
-        record = saved_freeze(self.saved.ckpt, self.prefix)
+        ckpt, affix = self.saved.ckpt, find_either(section, slots(self.live))
+        self.part = {unwrapped(str(name)) for name in section.entries} if affix[1] else set()
+        record = saved_freeze(ckpt, affix[0], added=affix[1])
+        base = base_names(ckpt, self.live, record)
+        self.plan = _loading(self.saved, self.live, section, affix, base, str(self.saved.path))
         if record is not None:
             self.freezing = Refreezing(self.live, record, self.report)
             self.check_wrapped(self.freezing.change)
@@ -82,9 +87,15 @@ class ModelPart(Part):
         return self.plan.shapes
 
     @property
-    def prefix(self) -> str:
-        """What is taken off the file's names."""
-        return self.report.prefix
+    def renames(self) -> bool:
+        """Whether the file has a prefix that the model lacks, or the other way round."""
+        return bool(self.report.prefix or self.report.added)
+
+    def own_name(self, name: str) -> str:
+        """One of the file's names as the model has it; any other as it is."""
+        if unwrapped(name) in self.part:
+            return self.report.added + unwrapped(name)
+        return without(name, self.report.prefix) or name
 
     def check_wrapped(self, change: Iterable[str]) -> None:
         """Raises RefusedError where what trains would change behind a wrapper that looks once."""
@@ -121,7 +132,12 @@ class EmaPart(Part):
             numbers = {k: v for k, v in section.entries.items() if type(v) in (int, float)}
             self.numbers = {k: v for k, v in numbers.items() if k in model}
             section, model = StateDict(section.path, section.tensors()), _holding(model)
-        self.plan = _loading(self.saved, model, section, f"{self.saved.path}, ema")
+        base, affix = set(), find_either(section, slots(model))
+        if read_record(self.saved.ckpt, ONLY) is not None:  # what the model has, its average has
+            known = {affix[1] + unwrapped(str(name)) for name in sections.model().entries}
+            base = {one.name for one in slots(model) if unwrapped(one.name) not in known}
+        where = f"{self.saved.path}, ema"
+        self.plan = _loading(self.saved, model, section, affix, base, where)
 
     def _average(self, model: StateDict, raw: StateDict) -> StateDict:
         """What stands in the model's place, with the count of what was averaged that the file has
@@ -151,9 +167,17 @@ def _without_count(raw: StateDict) -> StateDict:
     return StateDict(raw.path, with_entries(raw.node, entries))
 
 
-def _loading(saved: Saved, model: nn.Module, section: StateDict, where: str) -> Plan:
-    prefix = find_prefix(section, slots(model))
-    plan = plan_load(model, section, removed=removed_names(saved.ckpt), prefix=prefix)
+def _loading(
+    saved: Saved,
+    model: nn.Module,
+    section: StateDict,
+    affix: tuple[str, str],
+    base: set[str],
+    where: str,
+) -> Plan:
+    prefix, added = affix  # what comes off the file's names, and before them
+    gone = removed_names(saved.ckpt)
+    plan = plan_load(model, section, removed=gone, prefix=prefix, added=added, base=base)
     try:
         plan.check(where, strict=not saved.skip)
     except RefusedError as e:

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ....core.matching.matcher import match_names, without
+from ....core.matching.matcher import match_names
 from ....core.names import alphabetical
 from ....core.nodes import mapping
 from ....core.records import frozen_names
@@ -161,12 +161,12 @@ class OptimizersPart(Part):
             )
 
     def _with_own_names(self, saved: Any) -> Any:
-        """A saved optimizer with names as the model has them: Lightning's begin with ``model.``."""
-        prefix = self.model.prefix
-        for group in saved["param_groups"] if prefix else ():
+        """A saved optimizer with names as the model has them: Lightning's begin with ``model.``,
+        those of a model that has got a head since lack ``bert.``."""
+        for group in saved["param_groups"] if self.model.renames else ():
             names = group.get("param_names") if isinstance(group, dict) else None
             if isinstance(names, list):
-                group["param_names"] = [n and (without(str(n), prefix) or n) for n in names]
+                group["param_names"] = [n and self.model.own_name(str(n)) for n in names]
         return saved
 
     def _is_reordered(self) -> bool:
@@ -175,7 +175,7 @@ class OptimizersPart(Part):
         names, params = [*self.saved.sections.model().entries], self.model.params
         if alphabetical(names):
             return False
-        bare = {name: without(name, self.model.prefix) or name for name in names}
+        bare = {name: self.model.own_name(name) for name in names}
         try:
             found = match_names(bare.values(), params.called)
         except CollisionError:
@@ -192,14 +192,14 @@ class OptimizersPart(Part):
 
     def _names_in_file(self, node: Any) -> dict[Any, str] | None:
         """Names of a saved optimizer's ids, where the file's own model proves them."""
-        ckpt, prefix = self.saved.ckpt, self.model.prefix
+        ckpt = self.saved.ckpt
         try:
             names = assign_names(node, ckpt.sections.model().tensors(), frozen_names(ckpt))
         except (AmbiguousError, RefusedError):
             return None
         groups = [mapping(group) or {} for group in (mapping(node) or {})["param_groups"]]
         return {
-            pid: without(name, prefix) or name
+            pid: self.model.own_name(name)
             for group, own in zip(groups, names, strict=True)
             for pid, name in zip(group["params"], own, strict=True)
             if name
