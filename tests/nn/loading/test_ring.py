@@ -13,12 +13,14 @@ import safetensors.torch
 import torch
 
 import modelctl as mc
+from modelctl.core.dtypes import BY_NAME
 from modelctl.core.tensors import TensorRef
 from modelctl.errors import DamagedError, UnreadableError
 from modelctl.nn.loading import reader as reading
 from modelctl.nn.loading import ring as rings
 from modelctl.nn.loading.reader import Reader, thread_count
 from modelctl.nn.loading.ring import Bus, CudaBus, OneLane, Part, Ring, bus_to
+from modelctl.storage.chunked import Chunk, ChunkedStorage
 from modelctl.storage.source import FileSource
 
 
@@ -145,6 +147,20 @@ def test_a_copy_comes_after_what_had_the_memory(bus, tmp_path, monkeypatch):
     known = [(asked.index(at), after) for at, after in starts if at in asked]
     assert len(known) == 29
     assert all(place < after for place, after in known)
+
+
+def test_a_tensor_of_several_files_goes_through_chunks(bus, tmp_path):
+    """On a device nothing else would take it: what made a temporary tensor there had to read
+    that in turn."""
+    bus.size = 256
+    state = saved(tmp_path / "a.pt", 300, 200)
+    with mc.open(tmp_path / "a.pt") as ckpt:
+        two = [*ckpt.tensors().values()]
+        chunks = [Chunk.of((at,), ref, "there") for at, ref in zip((0, 300), two, strict=True)]
+        storage = ChunkedStorage(BY_NAME["float32"], (500,), chunks)
+        made = fill({"": TensorRef(BY_NAME["float32"], (500,), storage)}, Reader())
+    assert equal(made, {"": torch.cat([*state.values()])})
+    assert sum(part.target.numel() for parts, _ in bus.sent for part in parts) == 500
 
 
 def test_damage_is_found_on_the_way(bus, tmp_path):
