@@ -287,7 +287,7 @@ def test_copies_to_cuda_lie_between_what_they_wait_for_and_their_event(many, mon
     cuda = Cuda()
     monkeypatch.setattr(rings.torch, "cuda", cuda)
     bus = CudaBus(torch.device("cpu"))
-    bus.pinned = False
+    bus.memory = lambda: Bus.memory(bus)
     copied = CudaBus._copy
 
     def copy(self: CudaBus, chunk: torch.Tensor, parts: list[Part]) -> None:
@@ -329,7 +329,7 @@ def test_a_chunk_of_which_a_copy_failed_is_free_when_that_is_told(monkeypatch):
     cuda = Cuda()
     monkeypatch.setattr(rings.torch, "cuda", cuda)
     bus = CudaBus(torch.device("cpu"))
-    bus.pinned = False
+    bus.memory = lambda: Bus.memory(bus)
     part = Part(0, 16, torch.float32, torch.zeros(3))  # of another size
     with pytest.raises(RuntimeError):
         Ring(bus).pass_on(lambda chunk: None, [part], bus.mark())

@@ -37,14 +37,16 @@ class Bus:
 
     Attributes:
         chunks: how many of them are worth having, each of ``size`` bytes.
-        pinned: whether they are page-locked.
     """
 
     chunks, size = 4, 4 << 20
-    pinned = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def memory(self) -> Tensor:
+        """For one more chunk."""
+        return torch.empty(self.size, dtype=torch.uint8)
 
     def mark(self) -> Any:
         """What the device has been asked to do by now, for :meth:`send` to come after."""
@@ -70,14 +72,17 @@ class OneLane(Bus):
 
 
 class CudaBus(Bus):
-    """On a stream of each thread's own, with an event a chunk."""
+    """From page-locked memory, on a stream of each thread's own, with an event a chunk."""
 
     chunks = 16
-    pinned = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._own = local()
+
+    def memory(self) -> Tensor:
+        with torch.cuda.device(self.device):  # else of a thread it is the first one
+            return torch.empty(self.size, dtype=torch.uint8, pin_memory=True)
 
     def mark(self) -> Any:
         # the memory of a target may be in use until then, by what had it before
@@ -139,7 +144,7 @@ class Ring:
         try:
             arrived()
             if chunk is None:
-                chunk = torch.empty(self.size, dtype=torch.uint8, pin_memory=self.bus.pinned)
+                chunk = self.bus.memory()
             fill(chunk)
             arrived = self.bus.send(chunk, parts, after)
         finally:
@@ -147,7 +152,7 @@ class Ring:
 
     def finish(self) -> None:
         """Wait until everything has arrived. No thread may be in :meth:`pass_on`."""
-        for _ in range(self.bus.chunks):
+        for _ in range(self._free.qsize()):
             chunk, arrived = self._free.get()
             self._free.put((chunk, _nothing))
             arrived()
