@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...core.checkpoint import Checkpoint
 from ...core.pages import told
@@ -159,20 +159,21 @@ def load_into(
             model may have been loaded in part.
     """
     once = OneReader() if read_once else None
-    ranks = once or Together(*tensors_of(model))
+    held = tensors_of(model)
+    ranks = once or Together(*held)
     with ExitStack() as stack:
         with ranks.agreeing("before anything was changed"):
             if on_mismatch not in ("error", "skip"):
                 raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
             where = _device(device)
             _check_dtype(dtype)
-            if assign and any(map(is_sharded, tensors_of(model))):
+            if assign and any(map(is_sharded, held)):
                 raise UsageError(
                     "assign=True maps whole tensors, and the model has DTensors",
                     hint="without it each rank reads its own parts alone",
                 )
             if read_once:
-                _check_read_once(model, assign)
+                _check_read_once(held, assign)
             ckpt = stack.enter_context(open_checkpoint(path, key=key))
             section = chosen_model(ckpt)
             alone = prefix is not None
@@ -215,8 +216,8 @@ def _device(device: Device) -> torch.device | None:
     return where
 
 
-def _check_read_once(model: nn.Module, assign: bool) -> None:
-    if any(map(is_sharded, tensors_of(model))):
+def _check_read_once(held: list[Tensor], assign: bool) -> None:
+    if any(map(is_sharded, held)):
         raise UsageError(
             "read_once=True is for ranks that hold the same values, and the model has DTensors",
             hint="without it each rank reads its own parts alone",

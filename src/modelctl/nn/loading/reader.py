@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +19,7 @@ from ...core.storages import Run, Source, Storage, fastest_crc32
 from ...core.tensors import TensorRef
 from ...errors import UnsupportedError
 from ...storage.checksums import crc32_of_pieces
-from .ring import ALIGN, Part, Ring, bus_to
+from .ring import ALIGN, Part, Ring, bus_to, thread_count
 
 # What a thread reads at once, of one large tensor or of several small ones.
 PIECE = 2 << 20
@@ -27,19 +27,10 @@ PIECE = 2 << 20
 STRIP = 16 << 20
 # A tensor that does not fit into the rest of a chunk starts there if that much is left.
 _WORTH = 1 << 20
+# What is read into a chunk before it is compared: it is in the cache then.
+_STEP = 512 << 10
 # Tensors in a file that are no farther apart are read at once into a chunk.
 _GAP = 512
-
-
-def _usable_cpus() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def thread_count() -> int:
-    """How many threads read: by the CPUs that this process may use. They wait more than they
-    compute."""
-    return min(16, max(4, _usable_cpus()))
 
 
 def torch_dtype(ref: TensorRef) -> torch.dtype:
@@ -238,7 +229,8 @@ class _Load:
         self.ring, self.nbytes = ring, 0
         self.parts: list[Part] = []
         self._reads: list[_Read] = []
-        self._comparisons: list[tuple[_Comparison, Part, int]] = []
+        # pieces from where to where in the chunk, and where they lie in the storage
+        self._comparisons: list[tuple[_Comparison, int, int, int]] = []
 
     @property
     def room(self) -> int:
@@ -267,7 +259,9 @@ class _Load:
         self.parts.append(Part(begin, stop, dtype, target))
         self.nbytes += nbytes
         if comparison is not None:
-            self._comparisons.append((comparison, self.parts[-1], at))
+            for start in range(begin, stop, _STEP):
+                piece = comparison, start, min(start + _STEP, stop), at + start - begin
+                self._comparisons.append(piece)
 
     def _begin(self, source: Source, offset: int, nbytes: int, item: int) -> int:
         """Where a tensor stands: as far from the one before as in the file, where that is close
@@ -294,10 +288,14 @@ class _Load:
     def fill(self, chunk: Tensor) -> None:
         """Read it all, and compare what is complete with its checksum."""
         out = memory(chunk)
+        waiting = deque(self._comparisons)
         for read in self._reads:
-            read.source.read_into(read.offset, out[read.start : read.stop])
-        for comparison, part, at in self._comparisons:
-            comparison.add(out[part.start : part.stop], at)
+            for start in range(read.start, read.stop, _STEP):
+                stop = min(start + _STEP, read.stop)
+                read.source.read_into(read.offset + start - read.start, out[start:stop])
+                while waiting and waiting[0][2] <= stop:
+                    comparison, first, last, at = waiting.popleft()
+                    comparison.add(out[first:last], at)
 
 
 class _Comparison:

@@ -3,6 +3,7 @@ itself. A chunk is filled again as soon as what it held has arrived; nobody wait
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Lock, local
@@ -16,6 +17,17 @@ ALIGN = 64
 _FEW = 4
 
 Wait = Callable[[], object]
+
+
+def _usable_cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def thread_count() -> int:
+    """How many threads read: by the CPUs that this process may use. They wait more than they
+    compute."""
+    return min(16, max(4, _usable_cpus()))
 
 
 class Part(NamedTuple):
@@ -74,10 +86,10 @@ class OneLane(Bus):
 class CudaBus(Bus):
     """From page-locked memory, on a stream of each thread's own, with an event a chunk."""
 
-    chunks = 16
-
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+        # one is filled while another is on its way; more would only leave the cache sooner
+        self.chunks = min(16, max(8, 2 * thread_count()))
         self._own = local()
 
     def memory(self) -> Tensor:
