@@ -117,17 +117,19 @@ class Run(NamedTuple):
     wall: float
     cpu: float
     peak_mb: float
+    importing: float = 0.0
     inside: float = 0.0
 
 
 def run(command: list[str], inside: bool = False) -> Run:
-    """One process, its output thrown away; with ``inside`` it is the seconds it took by itself."""
+    """One process, its output thrown away; with ``inside`` the seconds are its own: to
+    import what it needs, and to do its work."""
     # compiled files are part of an installation: both sides may have theirs
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     to = subprocess.PIPE if inside else subprocess.DEVNULL
     child = subprocess.Popen(command, stdout=to, env=env)
-    printed = child.stdout.read() if child.stdout else b"0"
+    printed = child.stdout.read().split() if child.stdout else ()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = status
     # match ends with 1 where a file does not fit as it is
@@ -135,7 +137,7 @@ def run(command: list[str], inside: bool = False) -> Run:
         raise SystemExit(f"{' '.join(command)} failed")
     wall = time.perf_counter() - start
     cpu = usage.ru_utime + usage.ru_stime
-    return Run(wall, cpu, usage.ru_maxrss / 1024, float(printed))
+    return Run(wall, cpu, usage.ru_maxrss / 1024, *map(float, printed))
 
 
 def compare(title: str, ours: list[str], peer_name: str, peer: list[str], pairs: int) -> None:
@@ -156,22 +158,34 @@ def compare(title: str, ours: list[str], peer_name: str, peer: list[str], pairs:
     print(f"| {title} | {middle(a)} | {peer_name}: {middle(b)} | {ratio:.2f} |", flush=True)
 
 
-def compare_loads(title: str, ours: list[str], peer_name: str, peer: list[str], pairs: int) -> None:
-    """Time two scripts in turn, whole and the load alone, and print one row."""
-    run(ours), run(peer)  # warm
-    found = [(run(ours, inside=True), run(peer, inside=True)) for _ in range(pairs)]
+def compare_loads(kind: loading.Kind, path: Path, pairs: int) -> None:
+    """Time all ways to fill a kind of model from a file in turn, and print a row for each."""
+    ways = kind.ways[path.suffix]
+    scripts = [python(kind.script(way), path, str(LAYERS)) for way in ways]
+    for script in scripts:  # warm
+        run(script, inside=True)
+    rounds = [[run(script, inside=True) for script in scripts] for _ in range(pairs)]
+    for i, way in enumerate(ways):
+        mine = [found[i] for found in rounds]
+        load, importing, wall, peak = (
+            statistics.median(getattr(one, what) for one in mine)
+            for what in ("inside", "importing", "wall", "peak_mb")
+        )
 
-    def middle(which: int) -> str:
-        runs = [pair[which] for pair in found]
-        inside = statistics.median(r.inside for r in runs)
-        wall = statistics.median(r.wall for r in runs)
-        peak = statistics.median(r.peak_mb for r in runs)
-        return f"{inside:.3f} s, process {wall:.2f} s, {peak:,.0f} MB"
+        def ratio(of: Callable[[Run], float], i: int = i) -> str:
+            return f"{statistics.median(of(found[0]) / of(found[i]) for found in rounds):.2f}"
 
-    alone = statistics.median(a.inside / b.inside for a, b in found)
-    whole = statistics.median(a.wall / b.wall for a, b in found)
-    row = f"| {title} | {middle(0)} | {peer_name}: {middle(1)} | {alone:.2f} | {whole:.2f} |"
-    print(row, flush=True)
+        ratios = [
+            ratio(lambda one: one.inside),
+            ratio(lambda one: one.inside + one.importing),
+            ratio(lambda one: one.wall),
+        ]
+        cells = [
+            *(kind.title, path.suffix, way.name, f"{1000 * load:.0f} ms"),
+            *(f"{1000 * importing:.0f} ms", f"{wall:.2f} s, {peak:,.0f} MB"),
+            *(ratios if i else ("", "", "")),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def compare_writes(
@@ -509,37 +523,18 @@ def bench_write(folder: Path, pairs: int) -> None:
 def bench_load(folder: Path, pairs: int) -> None:
     import torch
 
-    pt, st = make(folder, "layers.pt"), make(folder, "layers.safetensors")
-    rows = [
-        (".pt", pt, loading.OURS, "torch.load", loading.TORCH),
-        (".pt", pt, loading.OURS, "torch.load(mmap)", loading.TORCH_MMAP),
-        (".safetensors", st, loading.OURS, "load_model", loading.SAFETENSORS),
-    ]
+    paths = make(folder, "layers.pt"), make(folder, "layers.safetensors")
+    kinds = [loading.CPU, loading.META, loading.PASS]
     if torch.cuda.is_available():
-        rows += [
-            (".pt to CUDA", pt, loading.OURS_GPU, "torch.load(cuda)", loading.TORCH_GPU),
-            (".safetensors to CUDA", st, loading.OURS_GPU, "load_file", loading.SAFETENSORS_GPU),
-        ]
-    print("\n| what | load_into | peer | ratio of the load | of the process |")
-    print("| --- | --- | --- | --- | --- |")
-    for title, path, ours, name, peer in rows:
-        count = str(LAYERS)
-        compare_loads(title, python(ours, path, count), name, python(peer, path, count), pairs)
-
-
-def bench_map(folder: Path, pairs: int) -> None:
-    pt, st = make(folder, "layers.pt"), make(folder, "layers.safetensors")
-    rows = [
-        (".pt", pt, "torch.load(mmap), assign", loading.TORCH_MAPPED),
-        (".safetensors", st, "load_file, assign", loading.SAFETENSORS_MAPPED),
-    ]
-    print("\n| what | load_into(assign=True) | peer | ratio of the load | of the process |")
-    print("| --- | --- | --- | --- | --- |")
-    for title, path, name, load in rows:
-        for more, then in (("", ""), (", and a pass over it", loading.PASS)):
-            ours, peer = (loading.mapped(one, then) for one in (loading.OURS_MAPPED, load))
-            scripts = (python(one, path, str(LAYERS)) for one in (ours, peer))
-            compare_loads(title + more, next(scripts), name, next(scripts), pairs)
+        kinds.append(loading.CUDA)
+    heads = (
+        "model | file | by | load | import | process | ours to it: load | with imports | process"
+    )
+    print(f"\n| {heads} |\n|{' --- |' * 9}")
+    for kind in kinds:
+        for path in paths:
+            compare_loads(kind, path, pairs)
+    print(f"\nload of the machine: {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
 
 
 def bench_view(folder: Path, pairs: int) -> None:
@@ -556,7 +551,6 @@ BENCHES = {
     "known": bench_known,
     "write": bench_write,
     "load": bench_load,
-    "map": bench_map,
     "view": bench_view,
 }
 
@@ -575,7 +569,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
-        if not set(options.names or BENCHES) <= {"write", "load", "map", "view"}:
+        if not set(options.names or BENCHES) <= {"write", "load", "view"}:
             print("| what | modelctl | peer | ratio |\n| --- | --- | --- | --- |")
         for name in options.names or BENCHES:
             BENCHES[name](folder, options.pairs)

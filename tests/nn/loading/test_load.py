@@ -12,7 +12,7 @@ from torch import nn
 import modelctl as mc
 import modelctl.nn as mnn
 from modelctl.errors import CollisionError, RefusedError, UnsupportedError, UsageError
-from modelctl.nn.loading import reader as reading
+from modelctl.nn.loading.ring import Bus
 from tests.nn.nets import Net, same
 
 
@@ -214,7 +214,7 @@ def test_dtypes_are_converted_by_torch(net, other, tmp_path, dtype, device):
 
 
 def test_a_staged_copy_in_several_windows(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "STAGE", 64)
+    monkeypatch.setattr(Bus, "size", 64)
     source = torch.randn(13, 11)
     torch.save({"weight": source, "bias": torch.randn(13)}, tmp_path / "a.pt")
     model = nn.Linear(11, 13, dtype=torch.float64)

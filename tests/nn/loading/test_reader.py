@@ -23,6 +23,7 @@ from modelctl.core.tensors import TensorRef
 from modelctl.errors import UnreadableError
 from modelctl.nn.loading import reader as reading
 from modelctl.nn.loading.reader import Reader
+from modelctl.nn.loading.ring import Bus, CudaBus
 from modelctl.storage.source import FileSource
 from tests.nn.nets import Net, same
 
@@ -141,7 +142,7 @@ def test_a_permuted_tensor_is_read_in_place(tmp_path, monkeypatch):
 @pytest.fixture
 def pieces(monkeypatch):
     monkeypatch.setattr(reading, "PIECE", 100)
-    monkeypatch.setattr(reading, "_THREADS", 4)
+    monkeypatch.setattr(Bus, "size", 1024)
 
 
 def test_reads_in_pieces(tmp_path, pieces):
@@ -185,79 +186,32 @@ def test_a_tensor_in_several_files(tmp_path, pieces, dtype):
     assert sum(run.source.bytes_read for run in runs) == values.nbytes
 
 
-def test_what_lies_deflated(tmp_path):
-    state = Net().state_dict()
-    torch.save(state, tmp_path / "a.pt")
+def deflate(path, output):
     with (
-        zipfile.ZipFile(tmp_path / "a.pt") as old,
-        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as new,
     ):
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
+
+
+def test_what_lies_deflated(tmp_path):
+    state = Net().state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    deflate(tmp_path / "a.pt", tmp_path / "b.pt")
     net = Net().double()
     mnn.load_into(net, tmp_path / "b.pt")
     assert same(net.float().state_dict(), state)
 
 
-# ------------------------------------------------------------------ staging
-
-
-class SlowBus:
-    """Copies that happen as late as events allow, as on CUDA: each buffer's content at that time
-    is what arrives."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def send(self, window: torch.Tensor, target: torch.Tensor) -> None:
-        self.waiting.append((window, target))
-
-    def arrive(self, count: int | None = None) -> None:
-        for window, target in self.waiting[:count]:
-            target.copy_(window)
-        del self.waiting[:count]
-
-
-class Event:
-    def __init__(self, bus: SlowBus) -> None:
-        self.bus, self.mark = bus, 0
-
-    def record(self, stream) -> None:
-        self.mark = len(self.bus.waiting)
-
-    def synchronize(self) -> None:
-        self.bus.arrive(self.mark)
-        self.mark = 0
-
-
-@pytest.mark.parametrize("stage", [64, 256, 1 << 20])
-def test_no_buffer_is_filled_again_before_it_has_arrived(stage, monkeypatch):
-    monkeypatch.setattr(reading, "STAGE", stage)
-    monkeypatch.setattr(reading, "_WORTH", 8)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    bus = SlowBus()
-    made = reading._Stage(torch.device("cpu"))
-    made.cuda, made._send = True, bus.send
-    made.buffers = [torch.empty(stage, dtype=torch.uint8) for _ in range(2)]
-    made.sent = [Event(bus), Event(bus)]
-    torch.manual_seed(0)
-    sources = [torch.randn(n) for n in (3, 40, 1, 200, 16, 17, 5)]
-    targets = [torch.zeros_like(source) for source in sources]
-    for source, target in zip(sources, targets, strict=True):
-
-        def fill(at: int, out: memoryview, source=source) -> None:
-            out[:] = reading.memory(source)[4 * at : 4 * at + len(out)]
-
-        made.pass_on(fill, target, torch.float32)
-    bus.arrive()
-    assert all(torch.equal(a, b) for a, b in zip(sources, targets, strict=True))
+# ------------------------------------------------------------------ a GPU
 
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stage", [1000, 16 << 20])
-def test_onto_a_real_gpu(tmp_path, monkeypatch, dtype, stage):
-    monkeypatch.setattr(reading, "STAGE", stage)
+@pytest.mark.parametrize("size", [1024, 4 << 20])
+def test_onto_a_real_gpu(tmp_path, monkeypatch, dtype, size):
+    monkeypatch.setattr(CudaBus, "size", size)
     source = nn.Sequential(nn.Linear(300, 400), Net(), nn.Conv2d(4, 6, 3))
     source[2].to(memory_format=torch.channels_last)
     torch.save(source.state_dict(), tmp_path / "a.pt")
@@ -268,6 +222,16 @@ def test_onto_a_real_gpu(tmp_path, monkeypatch, dtype, stage):
     found = mnn.load(tmp_path / "a.pt", device="cuda")
     expected = torch.load(tmp_path / "a.pt", map_location="cuda", weights_only=True)
     assert same(found, expected)
+
+
+@needs_cuda
+def test_what_lies_deflated_onto_a_real_gpu(tmp_path):
+    source = Net()
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    deflate(tmp_path / "a.pt", tmp_path / "b.pt")
+    model = Net()
+    mnn.load_into(model, tmp_path / "b.pt", device="cuda")
+    assert same(model.cpu().state_dict(), source.state_dict())
 
 
 # ------------------------------------------------------------------ memory

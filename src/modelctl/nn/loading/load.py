@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...core.checkpoint import Checkpoint
 from ...core.pages import told
@@ -27,7 +27,7 @@ from .plan import base_names, plan_load, removed_names, saved_freeze
 from .report import LoadReport
 from .sharded import is_sharded
 from .tensors import to_tensors
-from .together import Together, tensors_of
+from .together import OneReader, Together, tensors_of
 from .values import live
 
 Path = str | os.PathLike[str]
@@ -99,6 +99,7 @@ def load_into(
     prefix: str | None = None,
     assign: bool = False,
     resize_pos_embed: bool = False,
+    read_once: bool = False,
     progress: bool = True,
 ) -> LoadReport:
     """Load a file's weights into a live model, and apply the file's freeze record.
@@ -136,34 +137,44 @@ def load_into(
             compared. Build the optimizer afterwards: it would hold the old parameters.
         resize_pos_embed: interpolate learned position embeddings (ViT) of another grid of patches,
             bicubic with antialias; tokens before the grid are kept. By default they don't fit.
+        read_once: for ranks of ``torch.distributed`` that each hold the whole model (as for
+            DistributedDataParallel), and all call this: on each machine the first of them reads,
+            and sends the values to the others; what it is refused, or finds damaged, all are told,
+            and the others' models are as they were. Without a process group it changes nothing.
+            It pays where reading is slow, not where all read from one page cache.
         progress: show a bar on stderr where that is a terminal and it takes more than a second.
 
     Raises:
         RefusedError: names or shapes don't fit (with ``"error"``), nothing fits, a module's own
-            code refuses the file, something would stay on ``meta``, or freeze inside
-            DistributedDataParallel; nothing was changed.
+            code refuses the file, something would stay on ``meta``, freeze inside
+            DistributedDataParallel, or ranks that are to ``read_once`` have different models;
+            nothing was changed.
         AmbiguousError: which state_dict, or which prefix, is not clear.
         NoMatchError: no state_dict; no name with the prefix.
         UsageError: not a device, none that is there, or ``meta``; not a floating dtype; not a
-            way to treat mismatches; ``assign`` of a model of DTensors.
+            way to treat mismatches; ``assign`` or ``read_once`` of a model of DTensors, or both.
         CollisionError: two of the file's names mean the same tensor.
         UnsupportedError: a tensor that is needed is sparse, quantized or wrapped, in the file or
             in the model; a DTensor of sums (``Partial``); a module's own code computes it.
         UnreadableError: the file; where its structure is sound but its data can't be read, the
             model may have been loaded in part.
     """
-    ranks = Together(*tensors_of(model))
+    once = OneReader() if read_once else None
+    held = tensors_of(model)
+    ranks = once or Together(*held)
     with ExitStack() as stack:
         with ranks.agreeing("before anything was changed"):
             if on_mismatch not in ("error", "skip"):
                 raise UsageError(f"on_mismatch is 'error' or 'skip', not {on_mismatch!r}")
             where = _device(device)
             _check_dtype(dtype)
-            if assign and any(map(is_sharded, tensors_of(model))):
+            if assign and any(map(is_sharded, held)):
                 raise UsageError(
                     "assign=True maps whole tensors, and the model has DTensors",
                     hint="without it each rank reads its own parts alone",
                 )
+            if read_once:
+                _check_read_once(held, assign)
             ckpt = stack.enter_context(open_checkpoint(path, key=key))
             section = chosen_model(ckpt)
             alone = prefix is not None
@@ -186,10 +197,12 @@ def load_into(
             plan.check(shown(path), strict=on_mismatch == "error", device=where)
             if record is not None and record.freezes:
                 check_record(model, record)
+        if once is not None:
+            once.check_alike(plan.goals(where, dtype))
         with ranks.agreeing("while it read, and the model may be loaded in part"):
             with on_terminal(progress) as bar:
                 reading = told(bar, os.path.basename(shown(path)))
-                plan.run(where, dtype, reading, assign=assign)
+                plan.run(where, dtype, reading, assign=assign, once=once)
             if record is None or not record.freezes:
                 return plan.report
             return replace(plan.report, frozen=apply_record(model, record, strict=False))
@@ -203,6 +216,19 @@ def _device(device: Device) -> torch.device | None:
             hint="a model that was built on meta loads onto the CPU, or onto device='auto'",
         )
     return where
+
+
+def _check_read_once(held: list[Tensor], assign: bool) -> None:
+    if any(map(is_sharded, held)):
+        raise UsageError(
+            "read_once=True is for ranks that hold the same values, and the model has DTensors",
+            hint="without it each rank reads its own parts alone",
+        )
+    if assign:
+        raise UsageError(
+            "read_once=True sends values, and assign=True maps the file in their place",
+            hint="with assign=True alone ranks of one machine share the file's pages",
+        )
 
 
 def _check_dtype(dtype: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -29,6 +30,7 @@ from .reader import Reader, torch_dtype
 from .report import LoadReport
 from .sharded import check_kind, filled, is_sharded, local, within, wraps_whole
 from .tensors import to_tensors
+from .together import OneReader
 from .values import live
 
 
@@ -154,11 +156,12 @@ class Plan:
         progress: Callable[[int, int], object] | None = None,
         *,
         assign: bool = False,
+        once: OneReader | None = None,
     ) -> None:
         """Copy the values, and bring the whole model to ``device`` and ``dtype``; ``progress`` is
         told the bytes that were read since the last call, and how many there are in all. With
         ``assign`` all that is loaded becomes a new tensor, mapped where the file has it as it is
-        wanted."""
+        wanted. With ``once`` the first of several ranks reads for the others."""
         given, made = self.pairs, self.fill
         sharded = any(is_sharded(slot.tensor) for slot in slots(self.model))
         if sharded and dtype is not None:  # FSDP2 takes notice of this alone
@@ -173,10 +176,15 @@ class Plan:
             announce((part.storage, *span) for part in parts for span in part.spans())
         else:
             announce_all(parts)
-        with Reader(None if progress is None else lambda more: progress(more, total)) as reader:
-            for (found, ref), part in zip(given, parts, strict=True):
-                dest = _destination(found, ref, device, dtype, anew=assign)
-                reader.read(part, dest, compare=part.shape == ref.shape)
+        into = [_destination(found, ref, device, dtype, anew=assign) for found, ref in given]
+        with nullcontext() if once is None else once.agreeing("while it read"):
+            told = None if progress is None else lambda more: progress(more, total)
+            with Reader(told) as reader:
+                for part, (_, ref), dest in zip(parts, given, into, strict=True):
+                    if once is None or once.reads:
+                        reader.read(part, dest, compare=part.shape == ref.shape)
+        if once is not None:
+            once.share(into)
         for found, value in made:
             own = _share(found[0].tensor, value)
             _destination(found, value, device, dtype, anew=assign).copy_(own)
@@ -191,6 +199,18 @@ class Plan:
         for place in reversed(list(places(self.model))):  # children first, as load_state_dict
             for hook in place.module._load_state_dict_post_hooks.values():
                 hook(place.module, found_not)
+
+    def goals(
+        self, device: torch.device | None, dtype: torch.dtype | None
+    ) -> list[tuple[Any, ...]]:
+        """What is read, for which name of the model, as what, to which kind of device, and how it
+        lies there."""
+        found = []
+        for (slot, *_), ref in self.pairs:
+            where, kind = _goal(slot.tensor, device, dtype)
+            lies = () if is_lazy(slot.tensor) else slot.tensor.stride()
+            found.append((slot.name, ref.shape, str(kind), where.type, lies))
+        return found
 
     def _map(
         self, given: list[Pair], device: torch.device | None, dtype: torch.dtype | None

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import ctypes
-import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...core.storages import Run, Storage, fastest_crc32
+from ...core.storages import Run, Source, Storage, fastest_crc32
 from ...core.tensors import TensorRef
 from ...errors import UnsupportedError
 from ...storage.checksums import crc32_of_pieces
+from .ring import ALIGN, Part, Ring, bus_to, thread_count
 
-# What goes to a device, or becomes another dtype, passes through buffers of this size: two for
-# CUDA, one elsewhere.
-STAGE = 16 << 20
-# Reads of more than this are shared out among threads.
+# What a thread reads at once, of one large tensor or of several small ones.
 PIECE = 2 << 20
-_THREADS = min(8, max(4, os.cpu_count() or 1))  # they wait more than they compute
-# A tensor that does not fit into the rest of a buffer starts there if that much is left.
+# A temporary tensor of rows of a view.
+STRIP = 16 << 20
+# A tensor that does not fit into the rest of a chunk starts there if that much is left.
 _WORTH = 1 << 20
-_ALIGN = 64
-_ReadInto = Callable[[int, memoryview], None]
+# What is read into a chunk before it is compared: it is in the cache then.
+_STEP = 512 << 10
+# Tensors in a file that are no farther apart are read at once into a chunk.
+_GAP = 512
 
 
 def torch_dtype(ref: TensorRef) -> torch.dtype:
@@ -46,10 +48,10 @@ class Reader:
     """Reads tensors of files into tensors; done when the ``with`` block is left.
 
     A CPU tensor of the same dtype gets the file's bytes in its own memory, with nothing in
-    between. What goes to another device or dtype passes through a staging buffer; for CUDA two
-    page-locked ones take turns, so that the disk and the bus work at the same time. Only what
-    is not dense in memory or in the file, or deflated there, goes through a temporary tensor: of
-    as many rows as a buffer holds, where these lie one after the other.
+    between. What goes to another device or dtype passes through a ring of chunks (see
+    :class:`Ring`), of which each thread reads one and sends it on. Only what is not dense in
+    memory or in the file, or deflated there, goes through a temporary tensor: of a strip of rows,
+    where these lie one after the other.
     """
 
     def __init__(self, advance: Callable[[int], object] | None = None) -> None:
@@ -57,7 +59,11 @@ class Reader:
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[tuple[Future[None], int]] = []  # each with its bytes
         self._advance = advance or (lambda _: None)
-        self._stages: dict[torch.device, _Stage] = {}
+        self._rings: dict[torch.device, Ring] = {}
+        self._load: _Load | None = None  # for the next chunk
+        self._small: list[Callable[[], None]] = []
+        self._small_bytes = 0
+        self._inference = torch.is_inference_mode_enabled()  # threads have a mode of their own
 
     def __enter__(self) -> Reader:
         return self
@@ -71,11 +77,13 @@ class Reader:
         try:
             if kind is None:
                 self.finish()
-                for stage in self._stages.values():
-                    stage.finish()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
+            # nothing may still be on its way into memory that is freed now
+            for ring in self._rings.values():
+                with suppress(RuntimeError):  # of the device: what came first is what is told
+                    ring.finish()
 
     def read(self, ref: TensorRef, dest: Tensor, *, compare: bool = True) -> None:
         """Start to copy a tensor of a file into one with as many elements, of any dtype.
@@ -100,11 +108,13 @@ class Reader:
         bits = ref.bits
         ref, dest = _row_major(ref.replace(rebuild=None) if bits else ref, dest)
         straight = dest.is_contiguous() and not bits
+        comparison = _Comparison(ref.storage) if compare else None
         if straight and dest.device.type == "cpu" and dest.dtype == dtype:
-            out = memory(dest)
-            self._fill(ref, out, _Comparison(ref.storage) if compare else None)
-        elif straight and ref.is_contiguous and ref.storage.runs(0, 0) is not None:
-            self._staged(ref, dest.view(-1), dtype, compare)
+            self._fill(ref, memory(dest), comparison)
+            return
+        lies = ref.is_contiguous and bool(ref.storage.runs(ref.start, ref.start + ref.nbytes))
+        if straight and lies:
+            self._stage(ref, dest.view(-1), dtype, comparison)
         elif not bits and (rows := _rows(ref, dest)):
             for at in range(0, len(dest), rows):
                 part = dest[at : at + rows]
@@ -112,7 +122,7 @@ class Reader:
                 strip = ref.replace(shape=tuple(part.shape), stride=ref.stride, offset=start)
                 self.read(strip, part, compare=compare)
         else:
-            where = dest.device if ref.is_contiguous else "cpu"
+            where = dest.device if lies else "cpu"
             values = torch.empty(ref.shape, dtype=dtype, device=where)
             self.read(ref, values, compare=compare)
             self.finish()
@@ -123,29 +133,51 @@ class Reader:
             dest.copy_(values.reshape(dest.shape))
 
     def finish(self) -> None:
-        """Wait for the reads that were started."""
+        """Wait for the reads that were started, and until all has arrived."""
+        self._send_load()
+        self._start_small()
         jobs, self._jobs = self._jobs, []
         for job, nbytes in jobs:
             job.result()
             self._advance(nbytes)
+        for ring in self._rings.values():
+            ring.finish()
 
-    def _staged(self, ref: TensorRef, flat: Tensor, dtype: torch.dtype, compare: bool) -> None:
-        crc, crc32 = 0, fastest_crc32()
+    def _start(self, job: Callable[[], None], nbytes: int) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(thread_count(), "modelctl")
+        self._jobs.append((self._pool.submit(job), nbytes))
 
-        def fill(at: int, out: memoryview) -> None:
-            nonlocal crc
-            n = len(out) // ref.dtype.itemsize
-            self._fill(ref.replace(shape=(n,), stride=(1,), offset=ref.offset + at), out)
-            self.finish()
-            if compare:
-                crc = crc32(out, crc)
+    # ------------------------------------------------------------------ through a ring
 
-        if flat.device not in self._stages:
-            self.finish()  # so that waiting for a window is waiting for that alone
-            self._stages[flat.device] = _Stage(flat.device)
-        self._stages[flat.device].pass_on(fill, flat, dtype)
-        if compare:
-            ref.storage.compare(crc)
+    def _stage(
+        self, ref: TensorRef, flat: Tensor, dtype: torch.dtype, comparison: _Comparison | None
+    ) -> None:
+        ring = self._rings.get(flat.device)
+        if ring is None:
+            ring = self._rings[flat.device] = Ring(bus_to(flat.device))
+        total, item, at = flat.numel(), dtype.itemsize, 0
+        while at < total:
+            left = (total - at) * item
+            load = self._load
+            if load is None or load.ring is not ring or load.room < min(left, max(item, _WORTH)):
+                self._send_load()
+                self._load = load = _Load(ring)
+            n = min(total - at, load.room // item)
+            load.add(ref, at * item, flat[at : at + n], dtype, comparison)
+            at += n
+
+    def _send_load(self) -> None:
+        load, self._load = self._load, None
+        if load is not None and load.parts:
+            after = load.ring.bus.mark()  # once all that it goes to is there
+            self._start(partial(self._pass_on, load, after), load.nbytes)
+
+    def _pass_on(self, load: _Load, after: Any) -> None:
+        with torch.inference_mode() if self._inference else torch.no_grad():
+            load.ring.pass_on(load.fill, load.parts, after)
+
+    # ------------------------------------------------------------------ in place
 
     def _fill(self, ref: TensorRef, out: memoryview, comparison: _Comparison | None = None) -> None:
         """Start to read exactly the bytes of a tensor, row-major, into ``out``."""
@@ -159,22 +191,111 @@ class Reader:
                 self._advance(len(piece))
             return
         for run in runs:
-            read = run.source.read_into
-            if comparison is not None:
-                read = partial(comparison.read, read, at - run.offset)
-            self._fill_run(run, out[at : at + run.nbytes], read)
+            for skip in range(0, run.nbytes, PIECE):
+                part = out[at + skip : at + min(run.nbytes, skip + PIECE)]
+                read = partial(_read, run.source, run.offset + skip, part, comparison, at + skip)
+                if len(part) == PIECE:
+                    self._start(read, PIECE)
+                    continue
+                self._small.append(read)
+                self._small_bytes += len(part)
+                if self._small_bytes >= PIECE:
+                    self._start_small()
             at += run.nbytes
 
-    def _fill_run(self, run: Run, out: memoryview, read: _ReadInto) -> None:
-        if len(out) <= PIECE or _THREADS == 1:
-            read(run.offset, out)
-            self._advance(len(out))
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, "modelctl")
-        for at in range(0, len(out), PIECE):
-            part = out[at : at + PIECE]
-            self._jobs.append((self._pool.submit(read, run.offset + at, part), len(part)))
+    def _start_small(self) -> None:
+        reads, nbytes = self._small, self._small_bytes
+        self._small, self._small_bytes = [], 0
+        if self._pool is None and nbytes < PIECE:  # all there is: no thread is worth it
+            _all(reads)
+            self._advance(nbytes)
+        elif reads:
+            self._start(partial(_all, reads), nbytes)
+
+
+class _Read(NamedTuple):
+    """Bytes at an offset of a file, and from where to where in a chunk they go."""
+
+    source: Source
+    offset: int
+    start: int
+    stop: int
+
+
+class _Load:
+    """What goes through one chunk: reads that fill it, and the parts of tensors in it."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring, self.nbytes = ring, 0
+        self.parts: list[Part] = []
+        self._reads: list[_Read] = []
+        # pieces from where to where in the chunk, and where they lie in the storage
+        self._comparisons: list[tuple[_Comparison, int, int, int]] = []
+
+    @property
+    def room(self) -> int:
+        """Bytes that a tensor may still take."""
+        used = self.parts[-1].stop if self.parts else 0
+        return self.ring.size - used - -used % ALIGN
+
+    def add(
+        self,
+        ref: TensorRef,
+        at: int,
+        target: Tensor,
+        dtype: torch.dtype,
+        comparison: _Comparison | None,
+    ) -> None:
+        """The bytes of a tensor from ``at`` on, as many as the flat ``target`` takes."""
+        nbytes = target.numel() * dtype.itemsize
+        first = ref.start + at
+        runs = ref.storage.runs(first, first + nbytes) or []
+        begin = self._begin(runs[0].source, runs[0].offset, nbytes, dtype.itemsize)
+        stop = begin
+        for run in runs:
+            if not self._goes_on(run, stop):
+                self._reads.append(_Read(run.source, run.offset, stop, stop + run.nbytes))
+            stop += run.nbytes
+        self.parts.append(Part(begin, stop, dtype, target))
+        self.nbytes += nbytes
+        if comparison is not None:
+            for start in range(begin, stop, _STEP):
+                piece = comparison, start, min(start + _STEP, stop), at + start - begin
+                self._comparisons.append(piece)
+
+    def _begin(self, source: Source, offset: int, nbytes: int, item: int) -> int:
+        """Where a tensor stands: as far from the one before as in the file, where that is close
+        and fits, so that one read brings both."""
+        used = self.parts[-1].stop if self.parts else 0
+        if self._reads and self._reads[-1].source is source:
+            last = self._reads[-1]
+            begin = last.start + offset - last.offset
+            near = 0 <= begin - last.stop <= _GAP
+            if near and begin % item == 0 and begin + nbytes <= self.ring.size:
+                return begin
+        return used + -used % ALIGN
+
+    def _goes_on(self, run: Run, at: int) -> bool:
+        """Whether the last read brings it, too: then that is made longer."""
+        last = self._reads[-1] if self._reads else None
+        if last is None or last.source is not run.source or at - last.stop > _GAP:
+            return False
+        if at - last.start != run.offset - last.offset:
+            return False
+        self._reads[-1] = last._replace(stop=at + run.nbytes)
+        return True
+
+    def fill(self, chunk: Tensor) -> None:
+        """Read it all, and compare what is complete with its checksum."""
+        out = memory(chunk)
+        waiting = deque(self._comparisons)
+        for read in self._reads:
+            for start in range(read.start, read.stop, _STEP):
+                stop = min(start + _STEP, read.stop)
+                read.source.read_into(read.offset + start - read.start, out[start:stop])
+                while waiting and waiting[0][2] <= stop:
+                    comparison, first, last, at = waiting.popleft()
+                    comparison.add(out[first:last], at)
 
 
 class _Comparison:
@@ -186,67 +307,33 @@ class _Comparison:
         self.found: dict[int, tuple[int, int]] = {}  # by where the piece begins
         self.lock = Lock()
 
-    def read(self, read_into: _ReadInto, shift: int, offset: int, out: memoryview) -> None:
-        """A piece that lies at an offset of its file, into its place in the storage."""
-        read_into(offset, out)
-        crc = fastest_crc32()(out, 0)
+    def add(self, piece: memoryview, at: int) -> None:
+        """A piece that was read, and where in the storage it lies.
+
+        Raises:
+            DamagedError: it was the last, and they are not what was saved.
+        """
+        crc = fastest_crc32()(piece, 0)
         with self.lock:
-            self.found[offset + shift] = crc, len(out)
-            self.left -= len(out)
+            self.found[at] = crc, len(piece)
+            self.left -= len(piece)
             is_last = not self.left
         if is_last:
             pieces = (self.found[at] for at in sorted(self.found))
             self.storage.compare(crc32_of_pieces(pieces))
 
 
-class _Stage:
-    """Host memory on the way to a device: filled, sent on, filled again."""
+def _read(
+    source: Source, offset: int, out: memoryview, comparison: _Comparison | None, at: int
+) -> None:
+    source.read_into(offset, out)
+    if comparison is not None:
+        comparison.add(out, at)
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # only CUDA orders copies with what follows them; elsewhere each is waited for
-        self.cuda = device.type == "cuda"
-        self.buffers = [
-            torch.empty(STAGE, dtype=torch.uint8, pin_memory=self.cuda)
-            for _ in range(2 if self.cuda else 1)
-        ]
-        event: Any = torch.cuda.Event
-        self.sent = [event() for _ in self.buffers] if self.cuda else []
-        self.turn = self.used = 0
 
-    def pass_on(
-        self, fill: Callable[[int, memoryview], None], flat: Tensor, dtype: torch.dtype
-    ) -> None:
-        """Copy all elements of ``flat``, ``fill(first, memory)`` giving so many as fit."""
-        total, item, at = flat.numel(), dtype.itemsize, 0
-        while at < total:
-            if STAGE - self.used < min((total - at) * item, _WORTH):
-                self._next()
-            n = min(total - at, (STAGE - self.used) // item)
-            window = self.buffers[self.turn][self.used : self.used + n * item]
-            fill(at, memory(window))
-            self._send(window.view(dtype), flat[at : at + n])
-            self.used += n * item + -(n * item) % _ALIGN
-            at += n
-
-    def _send(self, window: Tensor, target: Tensor) -> None:
-        if self.cuda and window.dtype != target.dtype:  # the device converts faster
-            window = window.to(self.device, non_blocking=True)
-        target.copy_(window, non_blocking=self.cuda)
-
-    def _next(self) -> None:
-        """Take the other buffer, as soon as what it held has arrived."""
-        if self.cuda:
-            self.sent[self.turn].record(torch.cuda.current_stream(self.device))
-        self.turn = (self.turn + 1) % len(self.buffers)
-        self.used = 0
-        if self.cuda:
-            self.sent[self.turn].synchronize()
-
-    def finish(self) -> None:
-        """Wait until everything has arrived: the buffers are free memory afterwards."""
-        if self.cuda:
-            torch.cuda.current_stream(self.device).synchronize()
+def _all(reads: list[Callable[[], None]]) -> None:
+    for read in reads:
+        read()
 
 
 def memory(tensor: Tensor) -> memoryview:
@@ -263,7 +350,7 @@ def _rows(ref: TensorRef, dest: Tensor) -> int:
     """How many rows of a view fit into a buffer, where it can be read so, and has more; else 0."""
     if ref.is_contiguous or not ref.storage.seekable or tuple(dest.shape) != ref.shape:
         return 0
-    rows = max(1, STAGE * len(dest) // ref.nbytes)
+    rows = max(1, STRIP * len(dest) // ref.nbytes)
     return rows if rows < len(dest) else 0
 
 

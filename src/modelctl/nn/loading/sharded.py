@@ -21,6 +21,8 @@ _STRIDED = "_StridedShard"
 
 def is_sharded(tensor: object) -> TypeGuard[Tensor]:
     """Whether it is a DTensor. Who has none does not pay for importing what makes them."""
+    if type(tensor) in (Tensor, nn.Parameter):  # most
+        return False
     cls: Any = getattr(_module(), "DTensor", ())
     return isinstance(tensor, cls)
 

@@ -28,13 +28,15 @@ _DEVICE = Global("torch", "device")
 
 def live(node: Any, where: str, *, lazy: bool = False) -> Any:
     """The tree of a file as values: tensors (on the CPU, tied ones one), containers, atoms. Where
-    it is ``lazy``, tensors stay references.
+    it is ``lazy``, tensors stay references, but those of which a sparse or a wrapped one is made.
 
     Raises:
         UnsupportedError: something else, which would have to be run or imported; names its key.
     """
-    refs = {id(found): found for _, found in walk(node) if isinstance(found, TensorRef)}
-    tensors: dict[int, Any] = {**refs} if lazy else {**to_tensors(refs)}
+    refs = _references(node)
+    made_of = [_references(one) for _, one in walk(node) if lazy and isinstance(one, Composite)]
+    now = {key: ref for found in made_of for key, ref in found.items()} if lazy else refs
+    tensors: dict[int, Any] = {**refs, **to_tensors(now)}
     # by identity: what is shared stays shared, and a few shared lists can't spell out billions
     made: dict[int, Any] = {}
 
@@ -78,6 +80,10 @@ def live(node: Any, where: str, *, lazy: bool = False) -> Any:
             )
 
     return of(node, where)
+
+
+def _references(node: Any) -> dict[int, TensorRef]:
+    return {id(found): found for _, found in walk(node) if isinstance(found, TensorRef)}
 
 
 def _named(node: Any) -> Any:

@@ -37,7 +37,8 @@ class Saved:
 
 
 class Part:
-    """A part of a training. First all are fitted to what was saved, then all are run.
+    """A part of a training. First all are fitted to what was saved, then all read what has a place
+    of its own before it is in use, then all are run.
 
     Attributes:
         name: what a report calls it.
@@ -58,6 +59,9 @@ class Part:
 
     def fit(self) -> None:
         """Raises where what was saved doesn't fit; nothing is changed."""
+
+    def read(self) -> None:
+        """Read what takes no memory in use; nothing is changed."""
 
     def run(self) -> None:
         """Restore what was found to fit."""

@@ -111,6 +111,8 @@ def resume(
             ]
             for part in parts:
                 part.fit()
+            for part in parts:
+                part.read()
         with ranks.agreeing("while it read, and may be restored in part"):
             for part in parts:
                 part.run()

@@ -17,7 +17,6 @@ from ....core.text import some
 from ....errors import AmbiguousError, CollisionError, RefusedError
 from ....surgery.carry.optimizer_names import assign_names
 from ...freezing.freeze import set_grad
-from ...loading.sharded import is_sharded
 from ...loading.values import live as made
 from ...model_names import Parameters
 from ...optim import schedulers
@@ -98,6 +97,10 @@ class OptimizersPart(Part):
             late = [name for name in self.joined if not held[name].requires_grad]
             self.model.check_wrapped(late)
 
+    def read(self) -> None:
+        for label, plan in self.plans.items():
+            plan.read(self.live[label])
+
     def run(self) -> None:
         if self.model.freezing is None:
             set_grad(self.model.params, self.joined, True)
@@ -134,10 +137,9 @@ class OptimizersPart(Part):
         return next(plans, None)
 
     def _made(self, node: Any, what: str) -> Any:
-        """A saved optimizer; of a sharded model no state is read before whose it is is known."""
+        """A saved optimizer; of its state no tensor is read before it is known where it goes."""
         entries = mapping(node) or {}
-        sharded = any(map(is_sharded, self.model.params.by_name.values()))
-        if not sharded or "state" not in entries:
+        if "state" not in entries:
             return made(node, what)
         rest = {key: value for key, value in entries.items() if key != "state"}
         return {**made(rest, what), "state": made(entries["state"], f"{what}.state", lazy=True)}

@@ -7,7 +7,7 @@ optimizer gets another parameter's state without a word. Here entries are matche
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,11 @@ from ....core.tensors import TensorRef
 from ....core.text import some
 from ....errors import RefusedError
 from ...freezing.unfreeze import add_group
-from ...loading.reader import Reader, torch_dtype
-from ...loading.sharded import filled, is_sharded, local, within
-from ...loading.tensors import to_tensors
+from ...loading.sharded import is_sharded
 from ...model_names import Parameters
 from ...optim import schedulers
 from .entries import WAY_OUT, Group, find_targets, misfit, shows
+from .streaming import States, is_by_element
 
 _NOT_SETTINGS = ("params", "param_names")
 
@@ -46,6 +45,8 @@ class OptimizerPlan:
         reset: of an optimizer with one state over all parameters (LBFGS), of which none is kept,
             the parameters that are others now.
         unknown: keys of the saved groups that mean nothing to the live optimizer.
+        made: the states once they are read, by the parameter's identity.
+        shared: the state of no parameter, likewise.
     """
 
     saved: dict[str, Any]
@@ -58,6 +59,27 @@ class OptimizerPlan:
     by_place: int = 0
     reset: Sequence[str] = ()
     unknown: Sequence[str] = ()
+    made: dict[int, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, optimizer: Optimizer) -> None:
+        """Read the tensors of what comes back, each to the device of its parameter; nothing is
+        changed yet."""
+        states = States(optimizer)
+        saved, live = self.saved["state"], {id(p): p for p in self._parameters(optimizer)}
+        wanted = [(pid, live[i]) for i, pid in self.ids.items() if i in live and saved.get(pid)]
+        shared = self._saved_shared()
+        for pid, parameter in wanted:
+            states.add(saved[pid], parameter)
+        states.add(shared)
+        states.read()
+        self.made = {id(p): states.made(saved[pid], p) for pid, p in wanted}
+        self.shared = states.made(shared)
+
+    def _parameters(self, optimizer: Optimizer) -> list[Tensor]:
+        """Those that it holds, and those that are to join it."""
+        held: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        return [*held, *(p for _, named in self.added for p in named.values())]
 
     def run(self, optimizer: Optimizer, scheduler: schedulers.Schedulers) -> None:
         """Add the missing groups to the optimizer and its schedulers, then load the state."""
@@ -97,38 +119,19 @@ class OptimizerPlan:
     def _shared(self, optimizer: Optimizer) -> dict[Any, Any]:
         """State of no parameter, under names (MADGRAD counts its steps so): what was saved, else
         what the optimizer has."""
-        ids = {pid for group in self.saved["param_groups"] for pid in group["params"]}
         own = {key: one for key, one in optimizer.state.items() if isinstance(key, str)}
+        return {**own, **self.shared}
+
+    def _saved_shared(self) -> dict[str, Any]:
+        ids = {pid for group in self.saved["param_groups"] for pid in group["params"]}
         if any(isinstance(pid, str) for pid in ids):
-            return own
-        saved = self.saved["state"].items()
-        return {**own, **{key: _here(key, one) for key, one in saved if isinstance(key, str)}}
+            return {}
+        return {key: one for key, one in self.saved["state"].items() if isinstance(key, str)}
 
     def _state_of(self, parameter: Tensor, optimizer: Optimizer) -> Any:
         if id(parameter) in self.ids:
-            found = self.saved["state"].get(self.ids[id(parameter)])
-            return found and {k: _here(k, value, parameter) for k, value in found.items()}
+            return self.made.get(id(parameter), self.saved["state"].get(self.ids[id(parameter)]))
         return optimizer.state.get(parameter)  # Adagrad has one from the start
-
-
-def _here(key: str, value: Any, parameter: Tensor | None = None) -> Any:
-    """A value of a saved state; of one that was not read yet, this rank's part, where it has one
-    of the parameter."""
-    if not isinstance(value, TensorRef):
-        return value
-    if parameter is None or not _by_element(key, value, parameter):
-        return to_tensors({"": value})[""]
-    room = filled(parameter, local(parameter).device, torch_dtype(value))
-    part = within(value, parameter)
-    with Reader() as reader:
-        reader.read(part, local(room), compare=part.shape == value.shape)
-    return room
-
-
-def _by_element(key: str, value: TensorRef, parameter: Tensor) -> bool:
-    """Whether it is sharded as its parameter is."""
-    counts = not value.shape and key == "step"  # of a parameter that is one number, too
-    return is_sharded(parameter) and value.shape == tuple(parameter.shape) and not counts
 
 
 def _unparted(state: Mapping[str, Any] | None, parameter: Tensor) -> str | None:
@@ -139,7 +142,7 @@ def _unparted(state: Mapping[str, Any] | None, parameter: Tensor) -> str | None:
         if (
             isinstance(value, TensorRef)
             and value.numel > 1
-            and not _by_element(key, value, parameter)
+            and not is_by_element(key, value, parameter)
         ):
             return key
     return None
