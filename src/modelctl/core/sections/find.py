@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress and rng.
+"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress, rng, loader.
 
 What a part is, its structure says (:mod:`.kinds`), wherever it stands. Which of several state_dicts
 is the model, and whose the rest is, names say, as real frameworks give them. Sources of the key
@@ -11,7 +11,7 @@ names: the ImageNet and DCGAN examples of pytorch/examples (``state_dict``, ``op
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,8 @@ _EMA_KEYS = frozenset(
 _OTHERS = frozenset(
     (
         *("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state", "callbacks"),
+        *("loader", "loaders", "loader_state", "dataloader", "dataloaders", "dataloader_state"),
+        *("train_loader", "train_dataloader", "sampler", "sampler_state", "generators"),
         *("loops", "scaler", "amp_scaler", "amp", "grad_scaler", "message_hub", "metrics"),
         *("averaging_state", "hyper_parameters", "datamodule", "state", "param_groups"),
     )
@@ -60,6 +62,10 @@ _STEP_KEYS = (
 )
 _LR_KEYS = ("lr", "learning_rate")
 _RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state")
+_LOADER_KEYS = (
+    *("loader", "loader_state", "dataloader", "dataloader_state", "dataloader_state_dict"),
+    *("train_loader", "train_dataloader", "sampler", "sampler_state"),
+)
 # Names that only tensors of layers have, where there are no dots.
 _OF_LAYERS = frozenset(("weight", "bias", "running_mean"))
 
@@ -79,7 +85,7 @@ class Sections:
             average (mmengine, Lightning's weight averaging).
         optimizers, schedulers: (path, node) of each, whichever model's it is.
         optimizer_objects: optimizers that were pickled themselves.
-        epoch, step, lr, rng: (path, value) of each, or None.
+        epoch, step, lr, rng, loader: (path, value) of each, or None.
     """
 
     root: Any
@@ -97,6 +103,7 @@ class Sections:
     step: tuple[Path, Any] | None = None
     lr: tuple[Path, Any] | None = None
     rng: tuple[Path, Any] | None = None
+    loader: tuple[Path, Any] | None = None
 
     def model(self) -> StateDict:
         """The model's state_dict.
@@ -268,8 +275,14 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         epoch=number(top, _EPOCH_KEYS, int | float),
         step=number(top, _STEP_KEYS, int),
         lr=number(top, _LR_KEYS, int | float),
-        rng=next(((((name,), top[name])) for name in _RNG_KEYS if name in top), None),
+        rng=_first(top, _RNG_KEYS),
+        loader=_first(top, _LOADER_KEYS),
     )
+
+
+def _first(top: Mapping[Any, Any], keys: Sequence[str]) -> tuple[Path, Any] | None:
+    """The first of these entries that is there."""
+    return next((((name,), top[name]) for name in keys if name in top), None)
 
 
 def _chosen(root: Any, key: Path) -> Any:

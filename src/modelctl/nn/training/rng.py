@@ -96,25 +96,36 @@ def own_state(saved: Any) -> Any:
     Raises:
         RefusedError: it is not what :func:`rng_state` and :func:`gathered` give.
     """
+    state = of_rank(saved, "random number generators")
+    if state is not None:
+        _check(state)
+    return state
+
+
+def of_rank(saved: Any, what: str) -> Any:
+    """What of a :func:`gathered` state is this process's; None, with a warning, where it has none.
+
+    Raises:
+        RefusedError: it is none.
+    """
     others = saved.get("others", []) if isinstance(saved, dict) else None
     if not isinstance(others, list):
         raise _odd("a dict is expected")
     states = [saved, *others]
     if rank() >= len(states):
         warnings.warn(
-            f"the checkpoint has the random number generators of {len(states)} of {world()} "
+            f"the checkpoint has the {what} of {len(states)} of {world()} "
             f"processes: those of rank {rank()} stay as they are (save_checkpoint(rng='all'), "
             "called on every rank, saves all)",
-            stacklevel=4,
+            stacklevel=5,
         )
         return None
     if others and len(states) != world():
         warnings.warn(
-            f"the generators of {len(states)} processes were saved, {world()} are here: their "
-            "random numbers will not go on as they would have",
-            stacklevel=4,
+            f"the {what} of {len(states)} processes were saved, {world()} are here: they will "
+            "not go on as they would have",
+            stacklevel=5,
         )
-    _check(states[rank()])
     return states[rank()]
 
 
