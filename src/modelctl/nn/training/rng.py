@@ -15,6 +15,7 @@ from torch import distributed, nn
 from ...errors import RefusedError
 from ..loading.values import live
 from .part import Part, Saved
+from .trainers import rng_beside
 
 
 class RngPart(Part):
@@ -31,7 +32,10 @@ class RngPart(Part):
         node = self.saved.top.get("rng")
         if self.wanted and node is not None:
             self.state = own_state(live(node, "rng"))
-        self._wanted(self.wanted, node if self.state or not self.wanted else None)
+        elif self.wanted:
+            self.state = rng_beside(self.saved, rank(), world())
+            _check(self.state or {})
+        self._wanted(self.wanted, node if not self.wanted else self.state)
 
     def run(self) -> None:
         if self.state is not None:
