@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -18,11 +19,11 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from ...core.nodes import mapping
-from ...errors import RefusedError, UsageError
+from ...errors import ModelctlError, RefusedError, UsageError
 from ..loading.values import live
 from ..optim.several import Label, Several, called, labelled, packed, paired
 from .part import Part, Saved
-from .rng import of_rank, random_numbers_kept
+from .rng import gathered, of_rank, random_numbers_kept, rng_state
 from .storable import storable
 
 # Each draws its order when an epoch begins, and can't draw it again: torchdata's own can.
@@ -136,6 +137,40 @@ class LoaderPart(Part):
             )
 
 
+def place_and_rng(
+    model: nn.Module, loader: Several[Any], generators: Generators | None, rng: bool | str
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The sections ``loader`` and ``rng`` of a checkpoint; with ``"all"`` rank 0 has those of every
+    rank in them, and every rank has to call this.
+
+    Raises:
+        UsageError, RefusedError: as :func:`loader_state`; on rank 0 what another one was refused.
+    """
+    position, failed = None, None
+    try:  # first: one that has not begun draws its order now
+        position = loader_state(loader, generators)
+    except ModelctlError as e:
+        if rng != "all":
+            raise
+        failed = e  # the others wait for this rank
+    drawn = rng_state(model) if rng else None
+    if drawn is not None and rng == "all":
+        refused = None if failed is None else failed.message
+        whole = gathered({"rng": drawn, "loader": position, "refused": refused})
+        if failed is not None:
+            raise failed
+        others = whole.get("others", [])
+        for number, one in enumerate(others, 1):
+            if one["refused"] is not None:
+                raise RefusedError(f"rank {number}: {one['refused']}")
+        if others:
+            drawn["others"] = [one["rng"] for one in others]
+            places = [one["loader"] for one in others]
+            if position is not None or any(places):
+                position = {**(position or {"generators": {}}), "others": places}
+    return position, drawn
+
+
 def loader_state(loader: Several[Any], generators: Generators | None) -> dict[str, Any] | None:
     """The section of a checkpoint for loaders and generators; None where none are given.
 
@@ -175,7 +210,7 @@ def _state(one: Any, what: str) -> dict[str, Any]:
             warnings.warn(
                 f"{what} is in the middle of an epoch, after {batches} batches, and a "
                 f"{type(who).__name__} can't say where: resume() gets another order; {way}",
-                stacklevel=5,
+                stacklevel=6,
             )
     if isinstance(one, DataLoader):
         found["workers"] = one.num_workers

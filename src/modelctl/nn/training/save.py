@@ -26,9 +26,9 @@ from ..loading.together import Together, tensors_of
 from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
-from .loaders import Generators, loader_state
+from .loaders import Generators, place_and_rng
 from .optimizers.entries import recordable
-from .rng import gathered, rank, rng_state, world
+from .rng import rank, world
 from .rotation import Row
 from .storable import storable
 
@@ -133,12 +133,8 @@ def save_checkpoint(
     _check_given(model, extra)
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
-    # the loaders first: one that has not begun draws its order now
-    position = loader_state(loader, generators)
-    drawn = rng_state(model) if rng else None
-    if drawn is not None and rng == "all":  # before anything that can fail on one rank alone
-        drawn = gathered(drawn)
-        position = gathered(position) if position is not None else None
+    # before anything that can fail on one rank alone
+    position, drawn = place_and_rng(model, loader, generators, rng)
     optimizers, schedulers = labelled(optimizer), labelled(scheduler)
     content: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
     if lr is None and optimizers:
