@@ -171,6 +171,22 @@ def test_a_plain_loader_within_an_epoch_says_so_both_times(tmp_path):
         mnn.resume(tmp_path / "a.pt", **Training(make, 1).parts)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_a_loop_that_goes_on_is_within_an_epoch(net, tmp_path, workers):
+    for data in (Rows(), Stream()):
+        loader = DataLoader(data, 2, num_workers=workers, persistent_workers=workers > 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mnn.save_checkpoint(tmp_path / "a.pt", model=net, loader=loader)
+            for _ in loader:
+                pass
+            mnn.save_checkpoint(tmp_path / "a.pt", model=net, loader=loader)
+        at_work = iter(loader)
+        next(at_work)
+        with pytest.warns(UserWarning, match="after 1 batches"):
+            mnn.save_checkpoint(tmp_path / "a.pt", model=net, loader=loader)
+
+
 def test_several_loaders_and_a_sampler_with_a_state(net, tmp_path):
     class Sampler:
         def __init__(self) -> None:

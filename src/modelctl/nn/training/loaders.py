@@ -248,21 +248,21 @@ def own_generators(one: Any) -> dict[str, torch.Generator]:
 def _given_batches(loader: DataLoader[Any]) -> int:
     """How many batches a plain loader's iterator has given, where one is at work: a loop that goes
     on holds it, one that is through has let go of it."""
-    own = loader.batch_sampler or loader.sampler
+    own = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     most = 0
     for one in gc.get_objects():
         if issubclass(type(one), _BaseDataLoaderIter) and one._dataset is loader.dataset:
             given = int(getattr(one, "_num_yielded", 0))
-            if one._index_sampler is own and not _is_through(loader, given):
+            if one._index_sampler is own and not _is_through(loader, one, given):
                 most = max(most, given)
     return most
 
 
-def _is_through(loader: DataLoader[Any], given: int) -> bool:
+def _is_through(loader: DataLoader[Any], iterator: Any, given: int) -> bool:
     try:
         return given >= len(loader)
-    except TypeError:  # an iterable dataset
-        return False
+    except TypeError:  # an iterable dataset; workers that persist are at the end, too
+        return not any(getattr(iterator, "_workers_status", [True]))
 
 
 def _check_given(loaders: Mapping[Label, Any], generators: Mapping[str, Any]) -> None:
