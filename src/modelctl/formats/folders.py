@@ -43,6 +43,7 @@ _MODELS = tuple(
 _PARTS = {
     "optimizer": ("optimizer.pt", "optimizer.bin"),
     "scheduler": ("scheduler.pt", "scheduler.bin"),
+    "scaler": ("scaler.pt",),
     "trainer_state": ("trainer_state.json",),
 }
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

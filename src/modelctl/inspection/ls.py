@@ -246,6 +246,8 @@ def section_of(ckpt: Checkpoint, path: Path) -> str | None:
     ]
     if sections.rng is not None:
         places.append((sections.rng[0], "rng"))
+    if sections.loader is not None:
+        places.append((sections.loader[0], "loader"))
     return next((name for where, name in places if path[: len(where)] == where), None)
 
 

@@ -69,6 +69,15 @@ def is_array(node: Any) -> bool:
     return isinstance(node, TensorRef) and node.rebuild is not None and bool(node.rebuild.array)
 
 
+def as_tensor(node: Any) -> TensorRef | None:
+    """One array of a pickle, as :func:`with_arrays` has it; None where it is no array of numbers.
+
+    Raises:
+        UnreadableError: its shape is not that of its bytes.
+    """
+    return _array(node) if _is(node, _CALLED, _OF_BYTES) else None
+
+
 def _is(node: Any, *names: str) -> bool:
     if not isinstance(node, Obj) or not isinstance(node.func, Global):
         return False

@@ -19,7 +19,7 @@ from torch import distributed, optim
 from torch.nn.parallel import DistributedDataParallel
 
 import modelctl.nn as mnn
-from modelctl.errors import RefusedError
+from modelctl.errors import RefusedError, UsageError
 from tests.nn.nets import Net
 
 from .loops import equal
@@ -27,13 +27,15 @@ from .loops import equal
 ROW = "step-{step}.pt"
 
 
-def built():
+def built(number: int):
     torch.manual_seed(0)
     model = Net()
     mnn.freeze(model, "conv1")
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = mnn.warmup_cosine(optimizer, 3, 12)
-    return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    noise = torch.Generator().manual_seed(number)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    return {**parts, "generators": {"noise": noise}}
 
 
 def seed(number: int) -> None:
@@ -46,6 +48,7 @@ def train(parts, steps: int) -> None:
     wrapped = DistributedDataParallel(parts["model"])
     for _ in range(steps):
         noise = random.random() + np.random.rand()
+        noise += torch.rand(1, generator=parts["generators"]["noise"]).item()
         (wrapped(torch.randn(4, 3, 8, 8)).square().mean() * noise).backward()
         parts["optimizer"].step()
         parts["optimizer"].zero_grad()
@@ -92,13 +95,23 @@ def end(parts):
 
 def first(folder: Path, rank: int) -> None:
     thaw()
-    parts = built()
+    parts = built(rank)
     seed(rank)
     train(parts, 10)
     torch.save(end(parts), folder / f"straight.{rank}")
-    parts = built()
+    parts = built(rank)
     seed(rank)
     train(parts, 5)
+    # what one rank alone is refused, all hear of, and none waits
+    try:
+        lame = {"loader": iter([])} if rank == 1 else {}
+        mnn.save_checkpoint(folder / "lame.pt", model=parts["model"], rng="all", **lame)
+        refused = None
+    except (RefusedError, UsageError) as e:
+        refused = e
+    assert refused is not None
+    assert "loader is a list_iterator" in refused.message
+    assert not os.path.exists(folder / "lame.pt")
     mnn.save_checkpoint(folder / ROW, **parts, step=5, rng="all", keep_last=1)
     # by every rank, by rank 0 alone, and with what it is wrapped in
     mnn.save_checkpoint(folder / "every.pt", **parts)
@@ -114,14 +127,14 @@ def first(folder: Path, rank: int) -> None:
 
 def second(folder: Path, rank: int) -> None:
     seed(99)
-    parts = built()
+    parts = built(99)
     state = mnn.resume(folder, **parts)
     assert state.path == folder / "latest.pt"
     assert state.missing == ()
     train(parts, 5)
     torch.save(end(parts), folder / f"resumed.{rank}")
 
-    parts = built()
+    parts = built(rank)
     before = random.getstate()
     for name in ("every.pt", "alone.pt"):
         with warnings.catch_warnings(record=True) as caught:
@@ -130,8 +143,11 @@ def second(folder: Path, rank: int) -> None:
         assert ("rng" in state.restored) == (rank == 0)
         assert ("rng" in state.missing) == (rank == 1)
         assert (random.getstate() == before) == (rank == 1)
-        assert [str(w.message)[:60] for w in caught] == [
-            "the checkpoint has the random number generators of 1 of 2 pr"
+        assert ("loader" in state.restored) == (rank == 0)
+        own = [str(w.message) for w in caught if str(w.message).startswith("the checkpoint has")]
+        assert [text.partition(" processes")[0] for text in own] == [
+            "the checkpoint has the loaders and generators of 1 of 2",
+            "the checkpoint has the random number generators of 1 of 2",
         ] * rank
     mnn.unfreeze(parts["model"], "conv1")
     wrapped = DistributedDataParallel(parts["model"])

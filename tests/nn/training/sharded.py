@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.utils.data import DataLoader, TensorDataset
 
 import modelctl as mc
 import modelctl.nn as mnn
@@ -188,12 +189,17 @@ def on_2_the_freeze_record_and_the_generators(folder: Path, rank: int) -> None:
     mnn.freeze(parts["model"], "first")
     train(parts, 0, 1)
     torch.manual_seed(rank)
-    path = mnn.save_checkpoint(folder / "a", **parts, epoch=0, rng="all")
-    after = torch.randn(3)
+    own = {"of.it": torch.Generator().manual_seed(rank)}
+    rows = TensorDataset(torch.arange(9))
+    loader = DataLoader(rows, shuffle=True, generator=torch.Generator().manual_seed(rank))
+    place = {"loader": {"train": loader}, "generators": own}
+    path = mnn.save_checkpoint(folder / "a", **parts, **place, epoch=0, rng="all")
+    after = [torch.randn(3), torch.rand(3, generator=own["of.it"]), *[x for (x,) in loader]]
     parts = built(9)
-    state = mnn.resume(path, **parts)
-    assert "rng" in state.restored
-    assert torch.equal(torch.randn(3), after)
+    state = mnn.resume(path, **parts, **place)
+    assert {"rng", "loader"} <= {*state.restored}
+    again = [torch.randn(3), torch.rand(3, generator=own["of.it"]), *[x for (x,) in loader]]
+    assert all(map(torch.equal, again, after))
     assert not parts["model"].first.weight.requires_grad
     assert parts["model"].head.weight.requires_grad
     again = mnn.freeze_record(parts["model"])

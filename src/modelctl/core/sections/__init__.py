@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress and rng.
+"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress, rng, loader.
 
 Found by structure, at any depth; names are hints, and tell which belongs to which.
 """

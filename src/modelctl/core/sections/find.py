@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress and rng.
+"""Where a checkpoint keeps its models, their copies, optimizers, schedulers, progress, rng, loader.
 
 What a part is, its structure says (:mod:`.kinds`), wherever it stands. Which of several state_dicts
 is the model, and whose the rest is, names say, as real frameworks give them. Sources of the key
@@ -50,6 +50,8 @@ _EMA_KEYS = frozenset(
 _OTHERS = frozenset(
     (
         *("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state", "callbacks"),
+        *("loader", "loaders", "loader_state", "dataloader", "dataloaders", "dataloader_state"),
+        *("train_loader", "train_dataloader", "sampler", "sampler_state", "generators"),
         *("loops", "scaler", "amp_scaler", "amp", "grad_scaler", "message_hub", "metrics"),
         *("averaging_state", "hyper_parameters", "datamodule", "state", "param_groups"),
     )
@@ -61,6 +63,10 @@ _STEP_KEYS = (
 )
 _LR_KEYS = ("lr", "learning_rate")
 _RNG_KEYS = ("rng", "rng_state", "rng_states", "cuda_rng_state", "torch_rng_state")
+_LOADER_KEYS = (
+    *("loader", "loader_state", "dataloader", "dataloader_state", "dataloader_state_dict"),
+    *("train_loader", "train_dataloader", "sampler", "sampler_state"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Sections:
             average (mmengine, Lightning's weight averaging).
         optimizers, schedulers: (path, node) of each, whichever model's it is.
         optimizer_objects: optimizers that were pickled themselves.
-        epoch, step, lr, rng: (path, value) of each, or None.
+        epoch, step, lr, rng, loader: (path, value) of each, or None.
     """
 
     root: Any
@@ -96,6 +102,7 @@ class Sections:
     step: tuple[Path, Any] | None = None
     lr: tuple[Path, Any] | None = None
     rng: tuple[Path, Any] | None = None
+    loader: tuple[Path, Any] | None = None
 
     def model(self) -> StateDict:
         """The model's state_dict.
@@ -267,12 +274,15 @@ def find_sections(root: Any, key: Path | None = None) -> Sections:
         epoch=number(top, _EPOCH_KEYS, int | float),
         step=number(top, _STEP_KEYS, int),
         lr=number(top, _LR_KEYS, int | float),
-        rng=_rng(top),
+        rng=_first(top, _RNG_KEYS),
+        loader=_first(top, _LOADER_KEYS),
     )
 
 
-def _rng(top: dict[Any, Any]) -> tuple[Path, Any] | None:
-    for name in _RNG_KEYS:  # Megatron's is in a part a rank: rng_state/shard_0.0_1.1
+def _first(top: dict[Any, Any], names: tuple[str, ...]) -> tuple[Path, Any] | None:
+    """The first of these entries that is there; Megatron has one a rank, of rng_state
+    ``rng_state/shard_0.0_1.1``."""
+    for name in names:
         parts = (key for key in top if isinstance(key, str) and key.startswith(f"{name}/shard_"))
         for key in (name, *parts):
             if key in top:

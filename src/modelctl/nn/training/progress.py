@@ -10,6 +10,7 @@ from ...core.tree import Path
 from ...errors import UnsupportedError
 from ..loading.values import live as made
 from ..optim import schedulers
+from .loaders import is_kept
 from .optimizers.restore import OptimizersPart
 from .part import Part, Saved
 from .scaler import find_scaler
@@ -39,8 +40,9 @@ class ProgressPart(Part):
         parts += [*sections.nameless_ema, *([sections.rng[0]] if sections.rng else [])]
         scaler = find_scaler(top)
         keys = {path[0] for path in parts if path} | ({scaler[0]} if scaler else set())
+        own = {sections.loader[0][0]} if sections.loader and is_kept(sections.loader[1]) else ()
         if sections.model().path != ():
-            self.extra, self.unused = own_values(top, {*keys, "rng", "scheduler"})
+            self.extra, self.unused = own_values(top, {*keys, "rng", "scheduler", *own})
 
     def run(self) -> None:
         noted, live = self.lr, self.optimizers.live

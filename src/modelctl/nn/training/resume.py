@@ -19,12 +19,13 @@ from ...storage.far.urls import is_far, shown
 from ..loading.together import Together, tensors_of
 from ..optim.several import Several, labelled
 from .asynchronous import settle
+from .loaders import Generators, LoaderPart
 from .optimizers.restore import OptimizersPart, SchedulersPart
 from .part import Part, Saved
 from .progress import ProgressPart
 from .report import Resumed
 from .rng import RngPart
-from .rotation import newest
+from .rows.rotation import newest
 from .scaler import ScalerPart
 from .weights import EmaPart, ModelPart
 
@@ -38,6 +39,8 @@ def resume(
     scaler: GradScaler | None = None,
     ema: nn.Module | MutableMapping[str, Any] | None = None,
     rng: bool = True,
+    loader: Several[Any] = None,
+    generators: Generators | None = None,
     on_mismatch: str = "error",
     key: str | None = None,
 ) -> Resumed:
@@ -50,8 +53,8 @@ def resume(
     model's weights (each where it is, whatever device it was saved on), what trains (the freeze
     record, exactly: what it does not name is thawed; what the file does not know at all keeps
     what it has), the optimizer (its state on the device of
-    each parameter), the scheduler, the scaler, the EMA copy, and last the random number
-    generators.
+    each parameter), the scheduler, the scaler, the EMA copy, the place in the data, and last the
+    random number generators.
 
     A file that has the average of the weights in the model's place, and what was trained beside it
     (mmengine, Lightning's weight averaging), gives the model what was trained, and ``ema`` the
@@ -73,6 +76,8 @@ def resume(
             optimizers are told apart by the names of their parameters.
         ema: the averaged copy, or a state_dict whose tensors are to be filled.
         rng: restore the generators; under ``torch.distributed`` each rank its own.
+        loader, generators: as they were saved. The next loop over a loader that has a state gives
+            what was left of its epoch, to the bit; its workers start here.
         on_mismatch: ``"skip"`` is for another head: what the model lacks, or has in another
             shape, is left aside; what the file lacks keeps its values; the optimizer's state is
             kept for all else, and starts fresh there. So a bare model's training goes on in one
@@ -80,12 +85,13 @@ def resume(
         key: the dotted path of the model's state_dict, where the one that is found isn't meant.
 
     Raises:
-        RefusedError: model, optimizer, scheduler, scaler, ema or rng of the file don't fit the
-            live one; another rank of a sharded model was refused; or the freeze record would
+        RefusedError: model, optimizer, scheduler, scaler, ema, loader or rng of the file don't fit
+            the live one; another rank of a sharded model was refused; or the freeze record would
             change what trains inside a DistributedDataParallel, which looks only when it is built.
         AmbiguousError: which saved parameter, or which of several optimizers, is which can't be
             told.
-        UsageError: a scheduler of an optimizer that isn't given, or no way to treat mismatches.
+        UsageError: a loader without a state; a scheduler of an optimizer that isn't given, or no
+            way to treat mismatches.
         UnsupportedError: a section that is needed holds an object.
         UnreadableError: the file, or a folder without one.
         WriteError: an asynchronous save before this failed, and nobody was told yet.
@@ -106,7 +112,8 @@ def resume(
             progress = ProgressPart(saved, optimizers)
             parts: list[Part] = [
                 *(weights, optimizers, SchedulersPart(saved, optimizers, given)),
-                *(ScalerPart(saved, scaler), EmaPart(saved, ema), RngPart(saved, rng, model)),
+                *(ScalerPart(saved, scaler), EmaPart(saved, ema)),
+                *(LoaderPart(saved, loader, generators, rng), RngPart(saved, rng, model)),
                 progress,
             ]
             for part in parts:

@@ -15,6 +15,7 @@ from torch import distributed, nn
 from ...errors import RefusedError
 from ..loading.values import live
 from .part import Part, Saved
+from .trainers import rng_beside
 
 
 class RngPart(Part):
@@ -31,7 +32,10 @@ class RngPart(Part):
         node = self.saved.top.get("rng")
         if self.wanted and node is not None:
             self.state = own_state(live(node, "rng"))
-        self._wanted(self.wanted, node if self.state or not self.wanted else None)
+        elif self.wanted:
+            self.state = rng_beside(self.saved, rank(), world())
+            _check(self.state or {})
+        self._wanted(self.wanted, node if not self.wanted else self.state)
 
     def run(self) -> None:
         if self.state is not None:
@@ -96,25 +100,36 @@ def own_state(saved: Any) -> Any:
     Raises:
         RefusedError: it is not what :func:`rng_state` and :func:`gathered` give.
     """
+    state = of_rank(saved, "random number generators")
+    if state is not None:
+        _check(state)
+    return state
+
+
+def of_rank(saved: Any, what: str) -> Any:
+    """What of a :func:`gathered` state is this process's; None, with a warning, where it has none.
+
+    Raises:
+        RefusedError: it is none.
+    """
     others = saved.get("others", []) if isinstance(saved, dict) else None
     if not isinstance(others, list):
         raise _odd("a dict is expected")
     states = [saved, *others]
     if rank() >= len(states):
         warnings.warn(
-            f"the checkpoint has the random number generators of {len(states)} of {world()} "
+            f"the checkpoint has the {what} of {len(states)} of {world()} "
             f"processes: those of rank {rank()} stay as they are (save_checkpoint(rng='all'), "
             "called on every rank, saves all)",
-            stacklevel=4,
+            stacklevel=5,
         )
         return None
     if others and len(states) != world():
         warnings.warn(
-            f"the generators of {len(states)} processes were saved, {world()} are here: their "
-            "random numbers will not go on as they would have",
-            stacklevel=4,
+            f"the {what} of {len(states)} processes were saved, {world()} are here: they will "
+            "not go on as they would have",
+            stacklevel=5,
         )
-    _check(states[rank()])
     return states[rank()]
 
 

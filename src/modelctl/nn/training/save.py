@@ -31,9 +31,10 @@ from ..model_names import Parameters, places, slots
 from ..optim.schedulers import lr_of
 from ..optim.several import Label, Several, labelled, packed
 from .asynchronous import done, settle, snapshot, start
+from .loaders import Generators, place_and_rng
 from .optimizers.entries import recordable
-from .rng import gathered, rank, rng_state, world
-from .rotation import Row
+from .rng import rank, world
+from .rows.rotation import Row
 from .storable import storable
 
 _EXTRA_STATE = "_extra_state"
@@ -88,6 +89,8 @@ def save_checkpoint(
     step: int | None = None,
     lr: float | None = None,
     rng: bool | str = True,
+    loader: Several[Any] = None,
+    generators: Generators | None = None,
     keep_last: int | None = None,
     keep_best: tuple[str, str, int] | None = None,
     overwrite: bool = True,
@@ -99,10 +102,10 @@ def save_checkpoint(
     """Save what :func:`resume` needs to go on as if nothing had happened. Gives the file's path.
 
     The file is a dict with the keys ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``ema``,
-    ``epoch``, ``step``, ``lr``, ``rng`` and ``extra``, without those that are not given; it
-    appears whole or not at all, in a folder that is made where there is none, and loads with
-    ``torch.load(path, weights_only=True)``, with ``mmap`` too. Names in ``model`` and ``ema`` are
-    without wrapper prefixes; an ``AveragedModel`` keeps its own (``module.``, ``n_averaged``),
+    ``epoch``, ``step``, ``lr``, ``rng``, ``loader`` and ``extra``, without those that are not
+    given; it appears whole or not at all, in a folder that is made where there is none, and loads
+    with ``torch.load(path, weights_only=True)``, with ``mmap`` too. Names in ``model`` and ``ema``
+    are without wrapper prefixes; an ``AveragedModel`` keeps its own (``module.``, ``n_averaged``),
     with which it is loaded again.
     ``model`` carries the freeze record; one without names says that everything trains.
     Optimizers carry the names of their parameters (``param_names``), whether or not they were
@@ -129,7 +132,13 @@ def save_checkpoint(
         step: the number of finished optimizer steps.
         lr: what to note as the learning rate; by default that of the first group.
         rng: save the state of the random number generators: torch's on the CPU and on every CUDA
-            device, numpy's global one, Python's. ``"all"``: those of every rank.
+            device, numpy's global one, Python's. ``"all"``: those of every rank, of ``loader`` and
+            ``generators``, too.
+        loader: what says itself where it is in the data, by ``state_dict()`` (torchdata's
+            ``StatefulDataLoader``, a sampler with a state): one, or several as a list or by name;
+            its own generators come along. A plain ``DataLoader`` keeps its generator alone, which
+            is enough between two epochs; within one it is saved with a warning.
+        generators: ``torch.Generator``s of your own, by name.
         keep_last: of a row keep so many files, the new one included: once it stands, those of
             earlier epochs and steps are removed, oldest first. Never removed: files of later
             epochs (an abandoned run's), and whatever the path with its fields could not have
@@ -157,9 +166,9 @@ def save_checkpoint(
             bring back; names its key. A scheduler's state counts: give LambdaLR a function or a
             callable object of plain attributes. Of a sharded model also what another rank was
             refused, and state that is not sharded as its parameter is.
-        UsageError: no module, no dict of extras, fields in the path without a value, or
-            ``keep_last`` or ``keep_best`` without ``{epoch}`` or ``{step}`` in it, or without
-            such a number.
+        UsageError: no module, no dict of extras, a loader without a state, fields in the path
+            without a value, or ``keep_last`` or ``keep_best`` without ``{epoch}`` or ``{step}``
+            in it, or without such a number.
         WriteError: the file can't be written; what stood there is intact.
         DurabilityError: it was written whole, but its directory could not be synced.
     """
@@ -169,9 +178,8 @@ def save_checkpoint(
         raise UsageError(f"only is 'trainable' or None, not {only!r:.40}")
     if rng not in (True, False, "all"):
         raise UsageError(f"rng is True, False or 'all', not {rng!r}")
-    generators = rng_state(model) if rng else None
-    if generators is not None and rng == "all":
-        generators = gathered(generators)  # before anything that can fail on one rank alone
+    # before anything that can fail on one rank alone
+    position, drawn = place_and_rng(model, loader, generators, rng)
     optimizers, schedulers = labelled(optimizer), labelled(scheduler)
     content: dict[str, Any] = {"epoch": epoch, "step": step, "lr": lr}
     if lr is None and optimizers:
@@ -221,8 +229,10 @@ def save_checkpoint(
         for key in ("model", "ema"):
             _check_dense(key, whole.get(key, {}))
         whole.update((key, value) for key, value in plain.items() if key != "extra" or value)
-        if generators is not None:
-            whole["rng"] = generators
+        if drawn is not None:
+            whole["rng"] = drawn
+        if position is not None:
+            whole["loader"] = position
     if sharded:
         from .save_together import save_together
 

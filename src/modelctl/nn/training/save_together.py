@@ -22,7 +22,7 @@ from ...storage.staging import staged_folder
 from ...storage.targets import made_folder
 from ..loading.sharded import is_sharded
 from ..loading.together import Together
-from .rotation import Row
+from .rows.rotation import Row
 
 
 def save_together(

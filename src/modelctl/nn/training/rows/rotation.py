@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...core.text import some
-from ...errors import ModelctlError, UsageError, WriteError
-from ...files import open as open_checkpoint
-from ...formats.distributed.metadata import NAME as METADATA
-from ...storage.far.urls import is_far, shown
-from ...storage.links import point
-from ...storage.places import named
+from ....core.text import some
+from ....errors import ModelctlError, UsageError, WriteError
+from ....files import open as open_checkpoint
+from ....formats.distributed.metadata import NAME as METADATA
+from ....storage.far.urls import is_far, shown
+from ....storage.links import point
+from ....storage.places import named
 from .best import BEST, Best
 
 # What says which of two is older.

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.nodes import mapping
-from ...core.text import some
-from ...errors import ModelctlError, UsageError, WriteError
-from ...files import open as open_checkpoint
+from ....core.nodes import mapping
+from ....core.text import some
+from ....errors import ModelctlError, UsageError, WriteError
+from ....files import open as open_checkpoint
 
 BEST = "best"
 
