@@ -83,7 +83,7 @@ def main(module: str, world: int, rank: int, folder: Path) -> None:
             said[name] = f"rank {rank}: {traceback.format_exc()}"
             print(name, said[name], flush=True)
     (folder / f"{rank}.json").write_text(json.dumps(said))
-    dist.destroy_process_group()
+    processes.end()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
+from tests import processes
+
 try:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -161,7 +163,7 @@ def main(folder: Path, rank: int, world: int, *to_read: str) -> None:
     else:
         write(folder, rank, world)
     dist.barrier()
-    dist.destroy_process_group()
+    processes.end()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import modelctl.nn as mnn
 from modelctl.errors import RefusedError, UsageError
+from tests import processes
 from tests.nn.nets import Net
 
 from .loops import equal
@@ -172,6 +173,4 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo", store, rank=mine, world_size=world)
     again = restarts != "0"
     (second if again else first)(folder, mine)
-    distributed.destroy_process_group()
-    if not again:
-        os._exit(1)
+    processes.end(0 if again else 1)
