@@ -226,7 +226,7 @@ def test_parts_of_a_dcp_folder(tmp_path: Path) -> None:
             return eval, ("1",)
 
     saved = {"w": torch.ones(3), "extra": {"clean": 1}, "evil": Evil()}
-    dcp.save(saved, checkpoint_id=str(tmp_path / "dcp"), no_dist=True)
+    dcp.save(saved, checkpoint_id=str(tmp_path / "dcp"))
     ((member, found),) = one(tmp_path)
     assert member == "__0_0.distcp!evil!archive/data.pkl"
     assert found.name == "builtins.eval"

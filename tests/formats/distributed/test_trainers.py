@@ -63,7 +63,7 @@ def titan(tmp_path: Path) -> Path:
         "lr_scheduler": {"last_epoch": 7},
         "train_state": {"step": torch.tensor(7, dtype=torch.int32)},
     }
-    dcp.save(saved, checkpoint_id=str(tmp_path / "titan"), no_dist=True)
+    dcp.save(saved, checkpoint_id=str(tmp_path / "titan"))
     return tmp_path / "titan"
 
 
@@ -94,7 +94,7 @@ def test_an_edited_torchtitan_is_what_torch_loads(titan: Path, in_place: bool) -
     state = {**fresh.state_dict()}
     state["optimizer"] = get_optimizer_state_dict(fresh, optimizer, options=FLAT)
     state["train_state"] = {"step": torch.tensor(0, dtype=torch.int32)}
-    dcp.load(state, checkpoint_id=str(out), no_dist=True)
+    dcp.load(state, checkpoint_id=str(out))
     set_optimizer_state_dict(fresh, optimizer, state["optimizer"], options=FLAT)
     assert int(state["train_state"]["step"]) == 7
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01]
@@ -154,7 +154,7 @@ def megatron_folder(tmp_path: Path) -> Path:
 
 def save_whole(saved: dict[str, Any], folder: Path) -> None:
     planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
-    dcp.save(saved, checkpoint_id=str(folder), planner=planner, no_dist=True)
+    dcp.save(saved, checkpoint_id=str(folder), planner=planner)
 
 
 def by_torch(folder: Path) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def test_what_megatron_notes_of_a_tensor_goes_with_it(tmp_path: Path) -> None:
 
 def test_common_pt_of_anybody_else_is_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "dcp"
-    dcp.save({"a.weight": torch.ones(2)}, checkpoint_id=str(folder), no_dist=True)
+    dcp.save({"a.weight": torch.ones(2)}, checkpoint_id=str(folder))
     torch.save({"iteration": 12}, folder / "common.pt")
     with mc.open(folder) as ckpt:
         assert list(ckpt.root) == ["a.weight"]
@@ -243,7 +243,7 @@ def test_common_pt_of_anybody_else_is_not_read(tmp_path: Path) -> None:
 
 def test_what_stands_beside_goes_along(tmp_path: Path) -> None:
     folder = tmp_path / "dcp"
-    dcp.save({"a.weight": torch.ones(2)}, checkpoint_id=str(folder), no_dist=True)
+    dcp.save({"a.weight": torch.ones(2)}, checkpoint_id=str(folder))
     (folder / "config.json").write_text("{}")
     (folder / "__7_0.distcp").write_bytes(b"of a save before")
     new = tmp_path / "new"
