@@ -159,13 +159,13 @@ def save_whole(saved: dict[str, Any], folder: Path) -> None:
 
 def by_torch(folder: Path) -> dict[str, Any]:
     """All entries of a folder as they lie, read by torch alone."""
-    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-
-    found: dict[str, Any] = {}
-    reader = dcp.FileSystemReader(str(folder))
-    planner = _EmptyStateDictLoadPlanner()
-    _load_state_dict(found, storage_reader=reader, planner=planner, no_dist=True)
+    described = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    found = {
+        name: torch.empty(one.size, dtype=one.properties.dtype) if hasattr(one, "size") else None
+        for name, one in described.items()
+    }
+    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False)
+    dcp.load(found, checkpoint_id=str(folder), planner=planner)
     return found
 
 
