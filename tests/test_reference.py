@@ -139,6 +139,8 @@ def test_the_findings_are_those_of_the_code() -> None:
     source = "".join(path.read_text() for path in (ROOT / "src/modelctl/pickles").glob("*.py"))
     made = set(re.findall(r'Finding\(\s*"(\w+)", "([\w-]+)"', source))
     made |= {("dangerous", id) for id in re.findall(r'\.danger\(\s*"([\w-]+)"', source)}
+    walk = (ROOT / "src/modelctl/scanning/walk.py").read_text()
+    made |= {("suspicious", id) for id in re.findall(r'\.odd\(\w+, "([\w-]+)"', walk)}
     assert written == made
 
 
