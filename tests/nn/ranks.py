@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import traceback
 from datetime import timedelta
@@ -45,15 +44,8 @@ def check(factory: pytest.TempPathFactory, module: str, world: int, name: str) -
 def run(module: str, world: int, folder: Path) -> str:
     """What the ranks print, each of which runs the functions of a module."""
     command = [sys.executable, "-m", "tests.nn.ranks", module, str(world)]
-    ranks = processes.ranks(world, lambda rank: [*command, str(rank), str(folder)])
-    try:
-        return "\n".join(rank.communicate(timeout=MOST_SECONDS)[0] for rank in ranks)
-    except subprocess.TimeoutExpired:
-        return f"a rank did not end in {MOST_SECONDS} s"
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+    ran = processes.run(world, lambda rank: [*command, str(rank), str(folder)], MOST_SECONDS)
+    return "\n".join(text for _, text in ran)
 
 
 def named(module: str, world: int) -> list[str]:
@@ -66,7 +58,7 @@ def named(module: str, world: int) -> list[str]:
 
 def main(module: str, world: int, rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
+    store = dist.FileStore(str(folder / f"store-{os.environ['TRY']}"), world)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=30)
     )

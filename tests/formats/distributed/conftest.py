@@ -18,9 +18,8 @@ def run_ranks(folder: Path, world: int, *to_read: Path) -> None:
     """All ranks of :mod:`.ranks`; raises AssertionError with what the first that failed says."""
     command = [sys.executable, "-m", MODULE, str(folder)]
     places = [*map(str, to_read)]
-    ranks = processes.ranks(world, lambda rank: [*command, str(rank), str(world), *places])
-    said = [rank.communicate()[0] for rank in ranks]
-    failed = [text for rank, text in zip(ranks, said, strict=True) if rank.returncode]
+    ran = processes.run(world, lambda rank: [*command, str(rank), str(world), *places], 300)
+    failed = [text for code, text in ran if code > 0] or [text for code, text in ran if code]
     assert not failed, failed[0]
 
 

@@ -7,6 +7,7 @@ own parts through torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -154,7 +155,8 @@ def read(folder: Path, expected: Path, world: int) -> None:
 
 
 def main(folder: Path, rank: int, world: int, *to_read: str) -> None:
-    store = dist.FileStore(str(folder / f"store-{'read' if to_read else 'write'}"), world)
+    name = f"store-{'read' if to_read else 'write'}-{os.environ['TRY']}"
+    store = dist.FileStore(str(folder / name), world)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120)
     )
