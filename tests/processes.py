@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).parents[1]
+_APART, _LATE = "connectFullMesh failed", "a rank did not end in"
 
 
 def run(world: int, command: Callable[[int], list[str]], seconds: float) -> list[tuple[int, str]]:
     """The exit code and what is printed, of each of so many ranks. Where one fails the others,
     which would wait for it, are ended. In torch 2.4 gloo's ranks now and then don't find each
-    other: they are started once more, with ``TRY`` told, for a store of its own."""
+    other, or wait for ever: they are started once more, with ``TRY`` told, for a store of its
+    own."""
     found: list[tuple[int, str]] = []
     for again in "012":
         found = _ended(_started(world, command, again), seconds)
-        if not any("connectFullMesh failed" in text for _, text in found):
+        if not any(said in text for said in (_APART, _LATE) for _, text in found):
             break
     return found
 
@@ -48,7 +50,7 @@ def _ended(started: list[subprocess.Popen[str]], seconds: float) -> list[tuple[i
             said = one.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
             one.kill()
-            said = f"{one.communicate()[0]}\na rank did not end in {seconds} s"
+            said = f"{one.communicate()[0]}\n{_LATE} {seconds} s"
         if one.returncode:
             for other in started:
                 other.kill()

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from tests import processes
 
-MOST_SECONDS = 300  # of ranks that wait for each other
+MOST_SECONDS = 200  # of ranks that wait for each other
 
 
 def check(factory: pytest.TempPathFactory, module: str, world: int, name: str) -> None:

@@ -18,7 +18,7 @@ def run_ranks(folder: Path, world: int, *to_read: Path) -> None:
     """All ranks of :mod:`.ranks`; raises AssertionError with what the first that failed says."""
     command = [sys.executable, "-m", MODULE, str(folder)]
     places = [*map(str, to_read)]
-    ran = processes.run(world, lambda rank: [*command, str(rank), str(world), *places], 300)
+    ran = processes.run(world, lambda rank: [*command, str(rank), str(world), *places], 90)
     failed = [text for code, text in ran if code > 0] or [text for code, text in ran if code]
     assert not failed, failed[0]
 

@@ -180,7 +180,8 @@ def test_damage_is_found_on_the_way(bus, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_small_tensors_are_read_together(suffix, tmp_path, monkeypatch):
-    state = saved(tmp_path / f"a{suffix}", *[5] * 300)
+    # so few that their order in the file is the model's: torch before 2.6 has 10 before 2
+    state = saved(tmp_path / f"a{suffix}", *[5] * 10)
     calls = []
     fetch = FileSource.read_into
     monkeypatch.setattr(
