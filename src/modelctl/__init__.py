@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .inspection.matching.match import match as match
     from .inspection.summary.summarize import summarize as summarize
     from .reports import diff as diff
+    from .reports import hash as hash
     from .reports import ls as ls
     from .reports import show as show
     from .reports import summary as summary
@@ -78,6 +79,7 @@ _WHERE = {
     "summarize": "inspection.summary.summarize",
     "list_tensors": "inspection.ls",
     "summary": "reports",
+    "hash": "reports",
     "ls": "reports",
     "show": "reports",
     "diff": "reports",

@@ -23,6 +23,7 @@ from .inspection.show import Shown
 from .inspection.show import show as look_up
 from .inspection.summary.report import Summary
 from .inspection.summary.summarize import summarize
+from .integrity.hashing import Hashed, hash_tensors
 
 Source = PathLike | Checkpoint
 
@@ -116,3 +117,16 @@ def diff(
         found = compare(left, right, pattern, regex=regex, rtol=rtol, atol=atol)
     names = [None if isinstance(one, Checkpoint) else os.fspath(one) for one in (a, b)]
     return replace(found, a=names[0] or found.a, b=names[1] or found.b)
+
+
+def hash(source: Source, section: str = "all", key: str | None = None) -> Hashed:
+    """The content hash of a checkpoint: equal for equal tensors under equal names, in whatever
+    format, shards and order. See :func:`modelctl.integrity.hashing.hash_tensors`.
+
+    Raises:
+        ModelctlError: what :func:`modelctl.open` raises.
+        NoMatchError: there is no such section.
+        DamagedError: the bytes are not what was saved.
+    """
+    with opened(source, key) as ckpt:
+        return hash_tensors(ckpt, section)

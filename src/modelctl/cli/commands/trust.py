@@ -1,12 +1,15 @@
-"""The commands that say whether a file is to be trusted: scan."""
+"""The commands that say whether a file is to be trusted: scan, hash, verify."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+from ...core.notes import Note
+from ...errors import ModelctlError, UsageError
+from .. import options as o
 from ..output import Output, write_json
-from ..signature import Argument, Command, Option
+from ..signature import Argument, Command, Option, looks
 
 
 def scan(
@@ -43,4 +46,54 @@ def scan(
     return found.exit_code(strict=strict)
 
 
-COMMANDS = (Command(scan, "Look", scan, sarif=True),)
+@looks
+def hash(
+    out: Output,
+    src: Annotated[
+        list[Path], Argument("SRC…", "The checkpoints: files, folders or URLs. - is stdin.")
+    ],
+    tensors: Annotated[
+        bool, Option("A line a tensor of one SRC: the manifest that verify takes.")
+    ] = False,
+    section: Annotated[
+        Literal["model", "optimizer", "ema", "constants", "all"], Option("Whose tensors.")
+    ] = "all",
+    key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
+) -> int:
+    """A hash of the content: the same in every format, under every sharding, in every order.
+
+    Of all tensors, by their names, dtypes, shapes and values; not of what is no tensor. The
+    model's are named as load_state_dict would see them, all others by their full path. The hash
+    of a file is the SHA-256 of its manifest: modelctl hash --tensors SRC | sha256sum
+
+    Example: modelctl hash model.pt model.safetensors
+
+    Example: modelctl hash --tensors model.pt > model.manifest
+    """
+    from ... import files
+    from ...integrity.hashing import Hashes, hash_tensors
+
+    if tensors and len(src) > 1 and out.is_table:
+        raise UsageError("--tensors takes one SRC", hint="of several, --format json has all")
+    found, failed = Hashes(), False
+    with out.progress() as progress:
+        for one in src:
+            try:
+                with files.open(one, key=key, follow_symlinks=follow_symlinks) as ckpt:
+                    found.append(hash_tensors(ckpt, section, progress))
+            except ModelctlError as e:
+                if len(src) == 1:
+                    raise
+                failed = True
+                out.note(Note("warning", e.message, e.hint))
+    if not out.is_table:
+        out.show(found[0] if tensors and len(src) == 1 else found)
+    elif tensors:
+        out.lines([one.line for one in found[0].tensors])
+    else:
+        out.lines([one.line for one in found])
+    return 2 if failed else 0
+
+
+COMMANDS = (Command(scan, "Look", scan, sarif=True), hash)
