@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .inspection.ls import list_tensors as list_tensors
     from .inspection.matching.match import match as match
     from .inspection.summary.summarize import summarize as summarize
+    from .integrity.verify import verify as verify
     from .reports import diff as diff
     from .reports import hash as hash
     from .reports import ls as ls
@@ -80,6 +81,7 @@ _WHERE = {
     "list_tensors": "inspection.ls",
     "summary": "reports",
     "hash": "reports",
+    "verify": "integrity.verify",
     "ls": "reports",
     "show": "reports",
     "diff": "reports",

@@ -55,7 +55,11 @@ def open(path: PathLike, *, key: str | None = None, follow_symlinks: bool = Fals
         UnsupportedError: sound, but of a kind that is not read yet.
         NoMatchError: ``key`` is not the path of a state_dict.
     """
-    place = place_of(path, follow_links=follow_symlinks)
+    return read_place(place_of(path, follow_links=follow_symlinks), key)
+
+
+def read_place(place: Place, key: str | None = None) -> Checkpoint:
+    """The checkpoint at a place, as :func:`open` gives it, which closes the place, too."""
     try:
         with _no_collector():
             ckpt = detect(place).read(place)

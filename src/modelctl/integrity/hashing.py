@@ -137,7 +137,11 @@ def tensors_of(ckpt: Checkpoint, section: str = "all") -> dict[str, TensorRef]:
     """
     if section not in SECTIONS:
         raise UsageError(f"there is no section '{section}'", hint=f"one of {', '.join(SECTIONS)}")
-    found = dict(named(_paths(ckpt, section)))
+    found = {
+        name: ref
+        for name, (path, ref) in named_tensors(ckpt, of_constants=section == "constants")
+        if section in ("all", "constants") or section_of(ckpt, path) == section
+    }
     if not found and section != "all":
         raise NoMatchError(
             f"this file has no tensors in the section '{section}'", hint="--section all"
@@ -145,24 +149,32 @@ def tensors_of(ckpt: Checkpoint, section: str = "all") -> dict[str, TensorRef]:
     return found
 
 
-def _paths(ckpt: Checkpoint, section: str) -> Iterator[tuple[Path, TensorRef]]:
-    """Each tensor, under the path in the model where it is of the model that is meant."""
+def named_tensors(
+    ckpt: Checkpoint, *, of_constants: bool = False
+) -> Iterator[tuple[str, tuple[Path, TensorRef]]]:
+    """Each tensor, with its path, by the name that a manifest has: of the model that is meant the
+    path in that."""
     models = ckpt.sections.models
     prefix = models[0].path if models and ckpt.sections.certain else ()
-    root = ckpt.constants if section == "constants" else ckpt.root
+    yield from named(
+        (path[len(prefix) :] if _is_in(prefix, path) else path, (path, ref))
+        for path, ref in _all(ckpt.constants if of_constants else ckpt.root)
+    )
+
+
+def _is_in(place: Path, path: Path) -> bool:
+    return len(path) > len(place) and path[: len(place)] == place
+
+
+def _all(root: Any) -> Iterator[tuple[Path, TensorRef]]:
+    """Each tensor; storages by themselves, and those of quantized ones, as such of one dimension."""
     for path, node in walk(root):
         if isinstance(node, TensorRef):
-            ref = node
+            yield path, node
         elif isinstance(node, StorageRef):
-            ref = _flat(node)
+            yield path, _flat(node)
         elif isinstance(node, Composite) and (own := _storage_of(node)) is not None:
-            path, ref = (*path, "storage"), _flat(own)
-        else:
-            continue
-        if section not in ("all", "constants") and section_of(ckpt, path) != section:
-            continue
-        is_models = len(path) > len(prefix) and path[: len(prefix)] == prefix
-        yield (path[len(prefix) :] if is_models else path), ref
+            yield (*path, "storage"), _flat(own)
 
 
 def _storage_of(node: Composite) -> StorageRef | None:
@@ -188,7 +200,7 @@ def _digests(
 
     def digest(job: tuple[str, TensorRef]) -> None:
         name, ref = job
-        sha = hashlib.sha256(f"{ref.dtype.name} {','.join(map(str, ref.shape))}\n".encode())
+        sha = hashlib.sha256(head_of(ref))
         try:
             for piece in pieces(ref):
                 sha.update(piece)
@@ -209,8 +221,22 @@ def _digests(
     return digests
 
 
+def head_of(ref: TensorRef) -> bytes:
+    """What is hashed before a tensor's bytes: its dtype and shape."""
+    return f"{ref.dtype.name} {','.join(map(str, ref.shape))}\n".encode()
+
+
 def written(name: str) -> str:
     """A name as one line of text."""
     if _AWKWARD.search(name):
         return name.encode("unicode_escape", "surrogatepass").decode("ascii")
     return name
+
+
+def unwritten(text: str) -> str | None:
+    """The name that :func:`written` writes so; None where it writes none so."""
+    try:
+        name = text.encode("ascii").decode("unicode_escape") if "\\" in text else text
+    except UnicodeError:
+        return None
+    return name if written(name) == text else None

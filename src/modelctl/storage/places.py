@@ -111,6 +111,12 @@ class Place:
         """
         return ZipDirectory(self.source) if self.head[:4] == b"PK\3\4" else None
 
+    @property
+    def zips(self) -> list[ZipDirectory]:
+        """The directories of zips that were read so far: its own, and those of what it names."""
+        places = {id(one): one for one in (self, *self._places.values())}.values()
+        return [one.zip for one in places if "zip" in vars(one) and one.zip is not None]
+
     def window(self, offset: int, size: int, member: str) -> Place:
         """A range of the file as a place of its own."""
         return self.holding(Window(self.source, offset, size, member))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ...core.notes import Note
 from ...errors import ModelctlError, UsageError
 from .. import options as o
-from ..output import Output, write_json
+from ..output import Output, say, write_json
 from ..signature import Argument, Command, Option, looks
 
 
@@ -86,7 +85,7 @@ def hash(
                 if len(src) == 1:
                     raise
                 failed = True
-                out.note(Note("warning", e.message, e.hint))
+                say("error", e.message, out.color)
     if not out.is_table:
         out.show(found[0] if tensors and len(src) == 1 else found)
     elif tensors:
@@ -96,4 +95,43 @@ def hash(
     return 2 if failed else 0
 
 
-COMMANDS = (Command(scan, "Look", scan, sarif=True), hash)
+@looks
+def verify(
+    out: Output,
+    src: Annotated[
+        list[Path],
+        Argument("SRC…", "The checkpoints, each by itself: files, folders or URLs. - is stdin."),
+    ],
+    manifest: Annotated[
+        Path | None,
+        Option("Compare every tensor with what hash --tensors wrote.", "F", complete="paths"),
+    ] = None,
+    key: o.Key = None,
+    follow_symlinks: o.FollowSymlinks = False,
+) -> int:
+    """Whether a checkpoint is sound: all of it is read, nothing is run.
+
+    Structure, sizes, ranges, the CRC of every record, shards against their index, parts of
+    distributed tensors, sparse indices; NaN, Inf, weights that are all zero; whether the optimizer
+    belongs to the model, and the freeze record names what is there. A format without checksums
+    (safetensors, torch before 1.6) shows a changed value only against a --manifest.
+
+    Exit code 0: sound. 1: something was found. 2: it can't be read.
+
+    Example: modelctl verify last.pt
+
+    Example: modelctl verify model.safetensors --manifest model.manifest
+    """
+    from ...integrity.verify import verify as look
+
+    if manifest is not None and len(src) > 1:
+        raise UsageError("--manifest is that of one SRC")
+    with out.progress() as progress:
+        found = look(src, manifest, key=key, follow_symlinks=follow_symlinks, progress=progress)
+    if len(src) == 1 and found[0].error is not None:
+        raise found[0].error
+    out.show(found)
+    return found.exit_code
+
+
+COMMANDS = (Command(scan, "Look", scan, sarif=True), verify, hash)

@@ -128,7 +128,7 @@ def not_read(names: Sequence[str]) -> list[Note]:
     if not others:
         return []
     what = "is" if len(others) == 1 else "are"
-    return [warning(f"{some(others)} beside it {what} not read here", "name it by itself")]
+    return [Note("advice", f"{some(others)} beside it {what} not read here", "name it by itself")]
 
 
 def of_one_rank(place: Place, node: Composite) -> Note | None:
