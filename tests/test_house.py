@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
         *_BELOW_FILES,
     },
     "reports": {"integrity", "inspection", "files", *_BELOW_FILES},
-    "integrity": {"inspection", "files", *_BELOW_FILES},
+    "integrity": {"inspection", "surgery", "files", *_BELOW_FILES},
     "scanning": {"inspection", "files", *_BELOW_FILES},
     "testing": {"inspection", "surgery", "files", *_BELOW_FILES},
     "__main__": {"cli"},

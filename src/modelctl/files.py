@@ -18,7 +18,7 @@ from .core.tree import find_path
 from .errors import LossError
 from .formats.base import Writable, WritableFormat
 from .formats.destination import Destination, destination, folder_of, out_place
-from .formats.registry import about_ranks, detect, for_writing
+from .formats.registry import about_ranks, detect, for_writing, salvage
 from .pickles.left_out import without_calls
 from .storage.far.urls import shown, url_of
 from .storage.layout import Layout
@@ -75,6 +75,24 @@ def read_place(place: Place, key: str | None = None) -> Checkpoint:
     except BaseException:
         place.close()
         raise
+
+
+def read_torn(place: Place) -> Checkpoint | None:
+    """What is whole of a file whose end is missing: a checkpoint of which some tensors can't be
+    read; None where no format knows how to tell. It closes the place, too.
+
+    Raises:
+        UnreadableError: it is cut off in its structure.
+    """
+    try:
+        ckpt = salvage(place)
+    except BaseException:
+        place.close()
+        raise
+    if ckpt is None:
+        place.close()
+        return None
+    return ckpt.replace(resources=(*place.sources, _Later(place)), read=ckpt.root)
 
 
 class _Later:

@@ -31,6 +31,11 @@ LINES: dict[str, tuple[str, ...]] = {
     "match": ("match", "ddp.pt", "--like", "flat.pt"),
     "match that fits": ("match", "flat.pt", "--like", "flat.pt"),
     "scan": ("scan", "ddp.pt", "flat.pt"),
+    "verify": ("verify", "ddp.pt"),
+    "verify of two": ("verify", "ddp.pt", "flat.pt"),
+    "verify, salvage": ("verify", "ddp.pt", "--salvage", "-o", "11.pt"),
+    "hash": ("hash", "ddp.pt"),
+    "hash of tensors": ("hash", "ddp.pt", "--tensors"),
     "strip-prefix": ("strip-prefix", "ddp.pt", "-o", "1.pt"),
     "strip-prefix, dry": ("strip-prefix", "ddp.pt", "--dry-run"),
     "strip-prefix of two": ("strip-prefix", "ddp.pt", "flat.pt", "--dry-run"),
@@ -48,7 +53,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "split": ("split", "ddp.pt", "-o", "parts"),
     "split, dry": ("split", "ddp.pt", "--dry-run"),
 }
-FINDINGS = {"diff", "match"}
+FINDINGS = {"diff", "match", "verify", "verify of two", "verify, salvage"}  # weights of zeros
 EMPTY = {"summary of no model", "diff of the same", "identify", "match that fits", "scan"}
 
 

@@ -28,6 +28,8 @@ LIBRARY: dict[str, Callable[..., Any]] = {
     "identify": mc.identify,
     "match": mc.match,
     "scan": mc.scan,
+    "verify": mc.verify,
+    "hash": mc.hash,
     "strip-prefix": mc.strip_prefix,
     "add-prefix": mc.add_prefix,
     "rename": mc.rename,
@@ -53,6 +55,8 @@ SPELLED = {
     "ls": ({"params", "buffers", "long"}, {"role"}),
     "match": ({"like_key", "write_map"}, set()),
     "scan": ({"strict"}, {"paths"}),
+    "verify": ({"salvage"}, {"paths", "progress", *OUTPUT}),
+    "hash": ({"tensors"}, {"source", *OUTPUT}),
 }
 
 
@@ -266,6 +270,8 @@ def process(*argv: str, never: str = "torch,safetensors,torchvision") -> Result:
         ("diff", "ddp.pt", "flat.pt"),
         ("identify", "ddp.pt"),
         ("scan", "ddp.pt"),
+        ("verify", "ddp.pt"),
+        ("hash", "ddp.pt"),
         ("match", "ddp.pt", "--arch", "torchvision:resnet18"),
         ("strip-prefix", "ddp.pt", "-o", "1.pt"),
         ("add-prefix", "flat.pt", "--prefix", "m", "-o", "1a.pt"),
@@ -286,7 +292,7 @@ def test_torch_is_never_imported(cli: Cli, ddp: Path, flat: Path, argv: tuple[st
     assert cli("freeze", flat, "--pattern", "conv1", "-o", "frozen.pt").code == 0
     Path("r.toml").write_text('[[edit]]\ndo = "strip-prefix"\n[[edit]]\ndo = "strip-head"\n')
     result = process(*argv)
-    assert result.code == (1 if argv[0] in ("diff", "match") else 0), result.err
+    assert result.code == (1 if argv[0] in ("diff", "match", "verify") else 0), result.err
     assert result.err.splitlines()[-1] == "imported:"
 
 

@@ -65,6 +65,15 @@ class Format(ABC):
         this format; None where it does not."""
         return None
 
+    def salvage(self, place: Place) -> Checkpoint | None:
+        """What is whole of a file of this format whose end is missing: a checkpoint of which some
+        storages can't be read. None where it is of another, or this one can't tell.
+
+        Raises:
+            UnreadableError: it is cut off in its structure.
+        """
+        return None
+
 
 class Writable(Format):
     """A format that can be written, too.

@@ -99,6 +99,17 @@ def built_in() -> Sequence[Format]:
     return (*_FILES, *_folders())
 
 
+def salvage(place: Place) -> Checkpoint | None:
+    """What is whole of a file whose end is missing; None where no format knows how to tell.
+
+    Raises:
+        UnreadableError: it is cut off in its structure.
+    """
+    if place.is_folder or not place.size:
+        return None
+    return next((found for one in _FILES if (found := one.salvage(place)) is not None), None)
+
+
 def detect(place: Place) -> Format:
     """The format of a place, by what is in it. Ours come first; those of other packages are only
     loaded for what none of ours knows.

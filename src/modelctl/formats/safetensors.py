@@ -53,13 +53,19 @@ class Safetensors(WritableFormat):
     # ------------------------------------------------------------------ reading
 
     def read(self, place: Place) -> Checkpoint:
-        source = place.source
+        return self._read(place.source)
+
+    def salvage(self, place: Place) -> Checkpoint | None:
+        return self._read(place.source, torn=True) if self.sniff(place) else None
+
+    def _read(self, source: Source, *, torn: bool = False) -> Checkpoint:
+        """What is in a file; ``torn`` where it may end before its last tensor does."""
         header, start = _header(source)
         metadata = _metadata(header.pop("__metadata__", None), source)
         entries: dict[str, Any] = {}
         spans = []
         for name, info in header.items():
-            ref, begin, end = _tensor(name, info, source, start)
+            ref, begin, end = _tensor(name, info, source, start, torn=torn)
             entries[name] = ref
             spans.append((begin, end, name))
         spans.sort()
@@ -71,7 +77,7 @@ class Safetensors(WritableFormat):
                     f"the tensor {name!r:.200} {what}", path=source.name, offset=start + begin
                 )
             reached = end
-        if start + reached != source.size:
+        if start + reached != source.size and not torn:
             raise UnreadableError(
                 f"its tensors end at byte {start + reached:,}, the file at {source.size:,}",
                 path=source.name,
@@ -294,7 +300,9 @@ def _records(metadata: dict[str, str], source: Source) -> dict[str, Any]:
     return ours
 
 
-def _tensor(name: str, info: Any, source: Source, start: int) -> tuple[TensorRef, int, int]:
+def _tensor(
+    name: str, info: Any, source: Source, start: int, *, torn: bool = False
+) -> tuple[TensorRef, int, int]:
     try:
         tag = info["dtype"]
         if type(tag) is str and tag not in BY_TAG and _TAG.fullmatch(tag):
@@ -318,7 +326,7 @@ def _tensor(name: str, info: Any, source: Source, start: int) -> tuple[TensorRef
             raise TypeError
     except (KeyError, TypeError, ValueError):
         raise _broken(name, f"described by {info!r:.200}", source) from None
-    if start + end > source.size:
+    if start + end > source.size and not torn:
         raise _broken(name, f"ends at byte {start + end:,}, the file at {source.size:,}", source)
     if dtype.tag == "F4" and shape:
         if shape[-1] % 2 and numel == 2 * (end - begin):

@@ -167,7 +167,7 @@ def _is_in(place: Path, path: Path) -> bool:
 
 
 def _all(root: Any) -> Iterator[tuple[Path, TensorRef]]:
-    """Each tensor; storages by themselves, and those of quantized ones, as such of one dimension."""
+    """Each tensor; storages by themselves, and those of quantized ones, as tensors in a row."""
     for path, node in walk(root):
         if isinstance(node, TensorRef):
             yield path, node

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.notes import Note
 from ..core.pages import Column, Line, Page, Table
-from ..core.text import count, size
+from ..core.text import count, size, some
 from ..errors import ModelctlError, RefusedError
 from ..inspection.printed import Printed
 from .sections import Fault
@@ -20,6 +20,27 @@ _COLUMNS = (
     Column("what"),
     Column("at byte", "count"),
 )
+
+
+class Salvaged(NamedTuple):
+    """What was kept of a damaged checkpoint.
+
+    Attributes:
+        output: where it was written.
+        kept: how many names of tensors.
+        lost: the names of those that are not whole, and of optimizer states with such in them.
+        nbytes: bytes written.
+    """
+
+    output: str
+    kept: int
+    lost: Sequence[str]
+    nbytes: int
+
+    @property
+    def line(self) -> str:
+        lost = f"{len(self.lost):,} lost: {some(self.lost, 8)}" if self.lost else "none lost"
+        return f"{self.output}: {count(self.kept, 'tensor')} kept, {lost}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class Verified:
         nbytes: their bytes, of tied ones once.
         checksums: how many that the file records were compared.
         error: why it can't be read.
+        salvaged: what was kept of it, where that was asked for.
     """
 
     path: str
@@ -43,6 +65,7 @@ class Verified:
     nbytes: int = 0
     checksums: int = 0
     error: ModelctlError | None = None
+    salvaged: Salvaged | None = None
 
     @property
     def sound(self) -> bool:
@@ -85,6 +108,7 @@ class Verified:
             ],
             "remarks": [note.as_dict() for note in self.notes],
             "error": None if self.error is None else self.error.as_dict(),
+            "salvaged": None if self.salvaged is None else self.salvaged._asdict(),
         }
 
 
@@ -131,3 +155,5 @@ class Verify(list[Verified], Printed):
             yield Line()
         for one in self:
             yield Line(one.line, strong=True)
+            if one.salvaged is not None:
+                yield Line(one.salvaged.line, strong=True)

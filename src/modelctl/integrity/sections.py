@@ -3,20 +3,24 @@ tensors that share their bytes, the indices of sparse ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
 from ..core.names import parameters
-from ..core.nodes import Composite, mapping
+from ..core.nodes import Composite, children, mapping
 from ..core.numbers import numbers
 from ..core.records import read_freeze, unread_freeze
 from ..core.sections.kinds import optimizer_entries
-from ..core.sections.optimizers import may_belong, read_groups, trainable
+from ..core.sections.optimizers import Groups, may_belong, read_groups, trainable
 from ..core.sections.pairing import merged
 from ..core.tensors import TensorRef
 from ..core.text import count, shape, some
-from ..core.tree import path_text, walk
+from ..core.tree import is_leaf, is_small, path_text, walk
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Fault(NamedTuple):
@@ -43,6 +47,9 @@ def disagreements(ckpt: Checkpoint) -> Iterator[Fault]:
     yield from _optimizers(ckpt)
     yield from _freeze(ckpt)
     yield from _shared(ckpt)
+    yield from _names(ckpt)
+    if _holds_itself(ckpt.root):
+        yield Fault("cycle", "", "something in it holds itself: what walks it naively never ends")
     nodes = named((path, node) for path, node in walk(ckpt.root) if isinstance(node, Composite))
     for name, node in nodes:
         says = _sparse(node)
@@ -60,14 +67,30 @@ def _optimizers(ckpt: Checkpoint) -> Iterator[Fault]:
         if lost and known and not groups.flat:
             names = some([str(key)[:40] for key in lost], 3)
             yield Fault("optimizer", where, f"state of what no param_group has: {names}")
-        if not of or may_belong(groups, merged(of)):
-            continue
-        have = len(trainable(merged(of)))
-        if groups.total > have:
-            says = f"it has {count(groups.total, 'parameter')}, the model {have:,} that can train"
-        else:
-            says = "the names or shapes of its state are in this order none of the model's"
-        yield Fault("optimizer", where, f"does not belong to the model: {says}")
+        says = _apart(groups, merged(of)) if of else None
+        if says is not None:
+            yield Fault("optimizer", where, f"does not belong to the model: {says}")
+
+
+def _apart(groups: Groups, model: Mapping[str, TensorRef]) -> str | None:
+    """Why an optimizer can't be that of a model; None where it may be."""
+    if may_belong(groups, model):
+        return None
+    # what is a parameter is told by names: anything may be one here
+    there = Counter({ref.identity: ref.shape for ref in model.values()}.values())
+    if groups.total > there.total():
+        return (
+            f"it has {count(groups.total, 'parameter')}, the model {count(there.total(), 'tensor')}"
+        )
+    there.subtract(one for group in groups.shapes for one in group if one is not None)
+    lost = [one for one, left in there.items() if left < 0]
+    if lost:
+        return f"it has state of {shape(lost[0])}, which is of none of the model's tensors"
+    is_sorted = [*model] == sorted(model)  # as in safetensors, so in no order of the model's
+    if groups.names is None and (is_sorted or groups.total > len(trainable(model))):
+        return None
+    what = "names" if groups.names is not None else "order"
+    return f"by the {what} of its parameters, their shapes are others than the model's"
 
 
 def _freeze(ckpt: Checkpoint) -> Iterator[Fault]:
@@ -109,6 +132,38 @@ def _shared(ckpt: Checkpoint) -> Iterator[Fault]:
                 yield Fault("overlap", name, f"shares a part of its bytes with {by}, not all")
             if stop > reached:
                 reached, by = stop, name
+
+
+def _names(ckpt: Checkpoint) -> Iterator[Fault]:
+    """Names that act on a terminal, or as the path of a file, where somebody uses them so."""
+    for name in ckpt.tensors():
+        if _CONTROL.search(name):
+            yield Fault("name", name, "a control character in a name")
+        elif name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+            yield Fault("name", name, "a name that leads out of a folder, as that of a file")
+
+
+def _holds_itself(root: Any) -> bool:
+    """Whether a container is inside of itself."""
+    if is_leaf(root):
+        return False
+    inside, done = {id(root)}, set[int]()
+    levels = [(id(root), children(root))]
+    while levels:
+        key, rest = levels[-1]
+        for _, node in rest:
+            at = id(node)
+            if at in inside:
+                return True
+            if not is_leaf(node) and at not in done and not is_small(node):
+                inside.add(at)
+                levels.append((at, children(node)))
+                break
+        else:
+            levels.pop()
+            inside.discard(key)
+            done.add(key)
+    return False
 
 
 # ---------------------------------------------------------------------- sparse tensors

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from shlex import quote
 from threading import Lock
 from typing import Any
 
@@ -15,10 +18,11 @@ from ..core.storages import Storage
 from ..core.tensors import TensorRef, announce_all
 from ..core.text import some
 from ..errors import DamagedError, ModelctlError, UnreadableError, UnsupportedError
-from ..files import PathLike, place_of, read_place
+from ..files import PathLike, place_of, read_place, read_torn
 from ..inspection.dangers import would_run
 from ..inspection.ls import section_of
 from ..storage.places import Place
+from ..storage.streams import is_stream
 from .hashing import head_of, named_tensors
 from .manifest import compared, read_manifest
 from .reading import is_far, pieces, spread
@@ -26,6 +30,9 @@ from .records import Record, others
 from .report import Verified, Verify
 from .sections import Fault, disagreements
 from .values import Values, has_special, look
+
+# The half of an adapter that is zero until it was trained (arXiv 2106.09685, 4.1).
+_BEGINS_AT_ZERO = re.compile(r"\blora_(B|up|embedding_B)\b")
 
 
 def verify(
@@ -58,13 +65,27 @@ def verify(
         place = place_of(path, follow_links=follow_symlinks)
         try:
             with read_place(place, key) as ckpt:
-                found.append(_Look(place, ckpt, known, progress).result())
+                found.append(Look(place, ckpt, known, progress).result())
         except ModelctlError as e:
+            if isinstance(e, UnreadableError) and _is_torn(path):
+                e.hint = f"modelctl verify {quote(place.name)} --salvage -o NEW.pt keeps the rest"
             found.append(Verified(place.name, error=e))
     return found
 
 
-class _Look:
+def _is_torn(path: PathLike) -> bool:
+    """Whether something of a file that can't be read could be salvaged."""
+    if is_stream(path):
+        return False
+    with suppress(ModelctlError):
+        torn = read_torn(place_of(path))
+        if torn is not None:
+            torn.close()
+            return True
+    return False
+
+
+class Look:
     """One checkpoint, looked through."""
 
     def __init__(
@@ -86,6 +107,7 @@ class _Look:
         self.notes: list[Note] = []
         self.values: dict[Any, Values] = {}
         self.hashes: dict[Any, str] = {}
+        self.lost: set[Any] = set()  # identities of what can't be read, or is damaged
         self._damaged: dict[int, list[str]] = {}  # names of tensors, by their storage
         self._errors: dict[int, DamagedError] = {}
         self._lock = Lock()
@@ -107,6 +129,10 @@ class _Look:
                 self.faults.append(_of_error(e))
         if self.manifest is not None:
             self._compare(self.manifest)
+        order = {
+            name: i for i, name in enumerate(name for of in self.names.values() for name in of)
+        }
+        self.faults.sort(key=lambda one: order.get(one.where, -1))
         checksums = sum(one.recorded_crc32() is not None for one in self.storages)
         checksums += sum(one.directory.has_checksums for one in self.records)
         if not checksums and self.manifest is None and self._total:
@@ -163,12 +189,15 @@ class _Look:
         with self._lock:
             if id(ref.storage) in self._damaged:
                 self._damaged[id(ref.storage)] += names
+                self.lost.add(ref.identity)
                 return
         try:
             self._through(ref)
         except DamagedError as e:
+            self.lost.add(ref.identity)
             self._is_damaged(ref.storage, e, names)
         except UnreadableError as e:
+            self.lost.add(ref.identity)
             self._add(_of_error(e, names[0]))
         except UnsupportedError as e:
             self.notes.append(info(f"{names[0]} was not looked at: {e.message}"))
@@ -226,6 +255,7 @@ class _Look:
             if isinstance(ref, TensorRef)
             and len(ref.shape) > 1
             and ref.numel > 1
+            and not _BEGINS_AT_ZERO.search(name)
             and self.ckpt.packed.role(name, ref)[0] == "parameter"
         }
         for key, names in self.names.items():

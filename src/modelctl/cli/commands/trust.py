@@ -106,6 +106,12 @@ def verify(
         Path | None,
         Option("Compare every tensor with what hash --tensors wrote.", "F", complete="paths"),
     ] = None,
+    salvage: Annotated[
+        bool, Option("Write what is whole of one SRC to -o DST, and say what is lost.")
+    ] = False,
+    output: o.Destination = None,
+    to: o.To = None,
+    overwrite: o.Overwrite = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
 ) -> int:
@@ -118,14 +124,35 @@ def verify(
 
     Exit code 0: sound. 1: something was found. 2: it can't be read.
 
+    --salvage keeps what is whole of a file that was cut off or changed: tensors that are there to
+    their last byte, and have the CRC that the file records.
+
     Example: modelctl verify last.pt
+
+    Example: modelctl verify torn.pt --salvage -o rest.pt
 
     Example: modelctl verify model.safetensors --manifest model.manifest
     """
     from ...integrity.verify import verify as look
 
-    if manifest is not None and len(src) > 1:
-        raise UsageError("--manifest is that of one SRC")
+    if len(src) > 1 and (manifest is not None or salvage):
+        raise UsageError(f"{'--salvage' if salvage else '--manifest'} takes one SRC")
+    if salvage != (output is not None) or (salvage and manifest is not None):
+        raise UsageError("--salvage takes -o DST, and no --manifest")
+    if output is not None:
+        from ...integrity.salvage import salvage as keep
+
+        with out.progress() as progress:
+            kept = keep(
+                *(src[0], output),
+                to=to,
+                overwrite=overwrite,
+                key=key,
+                follow_symlinks=follow_symlinks,
+                progress=progress,
+            )
+        out.show(kept)
+        return kept.exit_code
     with out.progress() as progress:
         found = look(src, manifest, key=key, follow_symlinks=follow_symlinks, progress=progress)
     if len(src) == 1 and found[0].error is not None:

@@ -39,6 +39,13 @@ class TorchLegacy(Format):
         return (head[:1] == b"\x80" and _MAGIC_BYTES in head[:64]) or head.startswith(_MAGIC_TEXT)
 
     def read(self, place: Place) -> Checkpoint:
+        return self._read(place)
+
+    def salvage(self, place: Place) -> Checkpoint | None:
+        return self._read(place, torn=True) if self.sniff(place) else None
+
+    def _read(self, place: Place, *, torn: bool = False) -> Checkpoint:
+        """What is in a file; ``torn`` where it may end before its last storage does."""
         source = place.source
         storages: dict[str, StorageRef] = {}
 
@@ -47,7 +54,7 @@ class TorchLegacy(Format):
 
         load = storage_table(storage, storages)
         findings: list[Finding] = []
-        head = _Head(source)
+        head = Head(source)
 
         def next_pickle(at: int, what: str, persistent: Any = None) -> tuple[Any, int]:
             value, end, found = head.unpickle(at, what, persistent)
@@ -63,8 +70,8 @@ class TorchLegacy(Format):
             raise UnsupportedError(f"{source.name}: a big-endian legacy file: not read yet")
         root, at = next_pickle(at, "object", _class_or_storage(load))
         keys, at = next_pickle(at, "storage keys")
-        at = self._place(source, keys, at, storages)
-        trailing = source.size - at
+        at = self._place(source, keys, at, storages, torn=torn)
+        trailing = max(source.size - at, 0)
         return Checkpoint(
             root,
             Origin(source.name, self.name, self.label, source.size),
@@ -72,7 +79,9 @@ class TorchLegacy(Format):
             findings=tuple(findings),
         )
 
-    def _place(self, source: Source, keys: Any, at: int, storages: dict[str, StorageRef]) -> int:
+    def _place(
+        self, source: Source, keys: Any, at: int, storages: dict[str, StorageRef], *, torn: bool
+    ) -> int:
         """Where each storage lies: an int64 of its length, then its bytes, in the keys' order."""
         if (
             not isinstance(keys, list)
@@ -87,7 +96,7 @@ class TorchLegacy(Format):
                     f"the storage '{key:.40}' belongs to no tensor", path=source.name, offset=at
                 )
             end = at + 8 + storages[key].storage.nbytes
-            if end > source.size:
+            if end > source.size and not torn:
                 raise UnreadableError(
                     f"cut off: the storage '{key:.40}' ends at {end:,}, "
                     f"the file at {source.size:,}",
@@ -125,7 +134,8 @@ class TorchLegacy(Format):
                 )
 
         if not source.costly:
-            lengths = source.read_many((begin, 8) for begin in ends[:-1])
+            there = [begin for begin in ends[:-1] if begin + 8 <= source.size]
+            lengths = source.read_many((begin, 8) for begin in there)
             for raw, key, begin in zip(lengths, keys, ends, strict=False):
                 check(raw, key, begin)
         for key, begin in zip(keys, ends, strict=False):
@@ -148,7 +158,7 @@ def _class_or_storage(load: Callable[[Any], StorageRef]) -> Callable[[Any], Any]
     return persistent
 
 
-class _Head:
+class Head:
     """The start of a file that holds pickles of unknown length: read on until they end."""
 
     def __init__(self, source: Source) -> None:

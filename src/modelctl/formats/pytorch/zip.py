@@ -12,6 +12,7 @@ from ...core.nodes import ORDERED_DICT, Global, Obj
 from ...core.notes import Loss, Note, warning
 from ...core.storages import RunStorage, Storage
 from ...core.tensors import SwappedStorage, TensorRef
+from ...core.text import some
 from ...core.tree import Path, path_text, walk
 from ...errors import ModelctlError, UnreadableError, UnsupportedError
 from ...pickles.arrays import is_array
@@ -26,6 +27,14 @@ from .storage_ids import storage_table
 _ALIGNMENT = 64
 # Objects that torch.load makes with weights_only.
 _PLAIN = (ORDERED_DICT, Global("torch", "Size"), Global("torch", "device"))
+
+# What torch writes beside the storages.
+_RECORDS = frozenset(
+    (
+        *("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment"),
+        ".data/serialization_id",
+    )
+)
 
 
 class TorchZip(WritableFormat):
@@ -53,8 +62,18 @@ class TorchZip(WritableFormat):
 
     def read(self, place: Place) -> Checkpoint:
         assert place.zip is not None
-        saved = SavedZip(place, place.zip)
+        return self._read(place, place.zip)
+
+    def salvage(self, place: Place) -> Checkpoint | None:
+        from .torn import torn_directory
+
+        directory = torn_directory(place)
+        return None if directory is None else self._read(place, directory)
+
+    def _read(self, place: Place, directory: ZipDirectory) -> Checkpoint:
+        saved = SavedZip(place, directory)
         root = saved.unpickle("data.pkl", "data")
+        saved.warnings += _strays(saved)
         return Checkpoint(
             root,
             Origin(place.name, self.name, self.label, place.size),
@@ -182,6 +201,21 @@ class SavedZip:
 
     def _broken(self, member: str, message: str, offset: int | None = None) -> UnreadableError:
         return UnreadableError(message, path=self.source.name, member=member, offset=offset)
+
+
+def _strays(saved: SavedZip) -> list[Note]:
+    """A warning of entries that are neither torch's own records nor storages."""
+    own, storages = len(saved.folder) + 1, f"{saved.folder}/data/"
+    strays = [
+        name
+        for name in saved.directory.members
+        if not name.startswith(storages) and name[own:] not in _RECORDS and name[-1] != "/"
+    ]
+    if not strays:
+        return []
+    what = "entry" if len(strays) == 1 else "entries"
+    names = some([name[:60] for name in strays], 3)
+    return [warning(f"{len(strays):,} {what} beside what torch.save writes: {names}")]
 
 
 def _is_pickle(name: str) -> bool:

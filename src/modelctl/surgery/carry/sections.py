@@ -105,7 +105,7 @@ def remap(
             *(*sections.own_optimizers, *sections.own_optimizer_objects),
             *sections.own_schedulers,
         )
-        return ckpt.replace(root=_without(root, [path for path, _ in own])).noting(*notes)
+        return ckpt.replace(root=without_parts(root, [path for path, _ in own])).noting(*notes)
     if removed:
         notes += [
             warning(
@@ -312,7 +312,7 @@ def _is_list(node: Any) -> bool:
     return isinstance(node, list) or type(node) is tuple
 
 
-def _without(root: Any, paths: Iterable[Path]) -> Any:
+def without_parts(root: Any, paths: Iterable[Path]) -> Any:
     """The tree without these parts: a key goes, and a list of which nothing is left; in a tuple
     or beside others in a list None takes the place, since places count there."""
     going = {path for path in paths if path}
