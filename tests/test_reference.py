@@ -144,6 +144,15 @@ def test_the_findings_are_those_of_the_code() -> None:
     assert written == made
 
 
+def test_what_verify_finds_is_what_the_code_knows() -> None:
+    from typing import get_args
+
+    from modelctl.integrity.sections import Kind
+
+    names = ", ".join(table("safety.md", "| finding | meaning |"))
+    assert set(re.findall(r"`(\w+)`", names)) == {*get_args(Kind)}
+
+
 def test_what_optimizers_keep_is_what_the_code_knows() -> None:
     rows = table("optimizers.md", "| optimizer | state of a parameter |")
     for names, keys in rows.items():

@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 GATHER = 32 << 20
 # Ranges that are no farther apart are read at once.
 GAP, _MOST_AT_ONCE = 4096, 8 << 20
-_ROOM = 512 << 10
+_ROOM = 1024 << 10
 
 
 class Source(ABC):

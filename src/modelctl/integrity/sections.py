@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
 from ..core.names import parameters
@@ -22,6 +22,22 @@ from ..core.tree import is_leaf, is_small, path_text, walk
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
+Kind = Literal[
+    "damaged",
+    "unreadable",
+    "odd",
+    "nan",
+    "inf",
+    "zero",
+    "optimizer",
+    "freeze",
+    "overlap",
+    "sparse",
+    "name",
+    "cycle",
+    "manifest",
+]
+
 
 class Fault(NamedTuple):
     """Something that is wrong with a checkpoint.
@@ -34,7 +50,7 @@ class Fault(NamedTuple):
         offset: the byte in it, where that is known.
     """
 
-    id: str
+    id: Kind
     where: str
     text: str
     path: str | None = None
