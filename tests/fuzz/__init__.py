@@ -1,0 +1,1 @@
+"""Fuzzers of every reader: python -m tests.fuzz.run --help"""
