@@ -359,7 +359,8 @@ def inputs(target: str, rng: Random) -> Iterator[bytes]:
     while seeds:
         data = rng.choice(seeds)
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
-            data = found.mutate(data, rng)
+            with suppress(Exception):  # a change that does not fit what others left
+                data = found.mutate(data, rng)
             if len(data) > 1 << 20:
                 break
         yield data

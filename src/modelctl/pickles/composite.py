@@ -52,6 +52,8 @@ def _sparse(func: Global, args: tuple[Any, ...]) -> Composite:
     name = _last(layout)
     names = _SPARSE_PARTS[name]
     parts = dict(zip(names, data, strict=False))
+    if len(parts) < len(names) or not all(isinstance(one, TensorRef) for one in parts.values()):
+        raise TypeError
     values = parts["values"]
     return Composite(
         func, args, dtype=values.dtype, shape=_shape(data[len(names)]), layout=name, parts=parts
