@@ -243,7 +243,8 @@ def _legacy() -> list[bytes]:
 
 
 def _tars() -> list[bytes]:
-    return [build.tar(build.tar_members())]
+    inner = {"a/config.yaml": b"x: 1", "a/weights.ckpt": build.torch_zip()}
+    return [build.tar(build.tar_members()), build.tar(inner)]
 
 
 def _tar_gz() -> list[bytes]:

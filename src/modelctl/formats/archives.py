@@ -114,8 +114,9 @@ class PlainTar(Format):
                 tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedTarInfo) as tar,
             ):
                 for count, member in enumerate(tar):
-                    if count > _MOST_MEMBERS:
-                        raise UnreadableError("too many members", path=place.name)
+                    if count > _MOST_MEMBERS or member.size < 0:
+                        what = "too many members" if member.size >= 0 else "a size below 0"
+                        raise UnreadableError(what, path=place.name)
                     if member.isreg() and not member.issparse() and member.name in members:
                         raise UnreadableError(
                             "two members of one name", path=place.name, member=member.name
@@ -176,6 +177,8 @@ def _unpacked(place: Place) -> tuple[dict[str, Place], Any]:
             tarfile.open(fileobj=plain, mode="r|", tarinfo=BoundedTarInfo) as tar,
         ):
             for count, member in enumerate(tar):
+                if member.size < 0:
+                    raise UnreadableError("a size below 0", path=place.name)
                 if count > _MOST_MEMBERS or member.offset_data + member.size > limit:
                     raise UnreadableError("inflates to far more than it holds", path=place.name)
                 file = tar.extractfile(member) if member.isreg() else None

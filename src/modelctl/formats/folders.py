@@ -232,8 +232,10 @@ def _weights(place: Place, inner: Place, found: str) -> set[str]:
     """The files that hold the model: its own, or an index and its shards."""
     if not found.endswith(".json"):
         return {found}
-    index = json.loads(inner.source.read(0, inner.size))  # it was read before
-    return {found, *index["weight_map"].values()}
+    index = _json(inner)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    names = shards.values() if isinstance(shards, dict) else ()
+    return {found, *(name for name in names if isinstance(name, str))}
 
 
 def _beside(

@@ -133,12 +133,18 @@ def is_optimizer(node: Any) -> bool:
     entries = mapping(node)
     if entries is None:
         return False
-    state = entries.get("state", ABSENT)
-    return (mapping(state) is not None and isinstance(entries.get("param_groups"), list)) or (
+    state, groups = entries.get("state", ABSENT), entries.get("param_groups")
+    return (mapping(state) is not None and isinstance(groups, list) and _are_groups(groups)) or (
         isinstance(entries.get("hypers"), list)
         and isinstance(state, list)
         and all(mapping(one) is not None for one in state)
     )
+
+
+def _are_groups(groups: list[Any]) -> bool:
+    """Whether those that are mappings have the parameters that make a group one."""
+    found = [entries for group in groups if (entries := mapping(group)) is not None]
+    return all(isinstance(entries.get("params"), list | tuple) for entries in found)
 
 
 def is_optimizer_object(node: Any) -> bool:
@@ -150,6 +156,7 @@ def is_optimizer_object(node: Any) -> bool:
     groups = found.get("param_groups")
     return (
         isinstance(groups, list)
+        and _are_groups(groups)
         and mapping(found.get("state", ABSENT)) is not None
         and any(
             isinstance(one, TensorRef)
