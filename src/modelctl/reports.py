@@ -16,8 +16,8 @@ from .core.names import Patterns
 from .errors import UsageError
 from .files import PathLike
 from .files import open as open_checkpoint
-from .inspection.diff import Diff
-from .inspection.diff import diff as compare
+from .inspection.diffing.diff import diff as compare
+from .inspection.diffing.report import By, Diff
 from .inspection.ls import TensorList, list_tensors
 from .inspection.show import Shown
 from .inspection.show import show as look_up
@@ -101,20 +101,33 @@ def diff(
     regex: bool = False,
     rtol: float = 0.0,
     atol: float = 0.0,
+    ignore_prefix: bool = False,
+    by: By | None = None,
+    stats: bool = False,
 ) -> Diff:
     """What differs between two checkpoints, whatever their formats.
 
     The model's tensors are compared by the names that ``load_state_dict`` would see, all else by
     its path. With ``pattern`` only the tensors that it matches in either, and no other values.
     Values are compared bit for bit, or with ``rtol``/``atol`` as ``torch.allclose`` does
-    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs are the same.
+    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs are the same. Where dtypes differ, values are
+    compared all the same. Of what differs every measure of
+    :class:`~modelctl.inspection.diffing.report.Change` is computed, in float64 (integers exactly).
+
+    Args:
+        ignore_prefix: names that differ by a prefix alone (``module.``) are the same; which, is
+            found.
+        by: whether people get a row a tensor or a module; by default one a tensor, of many a
+            module.
+        stats: people get the measures, too.
 
     Raises:
         NoMatchError: ``pattern`` matches nothing in either.
         ModelctlError: what :func:`modelctl.open` raises.
     """
     with opened(a) as left, opened(b) as right:
-        found = compare(left, right, pattern, regex=regex, rtol=rtol, atol=atol)
+        options = (pattern, regex, rtol, atol, ignore_prefix, by, stats)
+        found = compare(left, right, *options)
     names = [None if isinstance(one, Checkpoint) else os.fspath(one) for one in (a, b)]
     return replace(found, a=names[0] or found.a, b=names[1] or found.b)
 

@@ -14,6 +14,7 @@ from modelctl.core.tensors import TensorRef, TensorSpec
 KNOWN = [
     *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"),
     *("uint64", "uint32", "uint16", "uint8", "bool", "complex64", "complex128"),
+    *("float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz"),
 ]
 
 
@@ -41,7 +42,7 @@ def test_only_value() -> None:
     assert only_value(ref(b"\x01", "bool", (1, 1))) is True
     assert only_value(ref(b"\x01", "uint8")) == 1
     assert only_value(ref(bytes(8), "float32", (2,))) is None
-    assert only_value(ref(b"\x01", "float8_e5m2")) is None
+    assert only_value(ref(b"\x01", "float8_e8m0fnu")) is None
     assert type(only_value(ref((2**63).to_bytes(8, "little"), "uint64"))) is int
 
 
@@ -74,3 +75,13 @@ def test_bytes_of_packed_and_block_dtypes() -> None:
     assert TensorSpec(blocks, (4, 64)).nbytes == 4 * 36
     assert TensorRef(packed, (3, 3), MemoryStorage(b"")).nbytes == 5
     assert BY_NAME["float4_e2m1fn_x2"].nbytes(3) == 3  # items of two values, counted as such
+
+
+@pytest.mark.parametrize(
+    "name", ["float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz"]
+)
+def test_floats_of_a_byte_are_torchs(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    raw = bytes(range(256))
+    theirs = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(getattr(torch, name))
+    assert np.array_equal(numbers(raw, BY_NAME[name]), theirs.double().numpy(), equal_nan=True)

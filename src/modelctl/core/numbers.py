@@ -6,6 +6,7 @@ numpy is imported where it is needed: most of what modelctl does reads no elemen
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Any
 
 from .dtypes import AS_NUMPY, DType
@@ -22,10 +23,22 @@ _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i
 }
 
 
+# Floating dtypes of a byte: bits of the exponent, its bias, and how NaN and Inf are written.
+_BYTES = {
+    "float8_e5m2": (5, 15, "ieee"),
+    "float8_e4m3fn": (4, 7, "fn"),
+    "float8_e5m2fnuz": (5, 16, "fnuz"),
+    "float8_e4m3fnuz": (4, 8, "fnuz"),
+}
+
+
 def numbers(raw: bytes, dtype: DType) -> Any:
     """The elements as an array: floating ones and bool as float64, complex ones as complex128,
-    integers as they are; None for a dtype without arithmetic here (fp8, packed, quantized)."""
+    integers as they are; None for a dtype without arithmetic here (packed, quantized)."""
     import numpy as np
+
+    if dtype.name in _BYTES:
+        return _values_of_bytes(dtype.name)[np.frombuffer(raw, "u1")]
 
     if dtype.name == "bfloat16":
         wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
@@ -37,6 +50,33 @@ def numbers(raw: bytes, dtype: DType) -> Any:
     if dtype.kind == "int":
         return values
     return values.astype("c16" if dtype.kind == "complex" else "f8")
+
+
+@cache
+def _values_of_bytes(name: str) -> Any:
+    """The 256 values of a floating dtype of one byte (arXiv 2209.05433, 2206.02915; the OCP's
+    Open Compute 8-bit Floating Point Specification)."""
+    import numpy as np
+
+    width, bias, kind = _BYTES[name]
+    mantissa = 7 - width
+    values = np.empty(256)
+    for bits in range(256):
+        exponent, fraction = bits >> mantissa & ((1 << width) - 1), bits & ((1 << mantissa) - 1)
+        lead = int(exponent > 0)  # none of subnormal ones
+        size = (lead + fraction / (1 << mantissa)) * 2.0 ** (max(exponent, 1) - bias)
+        values[bits] = -size if bits & 0x80 else size
+    if kind == "ieee":
+        top = ((1 << width) - 1) << mantissa
+        for sign in (0, 0x80):
+            values[sign | top : (sign | 0x7F) + 1] = np.nan
+            values[sign | top] = -np.inf if sign else np.inf
+    elif kind == "fn":
+        values[[0x7F, 0xFF]] = np.nan
+    else:
+        values[0x80] = np.nan
+    values.flags.writeable = False
+    return values
 
 
 def only_value(ref: TensorRef) -> Any:

@@ -10,15 +10,13 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from ..core.checkpoint import Checkpoint, named
-from ..core.dtypes import BY_NAME
-from ..core.nodes import Composite
 from ..core.pages import Column, Line, Page, Progress, Table, told
 from ..core.tensors import StorageRef, TensorRef, announce_all
 from ..core.tree import Path, walk
 from ..errors import DamagedError, NoMatchError, UsageError
 from ..inspection.ls import SECTIONS, section_of
 from ..inspection.printed import Printed
-from .reading import is_far, pieces, spread
+from ..inspection.reading import as_tensor, is_far, pieces, spread
 
 _KIND = "sha256:"
 # What would end a line, or can't be encoded; and the sign of an escape itself.
@@ -169,24 +167,9 @@ def _is_in(place: Path, path: Path) -> bool:
 def _all(root: Any) -> Iterator[tuple[Path, TensorRef]]:
     """Each tensor; storages by themselves, and those of quantized ones, as tensors in a row."""
     for path, node in walk(root):
-        if isinstance(node, TensorRef):
-            yield path, node
-        elif isinstance(node, StorageRef):
-            yield path, _flat(node)
-        elif isinstance(node, Composite) and (own := _storage_of(node)) is not None:
-            yield (*path, "storage"), _flat(own)
-
-
-def _storage_of(node: Composite) -> StorageRef | None:
-    """What the values of a quantized tensor lie in."""
-    return next((one for one in node.args if isinstance(one, StorageRef)), None)
-
-
-def _flat(of: StorageRef) -> TensorRef:
-    """All of a storage as a tensor."""
-    dtype = of.dtype or BY_NAME["uint8"]
-    size = (of.storage.nbytes - of.offset) // dtype.itemsize
-    return TensorRef(dtype, (size,), of.storage, base=of.offset)
+        ref = as_tensor(node)
+        if ref is not None:
+            yield (path if ref is node or isinstance(node, StorageRef) else (*path, "storage")), ref
 
 
 def _digests(

@@ -21,11 +21,11 @@ from ..errors import DamagedError, ModelctlError, UnreadableError, UnsupportedEr
 from ..files import PathLike, place_of, read_place, read_torn
 from ..inspection.dangers import would_run
 from ..inspection.ls import section_of
+from ..inspection.reading import is_far, pieces, spread
 from ..storage.places import Place
 from ..storage.streams import is_stream
 from .hashing import head_of, named_tensors
 from .manifest import compared, read_manifest
-from .reading import is_far, pieces, spread
 from .records import Record, others
 from .report import Verified, Verify
 from .sections import Fault, disagreements

@@ -392,7 +392,7 @@ def test_csv(cli: Cli, inputs: None) -> None:
     assert rows[0] == ["name", "dtype", "shape", "bytes", "role", "grad"]
     assert len(rows) == 13
     rows = list(csv.reader(io.StringIO(cli("diff", "ddp.pt", "other.pt", "--format", "csv").out)))
-    assert {len(row) for row in rows} == {4}
+    assert {len(row) for row in rows} == {10}
 
 
 def test_show_a_value_bare(cli: Cli, inputs: None) -> None:

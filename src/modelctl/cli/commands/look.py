@@ -241,17 +241,32 @@ def diff(
     regex: o.Regex = False,
     rtol: Annotated[float, Option("Relative tolerance of values.", least=0)] = 0.0,
     atol: Annotated[float, Option("Absolute tolerance of values.", least=0)] = 0.0,
+    ignore_prefix: Annotated[
+        bool, Option("Names that differ by a prefix alone (module.) are the same.")
+    ] = False,
+    by: Annotated[
+        Literal["tensor", "module"] | None,
+        Option("A row each; by default tensors, of many their modules."),
+    ] = None,
+    stats: Annotated[
+        bool,
+        Option("Shares, largest and mean differences (absolute, relative), cosines."),
+    ] = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
 ) -> int:
     """What differs: names, shapes, dtypes, values bit for bit, and everything else.
 
+    Across formats, shards and dtypes; the largest difference first.
+
     Exit code 0: the same. 1: they differ.
 
     Example: modelctl diff before.pt after.pt --pattern 'layer1.*'
+
+    Example: modelctl diff ddp.pt plain.safetensors --ignore-prefix --stats
     """
     from ... import files
-    from ...inspection.diff import diff as compare
+    from ...inspection.diffing.diff import diff as compare
 
     with (
         files.open(a, key=key, follow_symlinks=follow_symlinks) as left,
@@ -259,7 +274,8 @@ def diff(
     ):
         out.warn(left, right)
         with out.progress() as progress:
-            found = compare(left, right, pattern or (), regex, rtol, atol, progress)
+            options = (pattern or (), regex, rtol, atol, ignore_prefix, by, stats)
+            found = compare(left, right, *options, progress)
     out.show(replace(found, a=str(a), b=str(b)))
     return int(found.differs)
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock, Thread
 from typing import TypeVar
 
+from ..core.dtypes import BY_NAME
+from ..core.nodes import Composite
 from ..core.storages import RunStorage, fastest_crc32
-from ..core.tensors import TensorRef
+from ..core.tensors import StorageRef, TensorRef
 
 T = TypeVar("T")
 
@@ -81,3 +83,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def as_tensor(node: object) -> TensorRef | None:
+    """A tensor; what a quantized one, or a storage by itself, has its bytes in, as one in a row;
+    None of what has none of its own."""
+    if isinstance(node, TensorRef):
+        return node
+    if isinstance(node, Composite):
+        node = next((one for one in node.args if isinstance(one, StorageRef)), None)
+    if not isinstance(node, StorageRef):
+        return None
+    dtype = node.dtype or BY_NAME["uint8"]
+    size = (node.storage.nbytes - node.offset) // dtype.itemsize
+    return TensorRef(dtype, (size,), node.storage, base=node.offset)

@@ -1,0 +1,1 @@
+"""What differs between two checkpoints: names, shapes, values, and what is no tensor."""
