@@ -238,11 +238,35 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         write(tmp_path / "f")
 
 
-def test_a_lock_that_is_a_link(tmp_path: Path) -> None:
-    (tmp_path / ".f.modelctl.lock").symlink_to("elsewhere")
-    with pytest.raises(WriteError, match="not written"):
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "folder", "pipe", "file"])
+def test_what_was_planted_at_a_locks_name(kind: str, tmp_path: Path) -> None:
+    """It is neither followed, nor written, nor removed."""
+    lock, other = tmp_path / ".f.modelctl.lock", tmp_path / "other"
+    other.write_bytes(b"precious")
+    match kind:
+        case "link":
+            lock.symlink_to(other)
+        case "dangling":
+            lock.symlink_to("elsewhere")
+        case "hard link":
+            os.link(other, lock)
+        case "folder":
+            lock.mkdir()
+        case "pipe":
+            os.mkfifo(lock)
+        case _:
+            lock.write_bytes(b"somebody's")
+    before = lock.lstat()
+    with pytest.raises(WriteError, match=r"\.f\.modelctl\.lock beside it is no lock of modelctl"):
         write(tmp_path / "f")
-    assert os.listdir(tmp_path) == [".f.modelctl.lock"]
+    after = lock.lstat()
+    assert (after.st_ino, after.st_size, after.st_nlink) == (
+        before.st_ino,
+        before.st_size,
+        before.st_nlink,
+    )
+    assert other.read_bytes() == b"precious"
+    assert {*os.listdir(tmp_path)} == {lock.name, "other"}
 
 
 def test_a_lock_is_removed_while_it_is_held(

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import stat
+import struct
 import sys
 import zlib
 from array import array
@@ -55,6 +56,79 @@ def test_the_mode_is_kept(mode: int, tmp_path: Path) -> None:
     (tmp_path / "f").chmod(mode)
     write(tmp_path / "f", overwrite=True)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == mode
+
+
+def test_extended_attributes_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(OLD)
+    try:
+        os.setxattr(path, "user.origin", b"here")
+    except (OSError, AttributeError):
+        pytest.skip("no extended attributes here")
+    write(path, overwrite=True)
+    assert os.getxattr(path, "user.origin") == b"here"
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """A POSIX ACL as Linux keeps it: (tag, permissions, id) of each entry."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one) for one in entries)
+
+
+NOBODY = 0xFFFFFFFF
+SHARED = acl((1, 6, NOBODY), (2, 4, 12345), (4, 0, NOBODY), (0x10, 4, NOBODY), (0x20, 0, NOBODY))
+
+
+def test_an_acl_is_kept_and_none_is_inherited(tmp_path: Path) -> None:
+    path, name = tmp_path / "f", "system.posix_acl_access"
+    path.write_bytes(OLD)
+    path.chmod(0o640)
+    try:
+        os.setxattr(path, name, SHARED)
+    except (OSError, AttributeError):
+        pytest.skip("no ACLs here")
+    write(path, overwrite=True)
+    assert os.getxattr(path, name) == SHARED
+    path.unlink()
+    path.write_bytes(OLD)
+    path.chmod(0o600)
+    os.setxattr(tmp_path, "system.posix_acl_default", SHARED)
+    write(path, overwrite=True)
+    assert name not in os.listxattr(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_owner_is_kept(tmp_path: Path) -> None:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    path = tmp_path / "f"
+    path.write_bytes(OLD)
+    os.chown(path, 12345, 23456)
+    path.chmod(0o640)
+    write(path, overwrite=True)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid) == (12345, 23456)
+    assert stat.S_IMODE(status.st_mode) == 0o640
+
+
+def test_an_owner_that_cannot_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group is tried by itself, and the file stands all the same."""
+    path, tried = tmp_path / "f", []
+    path.write_bytes(OLD)
+    real = os.stat
+
+    def other(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
+        return os.stat_result((*found[:4], 1, 2, *found[6:])) if args[0] == path else found
+
+    def refuse(fd: int, uid: int, gid: int) -> None:
+        tried.append((uid, gid))
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr("modelctl.storage.targets.os.stat", other)
+    write(path, overwrite=True)
+    assert tried == [(1, 2), (-1, 2)]
+    assert path.read_bytes() != OLD
 
 
 def test_what_replaces_a_private_file_is_private_from_the_start(tmp_path: Path) -> None:

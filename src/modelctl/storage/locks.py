@@ -15,6 +15,7 @@ import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..errors import WriteError
@@ -30,6 +31,9 @@ _TEMP = re.compile(r"\.(.*)\.modelctl-\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
 _OWNER = re.compile(rb"(\d{1,10}) (\S{1,255})\n")
 # A file system that has no locks says one of these.
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF))
+# What stands at a lock's name is a link, or a folder.
+_PLANTED = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO))
+_STRANGER = (0, "?")
 _LONGEST = 180  # bytes of a name, so that what is added to it fits into 255
 _PATIENCE = 5.0  # seconds in which a lock whose writer is dead should be free
 
@@ -55,6 +59,8 @@ class Lock:
         try:
             self._wait()
         except OSError as e:
+            if e.errno in _PLANTED:
+                raise self._in_the_way() from None
             if e.errno not in _NO_LOCKS:
                 raise
             with suppress(OSError):
@@ -73,6 +79,8 @@ class Lock:
         until = time.monotonic() + _PATIENCE
         while not self._acquire():
             owner = self._owner()
+            if owner == _STRANGER:
+                raise self._in_the_way()
             writer = f" (process {owner[0]})" if _may_live(owner) and owner else ""
             if writer or time.monotonic() > until:
                 raise WriteError(
@@ -81,6 +89,13 @@ class Lock:
                 )
             # its holder is about to sign it, or to remove it for a dead one
             time.sleep(0.001)
+
+    def _in_the_way(self) -> WriteError:
+        """Whatever it is is neither written nor removed: it may be another name of a file."""
+        return WriteError(
+            f"{self.shown}: {self.path.name} beside it is no lock of modelctl",
+            hint=f"look at it, and remove it: rm {quote(str(self.path))}",
+        )
 
     def __exit__(self, *error: object) -> None:
         if self.fd < 0:
@@ -150,7 +165,7 @@ class Lock:
         fd = _open(self.path, create)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(fd, self.path):
+            if _is_at(fd, self.path) and _owner_in(fd) != _STRANGER:
                 self.fd = fd
         except BlockingIOError:
             pass
@@ -166,13 +181,22 @@ class Lock:
         except FileNotFoundError:
             return None
         try:
-            text = os.pread(fd, 300, 0)
+            return _owner_in(fd)
         finally:
             os.close(fd)
-        found = _OWNER.fullmatch(text)
-        if found is None and text:
-            return 0, "?"  # no lock of ours
-        return (int(found[1]), os.fsdecode(found[2])) if found else None
+
+
+def _owner_in(fd: int) -> tuple[int, str] | None:
+    """What a lock file says of its holder; of what is none of ours, or has other names, that it is
+    a stranger's."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        return _STRANGER
+    text = os.pread(fd, 300, 0)
+    found = _OWNER.fullmatch(text)
+    if found is None:
+        return _STRANGER if text else None
+    return int(found[1]), os.fsdecode(found[2])
 
 
 def remove(path: Path) -> None:

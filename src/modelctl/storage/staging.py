@@ -15,7 +15,17 @@ from .layout import Layout, check_layout
 from .locks import Lock, remove
 from .sink import Checker, Progress, Sink
 from .source import FileSource, Identity, identity
-from .targets import PathLike, check_parent, check_space, confirm, plain_name, resolve_target, sync
+from .targets import (
+    PathLike,
+    attributes,
+    check_parent,
+    check_space,
+    confirm,
+    give,
+    plain_name,
+    resolve_target,
+    sync,
+)
 
 
 @contextmanager
@@ -285,23 +295,21 @@ class _Output:
 
     @contextmanager
     def written(self, temp: Path, progress: Progress | None) -> Iterator[Sink]:
-        """What to write to; at the end all of it is on the disk, with the mode it is to have."""
-        try:
-            mode = stat.S_IMODE(os.stat(self.target).st_mode)
-        except OSError:  # nothing there, or a link that leads nowhere
-            mode = None
+        """What to write to; at the end all of it is on the disk, with the owner, the attributes and
+        the mode of what it replaces."""
+        before = attributes(self.target)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         # the umask gives a new file its mode; what replaces one must not be more open than it
-        fd = os.open(temp, flags, 0o666 if mode is None else 0o600)
+        fd = os.open(temp, flags, 0o666 if before is None else 0o600)
         self.temp = temp
         try:
             sink = Sink(fd, temp, progress)
             yield sink
             if os.fstat(fd).st_size != sink.position:
                 raise OSError(errno.EIO, "the file is not as long as what was written")
-            if mode is not None and hasattr(os, "fchmod"):
-                os.fchmod(fd, mode)
+            if before is not None:
+                give(fd, before)
             os.fsync(fd)
         except BaseException:
             with suppress(OSError):

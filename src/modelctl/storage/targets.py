@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple
 
 from ..errors import DurabilityError, UsageError, WriteError
 from .places import named
 from .streams import is_stream
 
 PathLike = str | os.PathLike[str]
+_ACL = "system.posix_acl_access"
 
 
 def resolve_target(path: PathLike, *, is_folder: bool = False) -> Path:
@@ -138,3 +141,57 @@ def sync(folder: Path) -> None:
         # some file systems can't sync their directories
         if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
+
+
+class Attributes(NamedTuple):
+    """Who a file belongs to, and who may do what with it.
+
+    Attributes:
+        mode: its permission bits.
+        owner: user and group, by their numbers.
+        extended: its extended attributes; a POSIX ACL is one.
+    """
+
+    mode: int
+    owner: tuple[int, int]
+    extended: Mapping[str, bytes]
+
+
+def attributes(path: Path) -> Attributes | None:
+    """Those of the file at a path; None where there is nothing, or a link that leads nowhere."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    found: dict[str, bytes] = {}
+    if hasattr(os, "listxattr"):
+        with suppress(OSError):  # a file system that has none
+            for name in os.listxattr(path):
+                with suppress(OSError):
+                    found[name] = os.getxattr(path, name)
+    return Attributes(stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid), found)
+
+
+def give(fd: int, wanted: Attributes) -> None:
+    """Have an open file be as another was, as far as the system lets this process; its mode surely.
+
+    Raises:
+        OSError: it can't be given its mode.
+    """
+    status = os.fstat(fd)
+    uid, gid = wanted.owner
+    if hasattr(os, "fchown") and (status.st_uid, status.st_gid) != wanted.owner:
+        try:
+            os.fchown(fd, uid, gid)
+        except OSError:  # not root: the group perhaps
+            with suppress(OSError):
+                os.fchown(fd, -1, gid)
+    if hasattr(os, "fchmod"):  # before the ACL, whose mask it would change
+        os.fchmod(fd, wanted.mode)
+    if hasattr(os, "setxattr"):
+        if _ACL not in wanted.extended:
+            with suppress(OSError):  # what the folder gives to new files
+                os.removexattr(fd, _ACL)
+        for name, value in wanted.extended.items():
+            with suppress(OSError):
+                os.setxattr(fd, name, value)
