@@ -94,7 +94,7 @@ class Destination(NamedTuple):
             UsageError: stdout is a terminal.
         """
         if is_stream(self.place):
-            return stdout()
+            return stdout(sources)
         self.check(overwrite=overwrite)
         if not self.is_folder:
             return self.place.staged_file(overwrite=overwrite, sources=sources)

@@ -6,14 +6,14 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from shlex import quote
 
 from ..core.storages import Source
-from ..errors import ModelctlError
+from ..errors import ModelctlError, UnreadableError
 
 Identity = tuple[int, int, int, int]
 # A file of at most so many bytes is read once, as a whole, when it is first asked for something.
@@ -102,6 +102,16 @@ class OpenFile(Source):
                 os.close(self._fd)
 
 
+def check_unchanged(sources: Iterable[Source]) -> None:
+    """Raises UnreadableError where a file is not as it was when it was opened: what was read of it
+    may be of two times."""
+    for one in sources:
+        if isinstance(one, FileSource) and one.changed:
+            raise UnreadableError(
+                "changed while it was read", path=one.name, hint="run it again, when it is written"
+            )
+
+
 class FileSource(OpenFile):
     """A regular file, opened for reading at offsets.
 
@@ -126,7 +136,28 @@ class FileSource(OpenFile):
             raise ModelctlError(f"{path}: {what}, so it is no checkpoint")
         super().__init__(fd, str(path))
         self.identity = identity(status)
+        self._opened = status
         self._whole: bytes | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody wrote to it since it was opened: its size, the time of that, or, where
+        that was put back, the time of any change. Another file may take its place, and its
+        names, mode and owner may be others: what is in this one is as it was."""
+        if self._closed:
+            return False
+        now, then = os.fstat(self._fd), self._opened
+        if identity(now) != self.identity:
+            return True
+        if now.st_ctime_ns == then.st_ctime_ns:
+            return False
+        names = ("st_nlink", "st_mode", "st_uid", "st_gid")
+        if any(getattr(now, name) != getattr(then, name) for name in names):
+            return False
+        try:  # renamed
+            return not self.place or os.path.samestat(now, os.stat(self.place))
+        except OSError:
+            return False
 
     def read(self, offset: int, size: int) -> bytes:
         if not 0 < self.size <= _SMALL:

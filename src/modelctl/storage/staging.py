@@ -14,7 +14,7 @@ from ..errors import WriteError
 from .layout import Layout, check_layout
 from .locks import Lock, remove
 from .sink import Checker, Progress, Sink
-from .source import FileSource, Identity, identity
+from .source import FileSource, Identity, check_unchanged, identity
 from .targets import (
     PathLike,
     attributes,
@@ -220,6 +220,7 @@ class FileGroup:
         outputs = list(self._outputs.values())
         for output in (*outputs, *self._old.values()):
             output.check()
+        check_unchanged(self._sources)
         fresh = [output for output in outputs if not os.path.lexists(output.target)]
         try:
             for output in outputs:

@@ -6,16 +6,16 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from ..core.storages import CHUNK, Run, Storage
+from ..core.storages import CHUNK, Run, Source, Storage
 from ..errors import ModelctlError, UnreadableError, UsageError, WriteError
 from .layout import Layout, check_layout
 from .sink import Checker, Progress, Sink
-from .source import FileSource, OpenFile
+from .source import FileSource, OpenFile, check_unchanged
 
 # What stands for both, wherever a path is taken.
 STREAM = "-"
@@ -111,8 +111,11 @@ class Stdout:
 
 
 @contextmanager
-def stdout() -> Iterator[Stdout]:
+def stdout(sources: Iterable[Source] = ()) -> Iterator[Stdout]:
     """What takes the layout of an output that goes to stdout.
+
+    Args:
+        sources: what it is made from; they must still be as they were opened at the end.
 
     Raises:
         UsageError: it is a terminal.
@@ -122,6 +125,7 @@ def stdout() -> Iterator[Stdout]:
     fd = check_stdout()
     try:
         yield Stdout(fd)
+        check_unchanged(sources)
     except BrokenPipeError:
         raise
     except OSError as e:

@@ -14,6 +14,7 @@ from ...errors import ModelctlError, UsageError, WriteError
 from ..layout import FileLayout, Layout, check_layout
 from ..outputs import Group, OutPlace
 from ..sink import Checker, Progress, Sink
+from ..source import check_unchanged
 from ..targets import plain_name
 from ..torchrun.ranks import joined
 from .blocks import FarSource
@@ -179,7 +180,8 @@ class FarGroup:
         there: Iterable[str] = (),
     ) -> None:
         self._store, self._folder, self._overwrite = store, folder, overwrite
-        self._sources = [one for one in sources if isinstance(one, FarSource)]
+        self._read = list(sources)
+        self._sources = [one for one in self._read if isinstance(one, FarSource)]
         self._only = only
         self.names = [only] if only else list(there)
         self._outputs: dict[str, _Output] = {}
@@ -219,6 +221,7 @@ class FarGroup:
         outputs = list(self._outputs.values())
         for output in (*outputs, *self._superseded.values()):
             output.look()
+        check_unchanged(self._read)
         try:
             for output in outputs:
                 output.commit()
