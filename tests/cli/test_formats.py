@@ -202,3 +202,41 @@ def test_a_bug_is_json_too(cli: Cli, flat: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_word_that_looks_like_the_option_is_none(cli: Cli, place: Path) -> None:
     assert cli("ls", "missing.pt", "--", "--json").err.startswith("error: ")
+
+
+ODD = ("=1+1", "+x", "-y", "@SUM(A1)", "\tz")
+ODD += ("[a](b)", "<b>", "`c`", "*d*", "_e_", "~~f~~", "g\\h|i")
+    "=1+1",
+    "+x",
+    "-y",
+    "@SUM(A1)",
+    "\tz",
+    "[a](b)",
+    "<b>",
+    "`c`",
+    "*d*",
+    "_e_",
+    "~~f~~",
+    "g\\h|i",
+)
+
+
+def test_a_spreadsheet_computes_nothing(cli: Cli, tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.pt", {name: tensor(2) for name in ODD} | {"a.b_c": tensor(1)})
+    rows = list(csv.reader(io.StringIO(cli("ls", path, "--format", "csv").out)))[1:]
+    names = {row[0] for row in rows}
+    assert {"'=1+1", "'+x", "'-y", "'@SUM(A1)", "a.b_c"} <= names
+    assert not [name for name in names if name[0] in "=+-@\t\r"]
+
+
+def test_markdown_shows_names_as_they_are(cli: Cli, tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.pt", {name: tensor(2) for name in ODD} | {"a.b_c": tensor(1)})
+    text = cli("ls", path, "--format", "markdown").out
+    for name in (r"\[a\](b)", r"\<b>", r"\`c\`", r"\*d\*", r"\_e\_", r"\~~f\~~", r"g\\h\|i"):
+        assert f"| {name} " in text
+    assert "| a.b_c " in text
+
+
+def test_signs_and_numbers_stay_as_they_are(cli: Cli, inputs: None) -> None:
+    rows = list(csv.reader(io.StringIO(cli("diff", "ddp.pt", "flat.pt", "--format", "csv").out)))
+    assert {row[0] for row in rows[1:]} <= {"-", "+", "~"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -219,6 +220,8 @@ def say(label: str, text: str, color: str = "auto") -> None:
 
 
 _LABELS = {"error": "bold red", "warning": "yellow", "advice": "yellow", "hint": "cyan"}
+# What would end a cell of Markdown, or be a link, HTML, code or emphasis in it (GFM 6).
+_MARKS = re.compile(r"[\\`*\[\]<|]|(?<!\w)_|_(?!\w)|~(?=~)")
 _STYLES = {("answer", "yes"): "green", ("answer", "no"): "dim"}
 _ROWS = {"+": "green", "-": "red"}
 
@@ -286,7 +289,19 @@ def _write_csv(table: Table) -> None:
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([column.name for column in table.columns])
-    writer.writerows(for_programs(table))
+    writer.writerows([_no_formula(cell) for cell in row] for row in for_programs(table))
+
+
+def _no_formula(cell: str) -> str:
+    """A cell that a spreadsheet would compute, as text there (OWASP, CSV Injection): a name in a
+    file is whatever its writer wanted. Signs alone and numbers are none."""
+    if len(cell) < 2 or cell[0] not in "=+-@\t\r":
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _write_plain(table: Table) -> None:
@@ -298,8 +313,7 @@ def _write_plain(table: Table) -> None:
 def _write_markdown(table: Table) -> None:
     from tabulate import tabulate
 
-    # what a cell says is not to end it
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in for_people(table)]
+    rows = [[_MARKS.sub(r"\\\g<0>", cell) for cell in row] for row in for_people(table)]
     text = tabulate(
         rows,
         headers=[column.name for column in table.columns],

@@ -2,13 +2,11 @@
 
 Of IEEE 754's layouts (and of fp8's, arXiv 2209.05433 and 2206.02915) a number is special where its
 exponent is all ones: then its bits, as an integer without the sign, are at least those of Inf. So
-two maxima, of the bits with and without sign, say of a piece whether anything is in it. Of float32
-and float64 the sum of squares says it faster: it is finite where they are, but where it overflows.
+two maxima, of the bits with and without sign, say of a piece whether anything is in it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -63,7 +61,6 @@ def look(pieces: Iterable[bytes | memoryview], dtype: DType) -> Values:
     layout = _LAYOUTS.get(dtype.name) or _Layout(1, None, 0x80)
     size, least = layout.size, layout.nan if layout.inf is None else layout.inf
     top = 1 << (8 * size - 1)
-    floats = np.dtype(f"<f{size}") if size >= 4 else None
     signed, unsigned = np.dtype(f"<i{size}"), np.dtype(f"<u{size}")
     most = np.maximum.reduce
     nan = inf = 0
@@ -75,13 +72,6 @@ def look(pieces: Iterable[bytes | memoryview], dtype: DType) -> Values:
             piece = joined[: len(joined) - len(rest)]
         if not piece:
             continue
-        if floats is not None:
-            values = np.frombuffer(piece, floats)
-            with np.errstate(over="ignore", invalid="ignore"):
-                squares = float(values.dot(values))
-            if math.isfinite(squares) and squares:
-                zero = False
-                continue
         bits = np.frombuffer(piece, unsigned)
         low, high = int(most(bits.view(signed))), int(most(bits))
         zero = zero and low <= 0 and high in (0, top) and not (fnuz and high)
