@@ -206,19 +206,6 @@ def test_a_word_that_looks_like_the_option_is_none(cli: Cli, place: Path) -> Non
 
 ODD = ("=1+1", "+x", "-y", "@SUM(A1)", "\tz")
 ODD += ("[a](b)", "<b>", "`c`", "*d*", "_e_", "~~f~~", "g\\h|i")
-    "=1+1",
-    "+x",
-    "-y",
-    "@SUM(A1)",
-    "\tz",
-    "[a](b)",
-    "<b>",
-    "`c`",
-    "*d*",
-    "_e_",
-    "~~f~~",
-    "g\\h|i",
-)
 
 
 def test_a_spreadsheet_computes_nothing(cli: Cli, tmp_path: Path) -> None:

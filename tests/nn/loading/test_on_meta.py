@@ -79,6 +79,16 @@ def test_what_is_wholly_on_meta_is_told_of_it(tmp_path):
     assert "on_meta()" in e.value.hint
 
 
+def test_a_head_that_the_file_lacks_is_told_where_to_get_values(tmp_path):
+    torch.save(nn.Sequential(nn.Linear(2, 2)).state_dict(), tmp_path / "a.pt")
+    with mnn.on_meta():
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    with pytest.raises(RefusedError, match=r"stay on meta.*: 1\.weight, 1\.bias") as e:
+        mnn.load_into(model, tmp_path / "a.pt", on_mismatch="skip")
+    assert "on_meta()" not in e.value.hint  # it was built so
+    assert "to_empty" in e.value.hint
+
+
 def test_blocks_inside_each_other_and_errors():
     def fail():
         with mnn.on_meta():

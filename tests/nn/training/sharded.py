@@ -4,6 +4,7 @@ step by step the same."""
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -134,6 +135,12 @@ def on_2_saved_and_resumed(folder: Path, rank: int) -> None:
     goes_on(path)
     goes_on(folder / "run")
     goes_on(path, plain)
+
+
+def on_2_saved_without_a_warning(folder: Path, rank: int) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*SavePlanner")
+        saved(folder)
 
 
 def on_2_torch_itself_reads_it(folder: Path, rank: int) -> None:

@@ -117,6 +117,14 @@ def test_a_damaged_best_is_replaced_and_another_file_is_not(tmp_path):
     assert there(tmp_path) == [1]
 
 
+@pytest.mark.parametrize(("value", "kind"), [(torch.tensor(0.5), "Tensor"), (True, "bool")])
+def test_what_is_given_and_no_number_is_called_that(tmp_path, value, kind):
+    with pytest.raises(UsageError, match=f"'acc' is a {kind}, not a number") as e:
+        save(tmp_path, 1, value)
+    assert "acc=float(" in e.value.hint
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("keep_best", "row", "match"),
     [

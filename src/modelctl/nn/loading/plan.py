@@ -137,15 +137,21 @@ class Plan:
         for found in targets:
             check_kind(found[0].name, found[0].tensor, device)
         filled = {id(slot.tensor) for found in targets for slot in found}
-        left = [
-            s.name for s in slots(self.model) if s.tensor.is_meta and id(s.tensor) not in filled
-        ]
+        left = [s for s in slots(self.model) if s.tensor.is_meta and id(s.tensor) not in filled]
         if left:
+            hint = (
+                "give these parts values first: module.to_empty(device=…), then its own "
+                "initialisation (reset_parameters)"
+            )
+            if not all(isinstance(s.tensor, nn.Parameter) for s in left):
+                hint = (
+                    "build the model under 'with modelctl.nn.on_meta():', which leaves buffers "
+                    f"their values; or {hint}"
+                )
             raise RefusedError(
-                f"{len(left)} tensors would stay on meta, without values: {some(left)}",
-                hint="build the model under 'with modelctl.nn.on_meta():', which leaves buffers "
-                "their values; or these parts on a real device (module.to_empty, then its own "
-                "initialisation)",
+                f"{len(left)} tensors would stay on meta, without values: "
+                f"{some([s.name for s in left])}",
+                hint=hint,
             )
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ class LoaderPart(Part):
         self, saved: Saved, loader: Several[Any], generators: Generators | None, rng: bool
     ) -> None:
         super().__init__(saved)
-        self.live, self.generators, self.rng = labelled(loader), dict(generators or {}), rng
+        self.live, self.generators, self.rng = labelled(loader), _by_name(generators), rng
         _check_given(self.live, self.generators)
         self.pairs: dict[Label, tuple[Any, Any]] = {}
         self.states: dict[str, Any] = {}
@@ -182,7 +182,7 @@ def loader_state(loader: Several[Any], generators: Generators | None) -> dict[st
         UsageError: a loader that has nothing to save; no generator.
         RefusedError: a state that ``weights_only`` would refuse; names its key.
     """
-    given, own = labelled(loader), dict(generators or {})
+    given, own = labelled(loader), _by_name(generators)
     _check_given(given, own)
     if not given and not own:
         return None
@@ -263,6 +263,15 @@ def _is_through(loader: DataLoader[Any], iterator: Any, given: int) -> bool:
         return given >= len(loader)
     except TypeError:  # an iterable dataset; workers that persist are at the end, too
         return not any(getattr(iterator, "_workers_status", [True]))
+
+
+def _by_name(generators: Generators | None) -> dict[str, torch.Generator]:
+    if not isinstance(generators, Mapping | None):
+        raise UsageError(
+            f"generators is a {type(generators).__name__}, not a dict of names",
+            hint="generators={'noise': generator}",
+        )
+    return dict(generators or {})
 
 
 def _check_given(loaders: Mapping[Label, Any], generators: Mapping[str, Any]) -> None:

@@ -119,8 +119,10 @@ class _Planner(DefaultSavePlanner):
         super().__init__()
         self.records = dict(records)
 
-    def set_up_planner(self, state_dict: Any, *args: Any, **others: Any) -> None:
-        super().set_up_planner(state_dict, *args, **others)
+    def set_up_planner(
+        self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False
+    ) -> None:  # torch looks at the names, and warns without them
+        super().set_up_planner(state_dict, storage_meta, is_coordinator)
         for path in _empty(state_dict, ()):
             name = ".".join(map(str, path))
             self.state_dict[name], self.mappings[name] = {}, path

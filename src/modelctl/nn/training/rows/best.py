@@ -38,7 +38,13 @@ class Best:
             )
         if type(self.count) is not int or self.count < 1:
             raise UsageError(f"{form}: {self.count!r:.40} is not 1 or more")
-        if _number(values.get(self.metric)) is None:
+        given = values.get(self.metric)
+        if isinstance(given, bool) or hasattr(given, "item"):  # a tensor: the usual mistake
+            raise UsageError(
+                f"keep_best: '{self.metric}' is a {type(given).__name__}, not a number",
+                hint=f"save_checkpoint(..., {self.metric}=float(…))",
+            )
+        if _number(given) is None:
             known = [str(key) for key, value in values.items() if _number(value) is not None]
             raise UsageError(
                 f"keep_best: there is no number {self.metric!r:.60}; "
