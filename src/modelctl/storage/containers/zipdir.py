@@ -29,8 +29,11 @@ _STREAMED = 0x0008
 _DESCRIPTOR = 24  # bytes that may follow a streamed entry
 _DESCRIPTORS = (0, 12, 16, 20, 24)
 # torch pads what stands before a storage to so many bytes, with one extra field.
-_ALIGNED, _EXTRA = 64, struct.Struct("<2H")
+_ALIGNED, _EXTRA, _PADDING = 64, struct.Struct("<2H"), b"FB"
 _LINK = 0o12  # the kind of file that the upper bits of Unix attributes say
+_FOLDER = (
+    0x10  # DOS's attribute: of such an entry torch reads nothing, and gives what lay in memory
+)
 _MOST_DIRECTORY = 1 << 30
 # Structure that is compressed shrinks to a fifth, a twentieth of what is much alike: what would be
 # much longer than it is was made to be so.
@@ -39,6 +42,26 @@ STORED, DEFLATED = 0, 8
 # Where entries are this small on average, their local headers are read this much at once.
 _SMALL, _WINDOW = 4096, 1 << 16
 _PLAIN_NAME = re.compile(rb"\.?[\w\-][\w.\-]*(?:/\.?[\w\-][\w.\-]*)*")
+
+
+def _is_padding(begin: bytes, length: int) -> bool:
+    """Whether extra fields of so many bytes are none, or the one that torch pads with."""
+    return not length or (
+        begin[:2] == _PADDING and int.from_bytes(begin[2:4], "little") == length - _EXTRA.size
+    )
+
+
+def _are_fields(extra: bytes) -> bool:
+    """Whether these are extra fields, whole ones, the padding as the last one: if not, the length
+    of all of them is wrong, and whatever is read behind them."""
+    at = 0
+    while at + _EXTRA.size <= len(extra):
+        kind, length = _EXTRA.unpack_from(extra, at)
+        at += _EXTRA.size + length
+        is_padding = extra.startswith(_PADDING, at - _EXTRA.size - length)
+        if not kind or (is_padding and at != len(extra)):
+            return False
+    return at == len(extra)
 
 
 def _agreeing(window: bytes, at: int, raw: bytes, flags: int, crc: int, size: int) -> int | None:
@@ -52,6 +75,7 @@ def _agreeing(window: bytes, at: int, raw: bytes, flags: int, crc: int, size: in
         or l_method != STORED
         or l_name != len(raw)
         or not window.startswith(raw, at + _LOCAL.size)
+        or not _is_padding(window[at + _LOCAL.size + l_name :][:4], l_extra)
         or (l_flags ^ flags) & ~_STREAMED
         or not (
             l_crc == l_packed == l_size == 0
@@ -217,6 +241,7 @@ class ZipDirectory:
             or ahead > len(data)
             or offset + size > start
             or external >> 28 == _LINK
+            or external & _FOLDER
             or not self._is_plain(raw)
         ):
             return None
@@ -230,8 +255,8 @@ class ZipDirectory:
             self._presume(member, raw, flags)
             return member, ahead
         near = header - self.window_at
-        if near < 0 or near + _LOCAL.size + n_name > len(self.window):
-            near = self._near(header, _LOCAL.size + n_name)
+        if near < 0 or near + _LOCAL.size + n_name + _EXTRA.size > len(self.window):
+            near = self._near(header, _LOCAL.size + n_name + _EXTRA.size)
         extra = _agreeing(self.window, near, raw, flags, crc, size)
         if extra is None or offset + extra + size > start:
             return None
@@ -290,6 +315,8 @@ class ZipDirectory:
             raise self._error("stored, but of two sizes", start + at, name)
         if header + _LOCAL.size + n_name + packed > start:
             raise self._error("lies outside the file", header, name)
+        if size and (attributes & _FOLDER or name.endswith("/")):
+            raise self._error(f"called a folder, of {size:,} bytes", start + at, name)
         if attributes >> 28 == _LINK:
             self.warnings.append(warning(f"{name} is a symbolic link: its text is not followed"))
         offset = self._payload(raw, name, header, flags, method, crc, packed, size)
@@ -370,7 +397,11 @@ class ZipDirectory:
             known = here != _MAX32 and (here or not l_flags & _STREAMED)
             if known and here != there:
                 raise self._error("its local header and the directory disagree", header, name)
-        return header + _LOCAL.size + int(n_name) + int(n_extra)
+        payload = header + _LOCAL.size + int(n_name) + int(n_extra)
+        near = self._near(header, min(payload, self.source.size) - header)
+        if not _are_fields(self.window[near + len(local) :][:n_extra]):
+            raise self._error("its extra fields don't have the length that they say", header, name)
+        return payload
 
     def _near(self, offset: int, size: int) -> int:
         """Where the bytes at ``offset`` are in the window, which is moved there if they are not:
