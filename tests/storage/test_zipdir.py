@@ -172,7 +172,7 @@ def test_an_entry_inside_another(tmp_path: Path) -> None:
 def test_a_local_extra_that_pushes_the_data_out(tmp_path: Path) -> None:
     data = b"0123456789"
     lies = {"crc": zlib.crc32(data), "size": 10, "packed": 10}
-    body = local(b"a/data/0", data[5:], extra=data[:5], **lies)
+    body = local(b"a/data/0", data[5:], extra=b"\7\0\1\0x", **lies)
     with pytest.raises(UnreadableError, match="outside"):
         read(by_hand([(b"a/data/0", data, 0)], body), tmp_path)
 

@@ -18,7 +18,7 @@ from ..core.sections import is_state_dict
 from ..core.storages import RunStorage, Source
 from ..core.tensors import TensorRef
 from ..core.text import some
-from ..core.tree import Path
+from ..core.tree import Path, is_deeper
 from ..errors import UnreadableError, UnsupportedError
 from ..storage.layout import FileLayout, LayoutBuilder
 from ..storage.places import Place
@@ -29,7 +29,7 @@ from .overlaps import overlapping
 MAX_HEADER = 100_000_000
 # Ties whose names alone would not show that they are: our reader needs no guess.
 _TIED = "modelctl.tied"
-_MAX_DIMS = 64
+_MAX_DIMS, _MAX_DEPTH = 64, 200
 _SPACE = b" \t\r\n"  # what JSON calls so: a writer may align the tensors with it
 _TAG = re.compile(r"[A-Z][A-Z0-9_]{0,30}")
 
@@ -83,7 +83,7 @@ class Safetensors(WritableFormat):
                 path=source.name,
                 hint="download or save it again",
             )
-        ours = _records(metadata, source)
+        ours, unread = _records(metadata)
         sure = mapping(ours.pop(_TIED, None)) or {}
         ties = {
             name: kept
@@ -108,7 +108,7 @@ class Safetensors(WritableFormat):
             ordered_dict(entries, {"_metadata": ordered_dict({"": ours})} if ours else ABSENT),
             Origin(source.name, self.name, self.label, source.size),
             metadata=plain,
-            warnings=_not_ties(unclear),
+            warnings=(*unread, *_not_ties(unclear)),
         )
 
     # ------------------------------------------------------------------ writing
@@ -287,17 +287,23 @@ def _metadata(found: Any, source: Source) -> dict[str, str]:
     return found
 
 
-def _records(metadata: dict[str, str], source: Source) -> dict[str, Any]:
-    ours = {}
+def _records(metadata: dict[str, str]) -> tuple[dict[str, Any], list[Note]]:
+    """Our records, and a warning of each that can't be read: it is left out."""
+    ours, unread = {}, []
     for name, text in metadata.items():
         if name.startswith(PREFIX):
             try:
-                ours[name] = json.loads(text)
+                ours[name] = _bounded(json.loads(text))
             except (ValueError, RecursionError):  # also digits that Python does not take
-                raise UnreadableError(
-                    f"the record {name} is no JSON", path=source.name, member="header"
-                ) from None
-    return ours
+                unread.append(notes.warning(f"the record {name:.100} is no JSON, and left out"))
+    return ours, unread
+
+
+def _bounded(record: Any) -> Any:
+    """A record that can be written again. Raises ValueError where it is nested too deep."""
+    if is_deeper(record, _MAX_DEPTH):
+        raise ValueError
+    return record
 
 
 def _tensor(

@@ -17,7 +17,8 @@ from .arrays import names_arrays, with_arrays
 from .machine import Machine
 
 MAX_SIZE = 256 << 20
-MAX_OPCODES = 20_000_000
+# An opcode makes up to 60 bytes of memory, whatever the few are that it was deflated to.
+MAX_OPCODES, OPCODES = 20_000_000, 2_000_000
 MAX_DEPTH = 500
 
 
@@ -48,7 +49,7 @@ def unpickle(
     """
     machine = Machine(data, start, persistent_load, findings, on_disk)
     try:
-        return _run(machine, max(MAX_OPCODES, on_disk))
+        return _run(machine, min(max(MAX_OPCODES, on_disk), OPCODES + (on_disk or len(data))))
     finally:
         machine.finish()
 

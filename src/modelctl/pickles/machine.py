@@ -33,6 +33,8 @@ MAX_MARKS = 10_000
 # most so many, and so many a byte of the pickle (one that holds something takes more).
 MAX_CONTAINERS, CONTAINERS, BYTES_A_CONTAINER = 2_000_000, 50_000, 12
 MAX_TUPLES, TUPLES, BYTES_A_TUPLE = 8_000_000, 200_000, 5
+# Names that differ, each of which is judged: a checkpoint has some hundreds.
+_MAX_NAMES = 50_000
 _MAX_LINE = 1 << 16
 _MAX_FINDINGS = 1_000  # of each level
 _MAX_EQUAL = 64
@@ -252,6 +254,8 @@ class Machine:
         )
         found = self.globals.get((module, name))
         if found is None:
+            if len(self.globals) >= _MAX_NAMES:
+                raise self.error(f"more than {_MAX_NAMES:,} different names")
             found = self.globals[(module, name)] = Global(module, name)
             if "." in name:
                 self.danger("dotted-name", f"names {found}", found, "STACK_GLOBAL")

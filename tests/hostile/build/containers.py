@@ -26,7 +26,8 @@ CLEAN = program(STATE_DICT)
 
 class Entry(NamedTuple):
     """A member of a zip. ``lies`` go into both of its headers, ``local`` and ``central`` into one:
-    ``name``, ``flags``, ``method``, ``crc``, ``packed``, ``size``, ``extra``, ``at``, ``mode``."""
+    ``name``, ``flags``, ``method``, ``crc``, ``packed``, ``size``, ``extra``, ``at``, ``mode``,
+    ``dos``."""
 
     name: str | bytes
     data: bytes = b""
@@ -51,6 +52,7 @@ class Entry(NamedTuple):
             "extra": b"",
             "at": at,
             "mode": 0,
+            "dos": 0,
         }
         return {**own, **self.lies, **getattr(self, which)}, stored
 
@@ -80,7 +82,7 @@ def zipped(
                 "<4s6H3I5H2I",
                 *(b"PK\1\2", 20, 20, there["flags"], there["method"], 0, 33, there["crc"]),
                 *(there["packed"], there["size"], len(there["name"]), len(there["extra"])),
-                *(0, 0, 0, there["mode"] << 16, there["at"]),
+                *(0, 0, 0, there["mode"] << 16 | there["dos"], there["at"]),
             )
             directory += there["name"] + there["extra"]
     last = {"disk": 0, "here": listed, "count": listed, "length": len(directory)}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..build.containers import BIAS, described, safetensors
-from ..case import Case, Fine, Refused, one_file
+from ..case import Case, Fine, Odd, Refused, one_file
 
 TWO = {"a": described(), "b": described(begin=16, end=32)}
 WHOLE = safetensors(TWO, BIAS * 2)
@@ -89,11 +89,17 @@ def _fields() -> Iterator[Case]:
     yield file(
         "metadata that are a list", {"__metadata__": [], "a": described()}, "other than strings"
     )
-    yield file(
-        "a record of ours that is no JSON",
-        {"__metadata__": {"modelctl.freeze": "{"}, "a": described()},
-        "is no JSON",
-    )
+    for what, record in {
+        "that is no JSON": "{",
+        "of 5,000 digits": "9" * 5000,
+        "of 100,000 levels": "[" * 100_000 + "]" * 100_000,
+        "of 400 levels": "[" * 400 + "]" * 400,
+    }.items():
+        yield one_file(
+            f"a record of ours {what}",
+            safetensors({"__metadata__": {"modelctl.freeze": record}, "a": described()}),
+            Odd("the record modelctl.freeze"),
+        )
 
 
 def _json() -> Iterator[Case]:

@@ -57,6 +57,20 @@ def _headers() -> Iterator[Case]:
         None,
         central={"size": 2**32 - 1, "packed": 2**32 - 1, "extra": extra},
     )
+    fields = "extra fields don't have the length"
+    padding = b"FB\2\0ZZ"
+    for what, extra in {
+        "half of an extra field": padding[:3],
+        "an extra field that ends later": padding[:-1],
+        "more than its extra field": padding + bytes(1),
+        "zeros for extra fields": bytes(8),
+        "an extra field behind the padding": padding + b"\1\0\0\0",
+    }.items():
+        yield lies(what, fields, local={"extra": extra})
+    for what, lie in {"called a folder": {"dos": 0x10}, "a folder by name": {}}.items():
+        name = "a/data/7/" if what.endswith("name") else "a/data/7"
+        entry = Entry(name, WEIGHT, central=lie)
+        yield one_file(what, zipped(*torch_members(), entry), Refused("called a folder", name, ANY))
     yield lies("elsewhere", "lies outside the file", central={"at": 0x7FFFFFFF})
     yield lies(
         "no local header where it should be", "not where the directory says", central={"at": 5}
@@ -199,6 +213,16 @@ def _members() -> Iterator[Case]:
         torch_zip(byteorder={"data": b"middle"}),
         Refused("byte order", "a/byteorder"),
     )
+    for version in (b"11", b"4294967299"):
+        yield one_file(
+            f"version {version.decode()}",
+            torch_zip(version={"data": version}),
+            Refused("version", error="UnsupportedError"),
+        )
+    for text in (b"0", b"-3", b"", b"#\n", b"3.0", "³".encode()):
+        yield one_file(
+            f"version {text!r}", torch_zip(version={"data": text}), Refused("version", "a/version")
+        )
     yield one_file(
         "a torch.package",
         zipped(*torch_members(), Entry("a/.data/extern_modules", b"")),

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoint import Checkpoint, Finding, Origin
-from ...core.cutting import wasted
+from ...core.cutting import PartStorage, wasted
 from ...core.dtypes import DType
 from ...core.nodes import ORDERED_DICT, Global, Obj
 from ...core.notes import Loss, Note, warning
@@ -25,6 +25,7 @@ from ..base import WritableFormat
 from .storage_ids import storage_table
 
 _ALIGNMENT = 64
+_NEWEST = 10  # version of the format
 # Objects that torch.load makes with weights_only.
 _PLAIN = (ORDERED_DICT, Global("torch", "Size"), Global("torch", "device"))
 
@@ -142,6 +143,7 @@ class SavedZip:
         self.source, self.directory = place.source, directory
         self.folder = root_folder(directory)
         self.big_endian = _is_big_endian(directory, self.folder)
+        _check_version(directory, self.folder)
         self.warnings = list(directory.warnings)
         self.findings: list[Finding] = []
 
@@ -168,18 +170,18 @@ class SavedZip:
         if member is None:
             raise self._broken(name, f"the storage '{key}' is missing")
         crc = self.directory.crc32(member)
-        if member.size == nbytes:
-            nbytes = member.size  # one integer for both: there can be a million of them
-        else:
+        if member.size != nbytes:
             self._check_size(member, nbytes)
-            crc = None  # a checksum is that of the whole member
         made: Storage
+        size = member.size  # one integer for both: there can be a million of them
         if member.method == DEFLATED:
             made = InflatedStorage(
-                self.source, member.offset, member.compressed, nbytes, location, crc
+                self.source, member.offset, member.compressed, size, location, crc
             )
         else:
-            made = RunStorage(self.source, member.offset, nbytes, location, crc)
+            made = RunStorage(self.source, member.offset, size, location, crc)
+        if size != nbytes:  # a checksum is that of the whole member
+            made = PartStorage(made, 0, nbytes)
         return self._swapped(made, dtype) if self.big_endian else made
 
     def _check_size(self, member: Member, nbytes: int) -> None:
@@ -257,6 +259,24 @@ def _is_big_endian(directory: ZipDirectory, root: str) -> bool:
     if order not in (b"little", b"big"):
         raise UnreadableError(f"the byte order {order!r}", path=directory.source.name, member=name)
     return order == b"big"
+
+
+def _check_version(directory: ZipDirectory, root: str) -> None:
+    """That the format is one that torch reads (caffe2/serialize/versions.h), where it is said."""
+    for name in (f"{root}/.data/version", f"{root}/version"):  # the order in which torch looks
+        if name in directory.members:
+            text = directory.read(name, 64).strip()
+            if not text.isdigit() or not int(text):
+                raise UnreadableError(
+                    f"the version {text!r}", path=directory.source.name, member=name
+                )
+            if int(text) > _NEWEST:
+                raise UnsupportedError(
+                    f"{directory.source.name}, {name}: version {int(text)} of the format; "
+                    f"known are those up to {_NEWEST}",
+                    hint="a newer torch wrote it, or the file is damaged",
+                )
+            return
 
 
 def _prefix(name: str) -> str:

@@ -13,54 +13,32 @@ from ...core.notes import Note, warning
 from ...core.storages import Source
 from ...errors import UnreadableError, UnsupportedError
 from .deflate import inflate
+from .localheader import DEFLATED as DEFLATED
+from .localheader import EXTRA, LOCAL, STREAMED, agreeing, are_fields
+from .localheader import STORED as STORED
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
-_LOCAL = struct.Struct("<4s5H3I2H")
 # What is looked at first of either, without what doesn't matter.
 _CENTRAL_PARTS = struct.Struct("<I4x2H4x3I3H4x2I").unpack_from
-_LOCAL_PARTS = struct.Struct("<I2x2H4x3I2H").unpack_from
-_CENTRAL_SIGNATURE, _LOCAL_SIGNATURE = 0x02014B50, 0x04034B50
+_CENTRAL_SIGNATURE = 0x02014B50
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
-_STREAMED = 0x0008
 _DESCRIPTOR = 24  # bytes that may follow a streamed entry
 _DESCRIPTORS = (0, 12, 16, 20, 24)
 # torch pads what stands before a storage to so many bytes, with one extra field.
-_ALIGNED, _EXTRA = 64, struct.Struct("<2H")
+_ALIGNED = 64
 _LINK = 0o12  # the kind of file that the upper bits of Unix attributes say
+_FOLDER = 0x10  # DOS: torch reads nothing of such an entry, and gives what lay in memory
 _MOST_DIRECTORY = 1 << 30
 # Structure that is compressed shrinks to a fifth, a twentieth of what is much alike: what would be
 # much longer than it is was made to be so.
 MOST_RATIO, LITTLE = 64, 256 << 10
-STORED, DEFLATED = 0, 8
 # Where entries are this small on average, their local headers are read this much at once.
 _SMALL, _WINDOW = 4096, 1 << 16
 _PLAIN_NAME = re.compile(rb"\.?[\w\-][\w.\-]*(?:/\.?[\w\-][\w.\-]*)*")
-
-
-def _agreeing(window: bytes, at: int, raw: bytes, flags: int, crc: int, size: int) -> int | None:
-    """The bytes of extra fields of the local header at ``at``, where it is that of a stored entry
-    and says what the directory says, or that it is streamed; else None."""
-    signature, l_flags, l_method, l_crc, l_packed, l_size, l_name, l_extra = _LOCAL_PARTS(
-        window, at
-    )
-    if (
-        signature != _LOCAL_SIGNATURE
-        or l_method != STORED
-        or l_name != len(raw)
-        or not window.startswith(raw, at + _LOCAL.size)
-        or (l_flags ^ flags) & ~_STREAMED
-        or not (
-            l_crc == l_packed == l_size == 0
-            if l_flags & _STREAMED
-            else l_crc == crc and l_packed == l_size == size
-        )
-    ):
-        return None
-    return int(l_extra)
 
 
 class Member(NamedTuple):
@@ -206,7 +184,7 @@ class ZipDirectory:
         ) = _CENTRAL_PARTS(data, at)
         raw = data[named : named + n_name]
         ahead = named + n_name + n_extra
-        offset = header + _LOCAL.size + n_name
+        offset = header + LOCAL.size + n_name
         if (
             signature != _CENTRAL_SIGNATURE
             or method != STORED
@@ -217,22 +195,23 @@ class ZipDirectory:
             or ahead > len(data)
             or offset + size > start
             or external >> 28 == _LINK
+            or external & _FOLDER
             or not self._is_plain(raw)
         ):
             return None
         ahead += n_comment
-        if self.source.costly and not self.source.has(header, _LOCAL.size + n_name):
+        if self.source.costly and not self.source.has(header, LOCAL.size + n_name):
             after = _CENTRAL_PARTS(data, ahead)[-1] if ahead + _CENTRAL.size <= len(data) else start
-            aligned = offset + _EXTRA.size + -(offset + _EXTRA.size) % _ALIGNED
+            aligned = offset + EXTRA.size + -(offset + EXTRA.size) % _ALIGNED
             if after - aligned - size not in _DESCRIPTORS:
                 return None
             member = Member(raw.decode("ascii"), method, crc, size, size, header, aligned)
             self._presume(member, raw, flags)
             return member, ahead
         near = header - self.window_at
-        if near < 0 or near + _LOCAL.size + n_name > len(self.window):
-            near = self._near(header, _LOCAL.size + n_name)
-        extra = _agreeing(self.window, near, raw, flags, crc, size)
+        if near < 0 or near + LOCAL.size + n_name + EXTRA.size > len(self.window):
+            near = self._near(header, LOCAL.size + n_name + EXTRA.size)
+        extra = agreeing(self.window, near, raw, flags, crc, size)
         if extra is None or offset + extra + size > start:
             return None
         return Member(raw.decode("ascii"), method, crc, size, size, header, offset + extra), ahead
@@ -242,8 +221,8 @@ class ZipDirectory:
         agrees with; the local header is looked at with the bytes that it is for."""
 
         def check(local: bytes) -> None:
-            extra = _agreeing(local, 0, raw, flags, member.crc32, member.size)
-            if extra is None or extra != len(local) - _LOCAL.size - len(raw):
+            extra = agreeing(local, 0, raw, flags, member.crc32, member.size)
+            if extra is None or extra != len(local) - LOCAL.size - len(raw):
                 raise self._error(
                     "its local header and the directory disagree", member.header, member.name
                 )
@@ -288,8 +267,10 @@ class ZipDirectory:
             raise UnsupportedError(f"{self.source.name}, {name}: zip compression method {method}")
         if method == STORED and packed != size:
             raise self._error("stored, but of two sizes", start + at, name)
-        if header + _LOCAL.size + n_name + packed > start:
+        if header + LOCAL.size + n_name + packed > start:
             raise self._error("lies outside the file", header, name)
+        if size and (attributes & _FOLDER or name.endswith("/")):
+            raise self._error(f"called a folder, of {size:,} bytes", start + at, name)
         if attributes >> 28 == _LINK:
             self.warnings.append(warning(f"{name} is a symbolic link: its text is not followed"))
         offset = self._payload(raw, name, header, flags, method, crc, packed, size)
@@ -354,23 +335,27 @@ class ZipDirectory:
         packed: int,
         size: int,
     ) -> int:
-        near = self._near(header, _LOCAL.size + len(raw))
-        local = self.window[near : near + _LOCAL.size + len(raw)]
+        near = self._near(header, LOCAL.size + len(raw))
+        local = self.window[near : near + LOCAL.size + len(raw)]
         signature, _, l_flags, l_method, _, _, l_crc, l_packed, l_size, n_name, n_extra = (
-            _LOCAL.unpack_from(local)
+            LOCAL.unpack_from(local)
         )
         if signature != b"PK\3\4":
             raise self._error("its local header is not where the directory says", header, name)
-        if local[_LOCAL.size :] != raw or n_name != len(raw):
+        if local[LOCAL.size :] != raw or n_name != len(raw):
             raise self._error("has another name in its local header", header, name)
-        if l_method != method or (l_flags ^ flags) & ~_STREAMED:
+        if l_method != method or (l_flags ^ flags) & ~STREAMED:
             raise self._error("its local header and the directory disagree", header, name)
         # A streamed entry has zeros here, its sizes follow it; torch's zip64 ones have ones.
         for here, there in ((l_crc, crc), (l_packed, packed), (l_size, size)):
-            known = here != _MAX32 and (here or not l_flags & _STREAMED)
+            known = here != _MAX32 and (here or not l_flags & STREAMED)
             if known and here != there:
                 raise self._error("its local header and the directory disagree", header, name)
-        return header + _LOCAL.size + int(n_name) + int(n_extra)
+        payload = header + LOCAL.size + int(n_name) + int(n_extra)
+        near = self._near(header, min(payload, self.source.size) - header)
+        if not are_fields(self.window[near + len(local) :][:n_extra]):
+            raise self._error("its extra fields don't have the length that they say", header, name)
+        return payload
 
     def _near(self, offset: int, size: int) -> int:
         """Where the bytes at ``offset`` are in the window, which is moved there if they are not:

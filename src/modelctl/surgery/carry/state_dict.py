@@ -85,7 +85,8 @@ def follow_records(node: Any, before: StateDict, renaming: Renaming, *, record: 
         if renaming.get(name, name) is None
     ]
     if removed and record:
-        changes[REMOVED] = [*ours.get(REMOVED, []), *removed]
+        past = ours.get(REMOVED)
+        changes[REMOVED] = [*(past if isinstance(past, list) else []), *removed]
     freeze = FreezeRecord.read(ours.get(FREEZE))
     if freeze is not None:
         changes[FREEZE] = freeze.renamed(renaming).node()
