@@ -194,3 +194,26 @@ def test_a_scaler_is_a_part_of_the_folder(run, tmp_path):
     assert other.state_dict() == scaler.state_dict()
     mc.edit(folder, [{"do": "drop", "pattern": "*h.1.*"}], output=tmp_path / "out")
     assert torch.load(tmp_path / "out" / "scaler.pt") == scaler.state_dict()
+
+
+def test_batchnorms_counts_come_first_in_the_file_and_say_nothing_of_its_order(tmp_path):
+    """safetensors sorts by dtype, then by name."""
+    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+
+    def made():
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(model, optimizer):
+        model(torch.arange(12.0).reshape(3, 4)).pow(3).sum().backward()
+        optimizer.step()
+
+    mine, again = accelerator.prepare(*made()), made()
+    step(*mine)
+    accelerator.save_state(str(tmp_path / "state"))
+    mnn.resume(tmp_path / "state", model=again[0], optimizer=again[1], rng=False)
+    again[1].zero_grad()
+    mine[1].zero_grad()
+    step(*mine)
+    step(*again)
+    assert all(map(torch.equal, mine[0].parameters(), again[0].parameters()))

@@ -175,7 +175,10 @@ class OptimizersPart(Part):
         """Whether the file has the model's parameters in another order: then it was built so. One
         with sorted names has lost its order."""
         names, params = [*self.saved.sections.model().entries], self.model.params
-        if alphabetical(names):
+        kinds: dict[str, list[str]] = {}  # safetensors sorts by dtype first
+        for name, ref in self.saved.sections.model().tensors().items():
+            kinds.setdefault(str(ref.dtype), []).append(name)
+        if alphabetical(names) or all(alphabetical(one) or len(one) == 1 for one in kinds.values()):
             return False
         bare = {name: self.model.own_name(name) for name in names}
         try:
