@@ -11,7 +11,7 @@ import pytest
 
 import modelctl as mc
 from modelctl import progress
-from modelctl.inspection.diff import diff
+from modelctl.inspection.diffing.diff import diff
 from modelctl.inspection.summary.summarize import summarize
 
 from .cli.files import net, write

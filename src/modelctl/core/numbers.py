@@ -6,6 +6,7 @@ numpy is imported where it is needed: most of what modelctl does reads no elemen
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Any
 
 from .dtypes import AS_NUMPY, DType
@@ -22,14 +23,29 @@ _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i
 }
 
 
-def numbers(raw: bytes, dtype: DType) -> Any:
+# Of fp8: bits of the exponent, its bias, and what has no number (OCP's OFP8, arXiv 2206.02915)
+_FLOAT8 = {
+    "float8_e5m2": (5, 15, "ieee"),
+    "float8_e4m3fn": (4, 7, "fn"),
+    "float8_e5m2fnuz": (5, 16, "fnuz"),
+    "float8_e4m3fnuz": (4, 8, "fnuz"),
+    "float8_e8m0fnu": (8, 127, "scale"),
+}
+
+
+def numbers(raw: bytes | memoryview, dtype: DType) -> Any:
     """The elements as an array: floating ones and bool as float64, complex ones as complex128,
-    integers as they are; None for a dtype without arithmetic here (fp8, packed, quantized)."""
+    integers as they are; None for a dtype without arithmetic here (packed, quantized)."""
     import numpy as np
+
+    if dtype.name in _FLOAT8:
+        return _float8(dtype.name)[np.frombuffer(raw, "u1")]
 
     if dtype.name == "bfloat16":
         wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
         return wide.view("<f4").astype("f8")
+    if dtype.name == "complex32":
+        return np.frombuffer(raw, "<f2").astype("f8").view("c16")
     code = AS_NUMPY.get(dtype.name)
     if code is None:
         return None
@@ -37,6 +53,31 @@ def numbers(raw: bytes, dtype: DType) -> Any:
     if dtype.kind == "int":
         return values
     return values.astype("c16" if dtype.kind == "complex" else "f8")
+
+
+@cache
+def _float8(name: str) -> Any:
+    """The value of each byte."""
+    import numpy as np
+
+    width, bias, special = _FLOAT8[name]
+    codes = np.arange(256)
+    if special == "scale":  # a power of two, without a sign
+        return np.where(codes == 255, np.nan, np.ldexp(1.0, codes - bias))
+    fraction_bits = 7 - width
+    exponent = (codes >> fraction_bits) & ((1 << width) - 1)
+    fraction = (codes & ((1 << fraction_bits) - 1)) / (1 << fraction_bits)
+    size = np.where(
+        exponent == 0, np.ldexp(fraction, 1 - bias), np.ldexp(1 + fraction, exponent - bias)
+    )
+    if special == "ieee":
+        top = exponent == (1 << width) - 1
+        size = np.where(top, np.where(fraction == 0, np.inf, np.nan), size)
+    elif special == "fn":
+        size[[0x7F, 0xFF]] = np.nan
+    else:
+        size[0x80] = np.nan
+    return np.where(codes >> 7, -size, size)
 
 
 def only_value(ref: TensorRef) -> Any:
@@ -48,7 +89,7 @@ def only_value(ref: TensorRef) -> Any:
     return bool(value) if ref.dtype.kind == "bool" else value
 
 
-def bits_differ(x: bytes, y: bytes, dtype: DType) -> int:
+def bits_differ(x: bytes | memoryview, y: bytes | memoryview, dtype: DType) -> int:
     """How many elements of two pieces of equal length are not the same, bit for bit."""
     import numpy as np
 

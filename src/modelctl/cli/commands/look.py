@@ -241,25 +241,40 @@ def diff(
     regex: o.Regex = False,
     rtol: Annotated[float, Option("Relative tolerance of values.", least=0)] = 0.0,
     atol: Annotated[float, Option("Absolute tolerance of values.", least=0)] = 0.0,
+    ignore_prefix: Annotated[
+        bool,
+        Option("Names without module. and the like, and without a prefix that one side has."),
+    ] = False,
+    by: Annotated[
+        Literal["tensor", "module"] | None,
+        Option("What has a row; by default tensors, or modules where these are many."),
+    ] = None,
+    stats: Annotated[bool, Option("All figures, in a table.")] = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
 ) -> int:
     """What differs: names, shapes, dtypes, values bit for bit, and everything else.
+
+    Of values: how many differ, the largest and the mean absolute and relative difference,
+    |a - b| / max(|a|, |b|), and the cosine; the largest first. Two NaNs at one place are the same.
 
     Exit code 0: the same. 1: they differ.
 
     Example: modelctl diff before.pt after.pt --pattern 'layer1.*'
     """
     from ... import files
-    from ...inspection.diff import diff as compare
+    from ...inspection.diffing.diff import diff as compare
 
     with (
         files.open(a, key=key, follow_symlinks=follow_symlinks) as left,
         files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
     ):
         out.warn(left, right)
+        patterns = pattern or ()
         with out.progress() as progress:
-            found = compare(left, right, pattern or (), regex, rtol, atol, progress)
+            found = compare(
+                left, right, patterns, regex, rtol, atol, ignore_prefix, by, stats, progress
+            )
     out.show(replace(found, a=str(a), b=str(b)))
     return int(found.differs)
 
