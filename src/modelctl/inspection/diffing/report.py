@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...core.notes import Note
+from ...core.notes import Note, info
 from ...core.pages import Column, Line, Page, Table
 from ...core.text import count, prefix_command, some
 from ..printed import Printed
@@ -201,7 +201,8 @@ class Diff(Printed):
     def _notes(self) -> list[Note]:
         """How names that differ by a prefix alone become the same, and which others may be."""
         if self.under is not None and self.ignored:
-            return []
+            which, prefix = self.under
+            return [info(f"the names of {which.upper()} are compared without '{prefix}'")]
         if self.under is not None:
             which, prefix = self.under
             paths = {"a": self.a or "A", "b": self.b or "B"}
