@@ -314,6 +314,10 @@ def test_names_under_a_prefix_are_one_line_and_the_way_out(tmp_path: Path) -> No
         assert text[2].startswith("hint: modelctl strip-prefix ")
         assert text[3].startswith("hint: or modelctl add-prefix ")
         assert len(text) == 4
+    optimizer = {"state": {0: {"m": torch.ones(1)}}, "param_groups": []}
+    text = str(files(tmp_path, {"model": A, "optimizer": optimizer}, {"model": under}))
+    assert "-  optimizer.state.0.m     only in A" in text
+    assert "'module.', 1 tensor only in A" in text
     changed = files(tmp_path, A, {**under, "module.w": A["w"] + 1})
     assert [change.name for change in changed.changed] == ["w"]
     other = {f"module.{name}": tensor for name, tensor in A.items() if name != "n"}

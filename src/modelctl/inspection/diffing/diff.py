@@ -82,6 +82,7 @@ def diff(
         b=paths[1],
         under=under,
         ignored=ignore_prefix,
+        moved=len(moved[0]),
         likely=likely,
         likest=likest(removed, added) if likely is None else (),
         tolerant=bool(rtol or atol),

@@ -33,6 +33,7 @@ class Diff(Printed):
         under: which of them has the names of the other under a prefix; those tensors are compared
             all the same, by the names without it.
         ignored: whether that, and prefixes of wrappers, are no difference.
+        moved: how many names, the last of ``removed`` and of ``added``, differ by that alone.
         likely: a prefix without which names that only one has would meet, and how many.
         likest: names only in A, each with the one only in B that looks most like it.
         by: what people get a row of; None: tensors, where these are not too many.
@@ -51,6 +52,7 @@ class Diff(Printed):
     b: str | None = None
     under: Under | None = None
     ignored: bool = False
+    moved: int = 0
     likely: tuple[Under, int] | None = None
     likest: Sequence[tuple[str, str]] = ()
     tolerant: bool = False
@@ -173,7 +175,9 @@ class Diff(Printed):
 
     def _alone(self) -> tuple[list[str], list[str]]:
         """Names that only one has, but for those that differ by a prefix alone."""
-        return ([], []) if self.under and not self.ignored else (self.removed, self.added)
+        ends = (len(names) - self.moved for names in (self.removed, self.added))
+        removed, added = (slice(end) for end in ends)
+        return self.removed[removed], self.added[added]
 
     def _elements(self) -> int:
         return sum(change.elements or 0 for change in self.changed)
