@@ -252,6 +252,6 @@ def _scaled(values: Any, most: float) -> tuple[Any, int]:
 
 
 def _dot(u: Any, u_power: int, v: Any, v_power: int) -> Scaled:
-    import numpy as np
-
-    return Scaled(float(np.vdot(u, v).real), u_power + v_power)
+    # BLAS would have threads of its own for it, which wait for each other where others work
+    product = u * v if u.dtype.kind != "c" and v.dtype.kind != "c" else (u.conj() * v).real
+    return Scaled(float(product.sum()), u_power + v_power)
