@@ -551,7 +551,7 @@ def bench_load(folder: Path, pairs: int) -> None:
 
 
 def bench_diff(folder: Path, pairs: int) -> None:
-    """Two equal files, from a warm cache; both are deleted, since they are large."""
+    """Two equal files, from a warm cache; the second one is deleted, since it is large."""
     empty = run(python("")).peak_mb
     for suffix in (".pt", ".safetensors"):
         files = [make(folder, f"4GB{again}{suffix}") for again in ("", "-again")]
