@@ -350,6 +350,16 @@ def layers_safetensors(path: Path) -> None:
     save_file(loading.layers(LAYERS), path, metadata={"format": "pt"})
 
 
+def again(path: Path) -> None:
+    """The same bytes in another file."""
+    shutil.copyfile(make(path.parent, f"4GB{path.suffix}"), path)
+
+
+def as_safetensors(path: Path) -> None:
+    command = [*MODELCTL, "convert", str(make(path.parent, "4GB.pt")), "-o", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 INPUTS = {
     "layers.pt": layers_pt,
     "layers.safetensors": layers_safetensors,
@@ -364,6 +374,9 @@ INPUTS = {
     "10k-other.safetensors": lambda path: ten_thousand(path, ""),
     "100MB.pt": of_size(100_000_000),
     "4GB.pt": of_size(4_000_000_000),
+    "4GB.safetensors": as_safetensors,
+    "4GB-again.pt": again,
+    "4GB-again.safetensors": again,
 }
 
 # ---------------------------------------------------------------------- what is measured
@@ -537,6 +550,17 @@ def bench_load(folder: Path, pairs: int) -> None:
     print(f"\nload of the machine: {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
 
 
+def bench_diff(folder: Path, pairs: int) -> None:
+    """Two equal files, from a warm cache; the second one is deleted, since it is large."""
+    empty = run(python("")).peak_mb
+    for suffix in (".pt", ".safetensors"):
+        files = [make(folder, f"4GB{again}{suffix}") for again in ("", "-again")]
+        ours = [*MODELCTL, "diff", *map(str, files)]
+        compare(f"diff of two equal 4 GB {suffix}", ours, "cmp", ["cmp", *map(str, files)], pairs)
+        print(f"over Python's start: {run(ours).peak_mb - empty:.0f} MB")
+        remove(files[1])
+
+
 def bench_view(folder: Path, pairs: int) -> None:
     import views
 
@@ -550,6 +574,7 @@ BENCHES = {
     "size": bench_size,
     "known": bench_known,
     "write": bench_write,
+    "diff": bench_diff,
     "load": bench_load,
     "view": bench_view,
 }

@@ -110,24 +110,27 @@ def diff(
     The model's tensors are compared by the names that ``load_state_dict`` would see, all else by
     its path. With ``pattern`` only the tensors that it matches in either, and no other values.
     Values are compared bit for bit, or with ``rtol``/``atol`` as ``torch.allclose`` does
-    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs are the same. Where dtypes differ, values are
-    compared all the same. Of what differs every measure of
-    :class:`~modelctl.inspection.diffing.report.Change` is computed, in float64 (integers exactly).
+    (\\|a - b\\| <= atol + rtol * \\|b\\|); two NaNs at one place are the same. Of each tensor that
+    changed there is how many elements did, the largest and the mean absolute difference, the
+    largest and the mean relative one, and the cosine. The relative difference of two elements is
+    \\|a - b\\| / max(\\|a\\|, \\|b\\|). Means, relative differences and the cosine are of the
+    elements that are finite in both; NaNs on one side only are counted. Integers of one kind are
+    subtracted exactly, all else in float64. Where dtypes differ, values are compared all the same.
 
     Args:
-        ignore_prefix: names that differ by a prefix alone (``module.``) are the same; which, is
-            found.
-        by: whether people get a row a tensor or a module; by default one a tensor, of many a
-            module.
-        stats: people get the measures, too.
+        ignore_prefix: compare names without what DataParallel, torch.compile and other wrappers
+            put before them, and without the prefix that names have on one side alone.
+        by: whether a row of the printed report is a ``tensor`` or a ``module``; by default
+            modules where there would be many rows.
+        stats: print all figures, in a table.
 
     Raises:
         NoMatchError: ``pattern`` matches nothing in either.
+        DamagedError: bytes that were read are not what was saved.
         ModelctlError: what :func:`modelctl.open` raises.
     """
     with opened(a) as left, opened(b) as right:
-        options = (pattern, regex, rtol, atol, ignore_prefix, by, stats)
-        found = compare(left, right, *options)
+        found = compare(left, right, pattern, regex, rtol, atol, ignore_prefix, by, stats)
     names = [None if isinstance(one, Checkpoint) else os.fspath(one) for one in (a, b)]
     return replace(found, a=names[0] or found.a, b=names[1] or found.b)
 

@@ -13,14 +13,14 @@ from modelctl.core.tensors import TensorRef, TensorSpec
 
 KNOWN = [
     *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"),
-    *("uint64", "uint32", "uint16", "uint8", "bool", "complex64", "complex128"),
-    *("float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz"),
+    *("uint64", "uint32", "uint16", "uint8", "bool", "complex32", "complex64", "complex128"),
+    *("float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz", "float8_e8m0fnu"),
 ]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_as_torch_reads_them(name: str) -> None:
-    raw = bytes(range(1, 65)) if name != "bool" else bytes([0, 1] * 32)
+    raw = bytes(range(256)) if name != "bool" else bytes([0, 1] * 32)
     found = numbers(raw, BY_NAME[name])
     assert (found is not None) == (name in KNOWN)
     if found is None or not hasattr(torch, name):
@@ -29,7 +29,7 @@ def test_as_torch_reads_them(name: str) -> None:
     wide = {"float": torch.float64, "complex": torch.complex128, "bool": torch.float64}
     kind = BY_NAME[name].kind
     expected = tensor.to(wide[kind]) if kind in wide else tensor
-    assert np.array_equal(found, expected.numpy())
+    np.testing.assert_array_equal(found, expected.numpy())
     assert found.dtype == expected.numpy().dtype
 
 
@@ -42,7 +42,8 @@ def test_only_value() -> None:
     assert only_value(ref(b"\x01", "bool", (1, 1))) is True
     assert only_value(ref(b"\x01", "uint8")) == 1
     assert only_value(ref(bytes(8), "float32", (2,))) is None
-    assert only_value(ref(b"\x01", "float8_e8m0fnu")) is None
+    assert only_value(ref(b"\x01", "float8_e5m2")) == 2.0**-16
+    assert only_value(ref(b"\x01", "quint8")) is None
     assert type(only_value(ref((2**63).to_bytes(8, "little"), "uint64"))) is int
 
 

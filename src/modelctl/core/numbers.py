@@ -23,26 +23,29 @@ _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i
 }
 
 
-# Floating dtypes of a byte: bits of the exponent, its bias, and how NaN and Inf are written.
-_BYTES = {
+# Of fp8: bits of the exponent, its bias, and what has no number (OCP's OFP8, arXiv 2206.02915)
+_FLOAT8 = {
     "float8_e5m2": (5, 15, "ieee"),
     "float8_e4m3fn": (4, 7, "fn"),
     "float8_e5m2fnuz": (5, 16, "fnuz"),
     "float8_e4m3fnuz": (4, 8, "fnuz"),
+    "float8_e8m0fnu": (8, 127, "scale"),
 }
 
 
-def numbers(raw: bytes, dtype: DType) -> Any:
+def numbers(raw: bytes | memoryview, dtype: DType) -> Any:
     """The elements as an array: floating ones and bool as float64, complex ones as complex128,
     integers as they are; None for a dtype without arithmetic here (packed, quantized)."""
     import numpy as np
 
-    if dtype.name in _BYTES:
-        return _values_of_bytes(dtype.name)[np.frombuffer(raw, "u1")]
+    if dtype.name in _FLOAT8:
+        return _float8(dtype.name)[np.frombuffer(raw, "u1")]
 
     if dtype.name == "bfloat16":
         wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
         return wide.view("<f4").astype("f8")
+    if dtype.name == "complex32":
+        return np.frombuffer(raw, "<f2").astype("f8").view("c16")
     code = AS_NUMPY.get(dtype.name)
     if code is None:
         return None
@@ -53,30 +56,28 @@ def numbers(raw: bytes, dtype: DType) -> Any:
 
 
 @cache
-def _values_of_bytes(name: str) -> Any:
-    """The 256 values of a floating dtype of one byte (arXiv 2209.05433, 2206.02915; the OCP's
-    Open Compute 8-bit Floating Point Specification)."""
+def _float8(name: str) -> Any:
+    """The value of each byte."""
     import numpy as np
 
-    width, bias, kind = _BYTES[name]
-    mantissa = 7 - width
-    values = np.empty(256)
-    for bits in range(256):
-        exponent, fraction = bits >> mantissa & ((1 << width) - 1), bits & ((1 << mantissa) - 1)
-        lead = int(exponent > 0)  # none of subnormal ones
-        size = (lead + fraction / (1 << mantissa)) * 2.0 ** (max(exponent, 1) - bias)
-        values[bits] = -size if bits & 0x80 else size
-    if kind == "ieee":
-        top = ((1 << width) - 1) << mantissa
-        for sign in (0, 0x80):
-            values[sign | top : (sign | 0x7F) + 1] = np.nan
-            values[sign | top] = -np.inf if sign else np.inf
-    elif kind == "fn":
-        values[[0x7F, 0xFF]] = np.nan
+    width, bias, special = _FLOAT8[name]
+    codes = np.arange(256)
+    if special == "scale":  # a power of two, without a sign
+        return np.where(codes == 255, np.nan, np.ldexp(1.0, codes - bias))
+    fraction_bits = 7 - width
+    exponent = (codes >> fraction_bits) & ((1 << width) - 1)
+    fraction = (codes & ((1 << fraction_bits) - 1)) / (1 << fraction_bits)
+    size = np.where(
+        exponent == 0, np.ldexp(fraction, 1 - bias), np.ldexp(1 + fraction, exponent - bias)
+    )
+    if special == "ieee":
+        top = exponent == (1 << width) - 1
+        size = np.where(top, np.where(fraction == 0, np.inf, np.nan), size)
+    elif special == "fn":
+        size[[0x7F, 0xFF]] = np.nan
     else:
-        values[0x80] = np.nan
-    values.flags.writeable = False
-    return values
+        size[0x80] = np.nan
+    return np.where(codes >> 7, -size, size)
 
 
 def only_value(ref: TensorRef) -> Any:
@@ -88,7 +89,7 @@ def only_value(ref: TensorRef) -> Any:
     return bool(value) if ref.dtype.kind == "bool" else value
 
 
-def bits_differ(x: bytes, y: bytes, dtype: DType) -> int:
+def bits_differ(x: bytes | memoryview, y: bytes | memoryview, dtype: DType) -> int:
     """How many elements of two pieces of equal length are not the same, bit for bit."""
     import numpy as np
 

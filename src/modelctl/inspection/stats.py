@@ -34,7 +34,7 @@ def has_stats(ref: TensorRef) -> bool:
 
 
 def tensor_stats(ref: TensorRef, advance: Callable[[int], object] | None = None) -> Stats | None:
-    """The statistics of one tensor; None for a dtype without arithmetic here (fp8, quantized,
+    """The statistics of one tensor; None for a dtype without arithmetic here (packed, quantized,
     complex, bool). Reads all its bytes, a piece at a time, and calls ``advance`` with the size of
     each.
 

@@ -43,6 +43,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "show": ("show", "ddp.pt"),
     "show-part": ("show", "ddp.pt", "optimizer.param_groups"),
     "diff": ("diff", "ddp.pt", "other.pt"),
+    "diff-stats": ("diff", "ddp.pt", "other.pt", "--stats"),
+    "diff-modules": ("diff", "ddp.pt", "other.pt", "--by", "module"),
+    "diff-prefix": ("diff", "ddp.pt", "flat.pt"),
+    "diff-ignored": ("diff", "ddp.pt", "flat.pt", "--ignore-prefix", "--pattern", "*"),
     "diff-same": ("diff", "flat.pt", "flat.safetensors"),
     "strip-prefix": ("strip-prefix", "ddp.pt", "-o", "out.pt"),
     "strip-head": ("strip-head", "ddp.pt", "-o", "out.pt"),
@@ -272,9 +276,37 @@ DIFF: dict[str, Any] = {
             "elements": (int, None),
             "numel": (int, None),
             "max_abs": (float, str, None),
+            "relative": (float, str, None),
+            "mean_abs": (float, str, None),
+            "max_rel": (float, None),
+            "mean_rel": (float, None),
+            "cosine": (float, None),
+            "nan_a": (int, None),
+            "nan_b": (int, None),
         }
     ],
     "values": [{"path": str, "before": (str, None), "after": (str, None)}],
+    "under": (dict, None),
+    "tensors": int,
+    "numel": int,
+    "elements": int,
+    "modules": [
+        {
+            "module": str,
+            "what": str,
+            "tensors": int,
+            "elements": (int, None),
+            "numel": (int, None),
+            "max_abs": (float, str, None),
+            "relative": (float, str, None),
+            "mean_abs": (float, str, None),
+            "max_rel": (float, None),
+            "mean_rel": (float, None),
+            "cosine": (float, None),
+            "nan_a": (int, None),
+            "nan_b": (int, None),
+        }
+    ],
 }
 EDIT: dict[str, Any] = {
     "schema": str,
@@ -392,7 +424,8 @@ def test_csv(cli: Cli, inputs: None) -> None:
     assert rows[0] == ["name", "dtype", "shape", "bytes", "role", "grad"]
     assert len(rows) == 13
     rows = list(csv.reader(io.StringIO(cli("diff", "ddp.pt", "other.pt", "--format", "csv").out)))
-    assert {len(row) for row in rows} == {10}
+    assert {len(row) for row in rows} == {13}
+    assert rows[0][:4] == ["change", "name", "what", "how"]
 
 
 def test_show_a_value_bare(cli: Cli, inputs: None) -> None:

@@ -242,22 +242,21 @@ def diff(
     rtol: Annotated[float, Option("Relative tolerance of values.", least=0)] = 0.0,
     atol: Annotated[float, Option("Absolute tolerance of values.", least=0)] = 0.0,
     ignore_prefix: Annotated[
-        bool, Option("Names that differ by a prefix alone (module.) are the same.")
+        bool,
+        Option("Names without module. and the like, and without a prefix that one side has."),
     ] = False,
     by: Annotated[
         Literal["tensor", "module"] | None,
-        Option("A row each; by default tensors, of many their modules."),
+        Option("What has a row; by default tensors, or modules where these are many."),
     ] = None,
-    stats: Annotated[
-        bool,
-        Option("Shares, largest and mean differences (absolute, relative), cosines."),
-    ] = False,
+    stats: Annotated[bool, Option("All figures, in a table.")] = False,
     key: o.Key = None,
     follow_symlinks: o.FollowSymlinks = False,
 ) -> int:
     """What differs: names, shapes, dtypes, values bit for bit, and everything else.
 
-    Across formats, shards and dtypes; the largest difference first.
+    Of values: how many differ, the largest and the mean absolute and relative difference,
+    |a - b| / max(|a|, |b|), and the cosine; the largest first. Two NaNs at one place are the same.
 
     Exit code 0: the same. 1: they differ.
 
@@ -273,9 +272,11 @@ def diff(
         files.open(b, key=key, follow_symlinks=follow_symlinks) as right,
     ):
         out.warn(left, right)
+        patterns = pattern or ()
         with out.progress() as progress:
-            options = (pattern or (), regex, rtol, atol, ignore_prefix, by, stats)
-            found = compare(left, right, *options, progress)
+            found = compare(
+                left, right, patterns, regex, rtol, atol, ignore_prefix, by, stats, progress
+            )
     out.show(replace(found, a=str(a), b=str(b)))
     return int(found.differs)
 

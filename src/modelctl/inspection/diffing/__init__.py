@@ -1,1 +1,1 @@
-"""What differs between two checkpoints: names, shapes, values, and what is no tensor."""
+"""What differs between two checkpoints: names, bytes, values."""

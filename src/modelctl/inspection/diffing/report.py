@@ -1,137 +1,43 @@
-"""What comparing found: a row a tensor or a module, the largest difference first."""
+"""What differs between two checkpoints, as data and as people read it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from ...core.notes import Note
+from ...core.notes import Note, info
 from ...core.pages import Column, Line, Page, Table
-from ...core.text import count, prefix_command
+from ...core.text import count, prefix_command, some
 from ..printed import Printed
-from .values import Sums
-
-# How much a terminal shows of many differences, and of a long value.
-_MOST, _LONGEST = 200, 40
-# Rows of tensors; of more there is one a module.
-_FOLDED = 20
+from .changes import Change, ModuleChange, ValueChange, by_module, figures, share
+from .measures import Measure
+from .names import Under
 
 By = Literal["tensor", "module"]
-# The columns of --stats: what Change calls them, and how they are headed.
-_STATS = (
-    Column("changed %", "percent"),
-    Column("max abs", "number", spare=3),
-    Column("mean abs", "number", spare=2),
-    Column("max rel", "number", spare=2),
-    Column("mean rel", "number", spare=1),
-    Column("cosine", "number", spare=4),
-)
 
-
-class Change(NamedTuple):
-    """A tensor that both have, and that is not the same.
-
-    ``elements`` of ``numel`` differ (None: not counted, since shapes differ), ``nan`` of them since
-    one of the two is NaN. ``max_abs`` is the largest difference, None where the dtype has no
-    arithmetic here, NaN where a NaN stands against a number; ``relative`` is that, of the largest
-    value before. ``mean_abs`` is the mean difference; ``max_rel`` and ``mean_rel`` are those of
-    \\|a - b\\| / \\|a\\|, over values before that are not 0 (as numpy.testing.assert_allclose);
-    ``cosine`` is that of the angle between the two; these of finite pairs, in float64.
-    """
-
-    name: str
-    what: str  # "shape", "dtype" or "values"
-    before: str
-    after: str
-    elements: int | None = None
-    numel: int | None = None
-    max_abs: float | None = None
-    relative: float | None = None
-    mean_abs: float | None = None
-    max_rel: float | None = None
-    mean_rel: float | None = None
-    cosine: float | None = None
-    nan: int | None = None
-    sums: Sums | None = None
-
-    @classmethod
-    def of(cls, name: str, what: str, before: str, after: str, sums: Sums) -> Change:
-        """One whose values were compared."""
-        relative = None
-        if sums.most is not None:
-            relative = sums.most / sums.size if sums.size else math.inf if sums.most else 0.0
-        return cls(
-            *(name, what, before, after, sums.elements, sums.numel, sums.most, relative),
-            *(sums.mean_abs, sums.max_rel, sums.mean_rel, sums.cosine, sums.nan, sums),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            key: repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in self._asdict().items()
-            if key != "sums"
-        }
-
-    @property
-    def rank(self) -> tuple[bool, float]:
-        """Less is worse: another shape or dtype, a NaN against a number, the largest change."""
-        relative = math.inf if self.relative is None else self.relative
-        return self.what == "values", -math.inf if math.isnan(relative) else -relative
-
-    @property
-    def text(self) -> str:
-        text = "" if self.what == "values" else f"{self.before} -> {self.after}"
-        if self.what == "values" or self.elements:
-            text += f"{', ' if text else ''}{self.elements:,} of {self.numel:,}"
-        if self.elements and self.max_abs is not None:
-            nan = math.isnan(self.max_abs)
-            text += f", at most {'a NaN against a number' if nan else f'{self.max_abs:.3g}'}"
-        return text
-
-    @property
-    def cells(self) -> tuple[Any, ...]:
-        """Those of --stats."""
-        return _cells(self.sums)
-
-
-def _cells(sums: Sums | None) -> tuple[Any, ...]:
-    if sums is None:
-        return (None,) * len(_STATS)
-    changed = 100 * sums.elements / sums.numel if sums.numel else 0.0
-    found = (sums.most, sums.mean_abs, sums.max_rel, sums.mean_rel, sums.cosine)
-    return changed, *found
-
-
-class ValueChange(NamedTuple):
-    """A value that is no tensor; ``before`` or ``after`` is None where it isn't there."""
-
-    path: str
-    before: str | None
-    after: str | None
-
-    @property
-    def text(self) -> str:
-        return f"{_short(self.before)} -> {_short(self.after)}"
-
-
-def _short(text: str | None) -> str:
-    if text is None:
-        return "(none)"
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+# How much a terminal shows of many differences; rows of tensors, of more there is one a module.
+_MOST, _FOLDED = 200, 20
+_FIGURES = ("elements", "numel", "max_abs", "mean_abs", "max_rel", "mean_rel", "cosine")
 
 
 @dataclass(frozen=True)
 class Diff(Printed):
-    """Names only in A (``removed``) or only in B (``added``), and what changed; how many tensors
-    are the ``same`` bit for bit, or ``close``, within the tolerance; ``a`` and ``b`` are where the
-    two were read from. ``under``: which of them ("a", "b") has the names of the other under a
-    prefix, and the prefix; those tensors are compared all the same, by the names without it, and
-    where it is ``ignored`` that is no difference.
+    """Names only in A (``removed``) or only in B (``added``), and what changed.
 
-    What people get: a row ``by`` tensor or module (None: by tensor, of many by module), with
-    ``stats`` the measures in columns.
+    Attributes:
+        same: how many tensors are the same bit for bit.
+        close: how many differ within the tolerance alone, or in the bits of NaNs.
+        numel: the elements of the tensors that both have, in one shape.
+        a, b: where the two were read from.
+        under: which of them has the names of the other under a prefix; those tensors are compared
+            all the same, by the names without it.
+        ignored: whether that, and prefixes of wrappers, are no difference.
+        moved: how many names, the last of ``removed`` and of ``added``, differ by that alone.
+        likely: a prefix without which names that only one has would meet, and how many.
+        likest: names only in A, each with the one only in B that looks most like it.
+        by: what people get a row of; None: tensors, where these are not too many.
+        stats: whether people get all figures, in a table.
     """
 
     added: list[str] = field(default_factory=list)
@@ -140,17 +46,32 @@ class Diff(Printed):
     values: list[ValueChange] = field(default_factory=list)
     same: int = 0
     close: int = 0
+    numel: int = 0
 
     a: str | None = None
     b: str | None = None
-    under: tuple[str, str] | None = None
+    under: Under | None = None
     ignored: bool = False
+    moved: int = 0
+    likely: tuple[Under, int] | None = None
+    likest: Sequence[tuple[str, str]] = ()
+    tolerant: bool = False
     by: By | None = None
     stats: bool = False
 
     @property
     def differs(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.values)
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors both have."""
+        return self.same + self.close + len(self.changed)
+
+    @property
+    def modules(self) -> list[ModuleChange]:
+        """What differs, by the module that it is in, largest first."""
+        return by_module(*self._alone(), self.changed, most=None)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -163,120 +84,149 @@ class Diff(Printed):
             "removed": self.removed,
             "changed": [change.as_dict() for change in self.changed],
             "values": [change._asdict() for change in self.values],
-            "under": self.under and dict(zip(("which", "prefix"), self.under, strict=True)),
+            "under": self.under and {"which": self.under.which, "prefix": self.under.prefix},
+            "tensors": self.tensors,
+            "numel": self.numel,
+            "elements": self._elements(),
+            "modules": [
+                {
+                    "module": row.module,
+                    "what": row.what,
+                    "tensors": row.tensors,
+                    **figures(row.measure),
+                }
+                for row in self.modules
+            ],
         }
 
     def page(self) -> Page:
         """A line a difference, or of many a line a module; and the verdict."""
-        alone = [("-", name, "only in A", "", None) for name in self.removed]
-        alone += [("+", name, "only in B", "", None) for name in self.added]
+        removed, added = self._alone()
         changed = sorted(self.changed, key=lambda change: change.rank)
-        found = [("~", one.name, one.what, one.text, one.sums) for one in changed]
-        values = [("~", one.path, "value", one.text, None) for one in self.values]
-        every = [*alone, *found, *values]
-        data = Table(
-            [*(Column(name) for name in ("change", "name", "what", "how")), *_STATS],
-            [(*row[:4], *_cells(row[4])) for row in every],
-        )
-        seen = every if self.under is None or self.ignored else [*found, *values]
-        by = self.by or ("tensor" if len(seen) <= _FOLDED else "module")
-        rows = seen if by == "tensor" else self._by_module(changed)
-        body: list[Line | Table] = [self._table(rows), Line()] if rows else []
-        if by == "module" and self.by is None and rows:
-            text = "a row a module: --by tensor, --pattern or --format json shows each tensor"
-            body.insert(1, Line(text))
+        number = len(removed) + len(added) + len(changed) + len(self.values)
+        modules = self.by == "module" or (self.by is None and number > _FOLDED)
+        rows: list[_Row] = []
+        if modules:
+            most = max(_FOLDED - len(self.values), 1) if self.by is None else None
+            for row in by_module(removed, added, changed, most):
+                rows.append((row.sign, row.module, row.what, row.text, row.measure))
+        else:
+            rows += [("-", name, "only in A", "", None) for name in removed]
+            rows += [("+", name, "only in B", "", None) for name in added]
+            rows += [("~", one.name, one.what, one.text, one.measure) for one in changed]
+        rows += [("~", one.path, "value", one.text, None) for one in self.values]
+        shown = self._with_figures(rows) if self.stats else self._in_words(rows)
+        body: list[Line | Table] = [shown, Line()] if rows else []
+        if modules and len(rows) < number and self.by is None:
+            said = "a row a module: --by tensor, --pattern or --format json shows each tensor"
+            body.insert(1, Line(said))
         body.append(Line(self._verdict(), strong=True))
-        return Page(body, data, notes=self._hints())
+        data = self._data(changed)
+        return Page(body, data, tables=[shown] if rows else [data], notes=self._notes())
 
-    def _table(self, rows: Sequence[tuple[str, str, str, str, Sums | None]]) -> Table:
+    def _in_words(self, rows: Sequence[_Row]) -> Table:
         columns = [Column("", "change"), Column("name", "name"), Column(""), Column("")]
-        if not self.stats:
-            return Table(columns, [row[:4] for row in rows], _MOST)
-        told = [  # what the columns say is not said again
-            (*row[:3], row[3] if row[4] is None or row[2] != "values" else "", *_cells(row[4]))
-            for row in rows
-        ]
-        if not any(row[3] for row in told):
-            columns, told = columns[:3], [(*row[:3], *row[4:]) for row in told]
-        return Table([*columns, *_STATS], told, _MOST)
+        return Table(columns, [row[:4] for row in rows], _MOST)
 
-    def _by_module(self, changed: Sequence[Change]) -> list[tuple[str, str, str, str, Sums | None]]:
-        """A row for all in a module of which the same is to be said, the worst first."""
-        hidden = self.under is not None and not self.ignored
-        removed, added = ([], []) if hidden else (self.removed, self.added)
-        found: list[tuple[str, str, str, Change | None]] = [
-            *(("-", name, "only in A", None) for name in removed),
-            *(("+", name, "only in B", None) for name in added),
+    def _with_figures(self, rows: Sequence[_Row]) -> Table:
+        """All figures of what has them; of all else what is to be said in words."""
+        columns = [
+            *(Column("", "change"), Column("name", "name"), Column("")),
+            *(Column("changed", "number"), Column("max abs", "number")),
+            *(Column("mean abs", "number", spare=5), Column("max rel", "number", spare=2)),
+            *(Column("mean rel", "number", spare=3), Column("cosine", "number", spare=4)),
+            Column("NaN A, B", "number", spare=1),
         ]
-        found += [("~", change.name, change.what, change) for change in changed]
-        rest = [("~", one.path, "value", one.text, None) for one in self.values]
-        deepest = max((name.count(".") for _, name, _, _ in found), default=0)
-        grouped: dict[tuple[str, str, str], list[Change | None]] = {}
-        for level in range(max(deepest, 1), 0, -1):
-            grouped = {}
-            for sign, name, what, change in found:
-                module = ".".join(name.split(".")[:-1][:level]) or name
-                grouped.setdefault((sign, module, what), []).append(change)
-            if len(grouped) + len(rest) <= _FOLDED:
-                break
-        rows = []
-        for (sign, module, what), group in grouped.items():
-            worst = group[0]
-            text = count(len(group), "tensor")
-            if worst is not None:
-                text += f": {worst.text}" if len(group) == 1 else f", the worst: {worst.text}"
-            rows.append((sign, module, what, text, _together(group)))
-        return rows + rest
+        made: list[tuple[Any, ...]] = []
+        for sign, name, what, text, measure in rows:
+            if measure is None or not measure.known:
+                said = f"{what} {text}" if measure is None or what != "values" else text
+                made.append((sign, name, said.strip(), *[""] * 7))
+                continue
+            nan = f"{measure.nan_a:,}, {measure.nan_b:,}" if measure.nan_a or measure.nan_b else ""
+            changed = share(measure.elements, measure.numel)
+            made.append(
+                (
+                    *(sign, name, "" if what == "values" else what, changed),
+                    *(measure.max_abs, measure.mean_abs, measure.max_rel, measure.mean_rel),
+                    *("" if measure.cosine is None else f"{measure.cosine:.6f}", nan),
+                )
+            )
+        return Table(columns, made, _MOST)
+
+    def _data(self, changed: Sequence[Change]) -> Table:
+        """A row a difference, with every figure."""
+        columns = [
+            *(Column("change"), Column("name"), Column("what"), Column("how")),
+            *(Column(name, "number") for name in _FIGURES),
+            *(Column("nan_a", "number"), Column("nan_b", "number")),
+        ]
+        empty = (None,) * (len(columns) - 4)
+        rows: list[tuple[Any, ...]] = [
+            ("-", name, "only in A", "", *empty) for name in self.removed
+        ]
+        rows += [("+", name, "only in B", "", *empty) for name in self.added]
+        for one in changed:
+            found = one.as_dict()
+            figures_ = (found[column.name] for column in columns[4:])
+            rows.append(("~", one.name, one.what, one.text, *figures_))
+        rows += [("~", one.path, "value", one.text, *empty) for one in self.values]
+        return Table(columns, rows)
+
+    def _alone(self) -> tuple[list[str], list[str]]:
+        """Names that only one has, but for those that differ by a prefix alone."""
+        ends = (len(names) - self.moved for names in (self.removed, self.added))
+        removed, added = (slice(end) for end in ends)
+        return self.removed[removed], self.added[added]
+
+    def _elements(self) -> int:
+        return sum(change.elements or 0 for change in self.changed)
 
     def _verdict(self) -> str:
-        counts = [
-            f"{count(len(names), 'tensor')} {where}"
-            for names, where in ((self.removed, "only in A"), (self.added, "only in B"))
-            if names
-        ]
-        if self.changed:
-            counts.append(f"{count(len(self.changed), 'tensor')} changed{self._share()}")
-        if self.under is not None:
+        removed, added = self._alone()
+        counts = []
+        if self.under is not None and not self.ignored:
             which, prefix = self.under
-            if self.ignored:
-                counts.append(f"the names of {which.upper()} taken without '{prefix}'")
-            else:
-                moved = f"the names of {which.upper()} are the other's under '{prefix}'"
-                counts = [moved, *counts[2:]]
+            counts.append(f"the names of {which.upper()} are the other's under '{prefix}'")
+        for names, where in ((removed, "only in A"), (added, "only in B")):
+            counts += [f"{count(len(names), 'tensor')} {where}"] if names else []
+        if self.changed:
+            elements = self._elements()
+            of = f" ({share(elements, self.numel)} of the elements)" if elements else ""
+            counts.append(f"{len(self.changed):,} of {count(self.tensors, 'tensor')} changed{of}")
         if self.values:
             counts.append(count(len(self.values), "other value"))
         equal = f"{count(self.same, 'tensor')} bit-equal"
         if self.close:
-            equal += f", {self.close:,} within the tolerance"
-        said = ", ".join(counts)
-        return f"{said if self.differs or self.under else 'no difference'}; {equal}"
+            why = "within the tolerance" if self.tolerant else "but for the bits of NaNs"
+            equal += f", {self.close:,} {why}"
+        return f"{', '.join(counts) or 'no difference'}; {equal}"
 
-    def _share(self) -> str:
-        """With --stats: of the tensors that changed, the share of elements that did."""
-        sums = _together(self.changed) if self.stats else None
-        if sums is None or not sums.numel:
-            return ""
-        return f" ({100 * sums.elements / sums.numel:.3g} % of their elements)"
+    def _notes(self) -> list[Note]:
+        """How names that differ by a prefix alone become the same, and which others may be."""
+        if self.under is not None and self.ignored:
+            which, prefix = self.under
+            return [info(f"the names of {which.upper()} are compared without '{prefix}'")]
+        if self.under is not None:
+            which, prefix = self.under
+            paths = {"a": self.a or "A", "b": self.b or "B"}
+            under = paths.pop(which)
+            (bare,) = paths.values()
+            return [
+                Note("hint", f"all of {which.upper()}'s names start with '{prefix}': "
+                     "--ignore-prefix compares them without it"),
+                Note("hint", prefix_command("strip", under, prefix)),
+                Note("hint", f"or {prefix_command('add', bare, prefix)}"),
+            ]  # fmt: skip
+        notes = []
+        if self.likely is not None:
+            (which, prefix), times = self.likely
+            said = f"{count(times, 'name')} of {which.upper()} would meet the other's without"
+            notes.append(Note("hint", f"{said} '{prefix}': --ignore-prefix"))
+        elif self.likest:
+            pairs = some([f"'{one}' in A, '{other}' in B" for one, other in self.likest])
+            notes.append(Note("hint", f"names that look alike: {pairs}"))
+        return notes
 
-    def _hints(self) -> list[Note]:
-        """How names that differ by a prefix alone become the same."""
-        if self.under is None or self.ignored:
-            return []
-        which, prefix = self.under
-        paths = {"a": self.a or "A", "b": self.b or "B"}
-        under = paths.pop(which)
-        (bare,) = paths.values()
-        return [
-            Note("hint", prefix_command("strip", under, prefix)),
-            Note("hint", f"or {prefix_command('add', bare, prefix)}"),
-        ]
 
-
-def _together(changes: Iterable[Change | None]) -> Sums | None:
-    """The sums of several tensors; None where one's values were not compared."""
-    found = Sums()
-    for change in changes:
-        if change is None or change.sums is None:
-            return None
-        found = found.plus(change.sums)
-    return found
+_Row = tuple[str, str, str, str, Measure | None]

@@ -1,0 +1,1 @@
+"""diff, part by part."""
