@@ -1,22 +1,20 @@
-"""Measure hash, verify and diff beside what they can't beat: python benchmarks/integrity.py
+"""Measure hash and verify against the speed of what they compute: python benchmarks/integrity.py
 
 A checkpoint of 4 GB (--gb), torch zip and safetensors, warm; ours and its peers in turn as whole
 processes, medians. The peers do the sum alone, on all cores: over the file as it is read in pieces
 of 512 KiB, and over one piece in memory again and again, which is the sum's own speed. What each
-takes of a file of a few bytes is its start-up; the second ratio is without it. diff of two equal
-files is compared with cmp.
+takes of a file of a few bytes is its start-up; the second ratio is without it.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from run import MODELCTL, Run, compare, named_layers, python, run
+from run import MODELCTL, Run, named_layers, python, run
 
 SUM = """
 import os, sys, threading
@@ -82,20 +80,6 @@ def main() -> None:
             path, small = make(folder / name, options.gb), make(folder / f"small-{name}", 1e-3)
             rounds = [timed(command, kind, one, options.rounds) for one in (path, small)]
             print(row(f"{command} {path.suffix}", *rounds), flush=True)
-        print("| diff of two equal files | ours | cmp | ratio |\n| --- | --- | --- | --- |")
-        for name in ("big.pt", "big.safetensors"):
-            path = make(folder / name, options.gb)
-            other = folder / f"copy-{name}"
-            if not other.exists():
-                shutil.copyfile(path, other)
-            compare(
-                path.suffix,
-                [*MODELCTL, "diff", str(path), str(other)],
-                "cmp",
-                ["cmp", str(path), str(other)],
-                options.rounds,
-            )
-            other.unlink()
 
 
 def timed(command: str, kind: str, path: Path, rounds: int) -> list[dict[str, Run]]:

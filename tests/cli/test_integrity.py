@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
 import modelctl as mc
-from modelctl.core.nodes import ordered_dict
 
-from ..integrity.files import model, numbers, write
+from ..integrity.files import model, write
 from .files import Cli
 
 
@@ -54,42 +46,3 @@ def test_salvage(cli: Cli, tmp_path: Path) -> None:
     )
     for wrong in (("--salvage",), ("-o", "x.pt"), (path, "--salvage", "-o", "x.pt")):
         assert cli("verify", path, *wrong).code == 2
-
-
-def test_git_shows_what_changed(tmp_path: Path) -> None:
-    """The lines of the docs, in a repository."""
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
-    page = (Path(__file__).parents[2] / "docs" / "safety.md").read_text("utf-8")
-    (block,) = re.findall(r"^### In git\n.*?^```sh\n(.*?)^```$", page, re.M | re.S)
-    program = f"{sys.executable} -m modelctl"
-    env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "HOME": str(tmp_path)}
-    env |= {
-        f"GIT_{who}_{what}": "x@y" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-
-    def sh(script: str) -> str:
-        done = subprocess.run(
-            ["sh", "-ec", script],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    path = write(tmp_path / "a.pt", {"model": ordered_dict(model()), "epoch": 1})
-    sh("git init -q && " + re.sub(r"\bmodelctl (?=show|hash)", f"{program} ", block))
-    sh("git add . && git commit -qm one")
-    changed = {**model(), "fc.bias": numbers(5, seed=99)}
-    mc.save(mc.Checkpoint({"model": ordered_dict(changed), "epoch": 2}), path, overwrite=True)
-    lines = sh("git diff").splitlines()
-    gone, come = (
-        [one[1:] for one in lines if re.match(rf"\{sign}[^{sign}]", one)] for sign in "-+"
-    )
-    assert [one.split()[0] for one in gone[:1]] == ["epoch"]
-    assert len(gone) == len(come) == 2
-    assert gone[1].endswith(",fc.bias,float32,5")
-    assert come[1].endswith(",fc.bias,float32,5")

@@ -76,13 +76,3 @@ def test_bytes_of_packed_and_block_dtypes() -> None:
     assert TensorSpec(blocks, (4, 64)).nbytes == 4 * 36
     assert TensorRef(packed, (3, 3), MemoryStorage(b"")).nbytes == 5
     assert BY_NAME["float4_e2m1fn_x2"].nbytes(3) == 3  # items of two values, counted as such
-
-
-@pytest.mark.parametrize(
-    "name", ["float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz"]
-)
-def test_floats_of_a_byte_are_torchs(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    raw = bytes(range(256))
-    theirs = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(getattr(torch, name))
-    assert np.array_equal(numbers(raw, BY_NAME[name]), theirs.double().numpy(), equal_nan=True)

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +16,6 @@ import modelctl as mc
 from modelctl.core.checkpoint import Checkpoint
 from modelctl.core.dtypes import BY_NAME
 from modelctl.core.nodes import ordered_dict
-from modelctl.core.pages import Table
 from modelctl.core.storages import MemoryStorage
 from modelctl.core.tensors import TensorRef
 from modelctl.errors import NoMatchError
@@ -360,54 +358,6 @@ def test_a_whole_module_against_its_state_dict(tmp_path: Path) -> None:
     assert [change.name for change in found.changed] == ["0.bias"]
 
 
-# ---------------------------------------------------------------------- measures
-
-MEASURED = [*FLOATING, torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data(), st.sampled_from(MEASURED))
-def test_measures_are_numpys(data: st.DataObject, dtype: torch.dtype) -> None:
-    """Against numpy in float64; NaN and Inf among them."""
-    numbers = floats if dtype.is_floating_point or dtype.is_complex else st.integers(0, 200)
-    pairs = data.draw(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=9))
-    a, b = (
-        torch.tensor(values, dtype=torch.float64).to(dtype) for values in zip(*pairs, strict=True)
-    )
-    found = compare(a, b)
-    if not found.changed:
-        return
-    (change,) = found.changed
-    widest = torch.complex128 if dtype.is_complex else torch.float64
-    u, v = (one.to(widest).numpy() for one in (a, b))
-    finite = np.isfinite(u) & np.isfinite(v)
-    u, v = u[finite], v[finite]
-    apart, size = np.abs(u - v), np.abs(u)
-    near = {"rel": 1e-9, "abs": 1e-300}
-    assert change.mean_abs == (pytest.approx(apart.mean(), **near) if len(u) else None)
-    ratios = apart[size > 0] / size[size > 0]
-    assert change.max_rel == (pytest.approx(ratios.max(), **near) if len(ratios) else None)
-    assert change.mean_rel == (pytest.approx(ratios.mean(), **near) if len(ratios) else None)
-    lengths = np.sqrt((size**2).sum()) * np.sqrt((np.abs(v) ** 2).sum())
-    if lengths > 1e-100:
-        cosine = (u.conj() * v).sum().real / lengths
-        assert change.cosine == pytest.approx(cosine, abs=1e-6)
-    assert change.nan == int((a.isnan() != b.isnan()).sum())
-
-
-def test_values_of_other_dtypes_are_compared() -> None:
-    a = torch.randn(100_000)
-    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn):
-        b = a.to(dtype)
-        (change,) = compare(a, b).changed
-        assert (change.what, change.after) == ("dtype", str(dtype).removeprefix("torch."))
-        gap = (a.double() - b.double()).abs()
-        assert change.elements == int((gap > 0).sum())
-        assert change.max_abs == gap.max().item()
-        assert change.mean_abs == pytest.approx(gap.mean().item())
-        assert change.cosine == pytest.approx(1, abs=1e-3)
-
-
 def test_quantized_values_are_compared(tmp_path: Path) -> None:
     one, other = (
         torch.quantize_per_tensor(torch.full((4,), x), 0.5, 0, torch.qint8) for x in (1.0, 2.0)
@@ -415,46 +365,3 @@ def test_quantized_values_are_compared(tmp_path: Path) -> None:
     assert not files(tmp_path, {"w": one, "b": A["b"]}, {"w": one, "b": A["b"]}).differs
     found = files(tmp_path, {"w": one, "b": A["b"]}, {"w": other, "b": A["b"]})
     assert [(change.name, change.elements) for change in found.changed] == [("w.storage", 4)]
-
-
-def test_measures_of_a_module_are_those_of_its_tensors_together() -> None:
-    a = {"m.w": torch.randn(50), "m.b": torch.randn(10)}
-    b = {"m.w": a["m.w"] + 0.1, "m.b": a["m.b"] * 2}
-    found = mc.diff(in_memory(a), in_memory(b), by="module", stats=True)
-    (row,) = next(part for part in found.page().body if isinstance(part, Table)).rows
-    u, v = (torch.cat([one["m.w"], one["m.b"]]).double() for one in (a, b))
-    by_name = dict(
-        zip(("changed", "most", "mean", "max_rel", "mean_rel", "cosine"), row[-6:], strict=True)
-    )
-    assert row[1] == "m"
-    assert by_name["changed"] == 100
-    assert by_name["most"] == (u - v).abs().max().item()
-    assert by_name["mean"] == pytest.approx((u - v).abs().mean().item())
-    assert by_name["mean_rel"] == pytest.approx(((u - v).abs() / u.abs()).mean().item())
-    assert by_name["cosine"] == pytest.approx(torch.cosine_similarity(u, v, dim=0).item())
-
-
-def test_names_under_a_prefix_may_be_the_same(tmp_path: Path) -> None:
-    under = {f"module.{name}": tensor for name, tensor in A.items()}
-    for a, b in ((A, under), (under, A)):
-        found = files(tmp_path, a, b, ignore_prefix=True)
-        assert (found.differs, found.same, found.changed) == (False, 3, [])
-        assert "taken without 'module.'" in str(found)
-    more = {**under, "module.head": torch.ones(2)}
-    found = files(tmp_path, A, more, ignore_prefix=True)
-    assert (found.added, found.removed, found.same) == (["head"], [], 3)
-    found = files(tmp_path, A, {**under, "module.w": A["w"] + 1}, ignore_prefix=True, pattern="w")
-    assert [change.name for change in found.changed] == ["w"]
-    assert not files(tmp_path, A, A, ignore_prefix=True).differs
-    assert files(tmp_path, A, {"x.y": A["w"]}, ignore_prefix=True).differs
-
-
-def test_damage_is_found_where_all_else_is_the_same(tmp_path: Path) -> None:
-    path, other = tmp_path / "a.pt", tmp_path / "b.pt"
-    torch.save({"w": torch.arange(300.0)}, path)
-    data = bytearray(path.read_bytes())
-    data[data.index(torch.arange(300.0).numpy().tobytes()) + 7] ^= 1
-    path.write_bytes(data)
-    other.write_bytes(data)
-    with pytest.raises(DamagedError, match="'w'"):
-        mc.diff(path, other)

@@ -13,6 +13,7 @@ from ...core.records import PREFIX
 from ...core.tensors import StorageRef, TensorRef
 from ...core.text import shape
 from ...core.tree import path_text, walk
+from ..reading import as_tensor
 from .bytewise import compare
 from .changes import Change, ValueChange
 from .names import Under, likely_prefix, likest, prefix_between, without_prefix, without_wrappers
@@ -184,8 +185,9 @@ def _parts(ckpt: Checkpoint, by_name: bool) -> tuple[dict[str, TensorRef], dict[
         if inside and by_name:
             continue
         name = path_text(path[len(at or ()) :] if inside else path)
-        if isinstance(node, TensorRef):
-            tensors[name] = node
+        if (ref := as_tensor(node)) is not None:
+            is_own = ref is node or isinstance(node, StorageRef)
+            tensors[name if is_own else f"{name}.storage"] = ref
         elif any(isinstance(label, str) and label.startswith(PREFIX) for label in path):
             continue
         elif inside and "_metadata" in path:
@@ -205,6 +207,4 @@ def _is_one_value(node: Any) -> bool:
 def _text(node: Any) -> str:
     if isinstance(node, Global):
         return f"<{node}>"
-    if isinstance(node, StorageRef):
-        return f"<storage of {node.storage.nbytes} bytes>"
     return repr(node)
