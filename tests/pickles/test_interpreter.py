@@ -308,6 +308,23 @@ def test_limit_of_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
     over(monkeypatch, "MAX_OPCODES", 99, b"N" + b"0N" * 99 + b".")
 
 
+def test_limit_of_opcodes_that_are_deflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What few bytes of a file inflate to makes no more than they and some."""
+    assert interpreter.OPCODES == 2_000_000
+    monkeypatch.setattr(interpreter, "OPCODES", 100)
+    data = b"N" + b"0N" * 99 + b"."
+    assert unpickle(data, on_disk=110).value is None
+    with pytest.raises(UnreadableError, match="more than 150 opcodes"):
+        unpickle(data, on_disk=50)
+
+
+def test_limit_of_names() -> None:
+    names = [b"ca\nb%d\n0" % i for i in range(50_001)]
+    with pytest.raises(UnreadableError, match="more than 50,000 different names"):
+        unpickle(b"".join(names) + b"N.")
+    assert unpickle(b"".join(names[:40_000] * 2) + b"N.").value is None
+
+
 def test_limit_of_memo() -> None:
     assert MAX_MEMO_ANYHOW == 4_000_000
     last = struct.pack("<I", MAX_MEMO_ANYHOW - 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..core.tensors import TensorRef
+from .array_dtypes import DTYPE
 from .machine import KINDS, MAX_MARKS, Machine
 from .policy import judge_state
 from .rebuild import set_old_state
@@ -410,6 +411,8 @@ def op_build(m: Machine) -> None:
     if isinstance(target, Obj):
         target.state = state
         m.find(judge_state(target.func, state, "BUILD", m.at))
+        if target.func == DTYPE:
+            m.dtypes.append((target, m.at))
     elif isinstance(target, TensorRef) and set_old_state(target, state):
         pass
     elif isinstance(target, Global):
