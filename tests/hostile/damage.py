@@ -169,12 +169,13 @@ def read(path: Path) -> Any:
     """What a file holds.
 
     Raises:
-        ModelctlError: it is refused, by whoever reads it or by ``scan``.
+        ModelctlError: it is refused, or told of, by whoever reads it or by ``scan``.
     """
     with modelctl.open(path) as ckpt:
         seen = image(ckpt)
-    if modelctl.scan(path).verdict in ("malformed", "unscanned"):
-        raise ModelctlError("refused by scan")
+        said = [*ckpt.warnings, *ckpt.findings]
+    if said or modelctl.scan(path).verdict != "clean":
+        raise ModelctlError(f"something is said of it: {said}")
     return seen
 
 
@@ -229,8 +230,8 @@ def some(damages: list[Damage], most: int | None) -> list[Damage]:
 
 
 class Told(NamedTuple):
-    """What became of damages: those refused, those that changed nothing, those that were silent,
-    and errors that are not ours; and how long the slowest took."""
+    """What became of damages: those refused (or told of), those that changed nothing, those that
+    were silent, and errors that are not ours; and how long the slowest took."""
 
     refused: int
     equal: int

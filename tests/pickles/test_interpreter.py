@@ -308,6 +308,42 @@ def test_limit_of_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
     over(monkeypatch, "MAX_OPCODES", 99, b"N" + b"0N" * 99 + b".")
 
 
+def test_limit_of_opcodes_that_are_deflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What few bytes of a file inflate to makes no more than they and some."""
+    assert interpreter.OPCODES == 2_000_000
+    monkeypatch.setattr(interpreter, "OPCODES", 100)
+    data = b"N" + b"0N" * 99 + b"."
+    assert unpickle(data, on_disk=110).value is None
+    with pytest.raises(UnreadableError, match="more than 150 opcodes"):
+        unpickle(data, on_disk=50)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("I010", "I0x10", "I1_0", "I 10", "I+5", "I10 ", "I08", "I-0", "I-01", "I000", "I\u0663"),
+        *("L010L", "L1_0L", "L5LL", "F1_0", "F 1", "F1.5 ", "F1e400", "F0x10", "F+1", "FInfinity"),
+    ],
+)
+def test_numbers_that_readers_take_for_others(line: str) -> None:
+    """``010`` is 8 for C's unpickler, an error for Python's, and would be 10."""
+    with pytest.raises(UnreadableError, match="not a"):
+        unpickle(f"{line}\n.".encode())
+
+
+@pytest.mark.parametrize("value", [0, 7, -10, 2**70, -(2**70), 1e16, -1.5e-07, 3.0, 1e300, True])
+def test_numbers_as_they_are_written(value: float) -> None:
+    found = unpickle(pickle.dumps(value, 0)).value
+    assert (type(found), found) == (type(value), value)
+
+
+def test_limit_of_names() -> None:
+    names = [b"ca\nb%d\n0" % i for i in range(50_001)]
+    with pytest.raises(UnreadableError, match="more than 50,000 different names"):
+        unpickle(b"".join(names) + b"N.")
+    assert unpickle(b"".join(names[:40_000] * 2) + b"N.").value is None
+
+
 def test_limit_of_memo() -> None:
     assert MAX_MEMO_ANYHOW == 4_000_000
     last = struct.pack("<I", MAX_MEMO_ANYHOW - 1)

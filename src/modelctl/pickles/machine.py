@@ -17,6 +17,7 @@ from ..core.nodes import ORDERED_DICT, Global, Obj
 from ..core.tensors import Rebuild, TensorRef
 from ..core.tree import brief
 from ..errors import UnreadableError
+from .array_dtypes import judge_dtype
 from .composite import composite
 from .policy import MAY_CALL_WITH, judge, judge_global, judge_state, judge_subclass
 from .rebuild import REBUILDS, TENSOR_V2, TENSOR_V3
@@ -81,6 +82,7 @@ class Machine:
         self.named: dict[Global, Finding] = {}  # what is found of names, called or not
         # Of what may be called with some arguments: how often it was on the stack, and not called.
         self.owed: dict[Global, int] = {}
+        self.dtypes: list[tuple[Obj, int]] = []  # numpy's, and where their states were set
         self.at = start
 
     def error(self, message: str) -> UnreadableError:
@@ -229,7 +231,9 @@ class Machine:
             self.findings.append(finding)
 
     def finish(self) -> None:
-        """Note what was named, and not called."""
+        """Note what was named, and not called, and the dtypes: they are whole now."""
+        for dtype, at in self.dtypes:
+            self.find(judge_dtype(dtype, at))
         called = {finding.name for finding in self.findings}
         for name, finding in self.named.items():
             if self.owed.get(name, 1) and finding.name not in called:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import re
 import struct
+from math import isinf
 from typing import Any
 
 from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..core.tensors import TensorRef
+from .array_dtypes import DTYPE
 from .machine import KINDS, MAX_MARKS, Machine
 from .policy import judge_state
 from .rebuild import set_old_state
@@ -15,6 +18,9 @@ from .rebuild import set_old_state
 # Read where they lie: there may be millions.
 _int32, _float64 = struct.Struct("<i").unpack_from, struct.Struct(">d").unpack_from
 _MAX_DIGITS = 1 << 10  # bytes of a LONG4, digits of a decimal INT
+# As Python writes them: of other spellings (010, 1_0, 1e400) its readers make different values.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_REAL = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|inf|nan)")
 
 
 class Stop(Exception):
@@ -107,10 +113,9 @@ def op_long(m: Machine) -> None:
 def decimal(m: Machine, digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise m.error(f"an integer of {len(digits):,} digits")
-    try:
-        return int(digits)
-    except ValueError:
-        raise m.error("not an integer") from None
+    if _INTEGER.fullmatch(digits) is None:
+        raise m.error("not an integer")
+    return int(digits)
 
 
 def op_long1(m: Machine) -> None:
@@ -125,10 +130,11 @@ def op_long4(m: Machine) -> None:
 
 
 def op_float(m: Machine) -> None:
-    try:
-        m.stack.append(float(m.line()))
-    except ValueError:
-        raise m.error("not a number") from None
+    line = m.line()
+    value = float(line) if _REAL.fullmatch(line) else None
+    if value is None or (isinf(value) and "n" not in line):
+        raise m.error("not a number")
+    m.stack.append(value)
 
 
 def op_binfloat(m: Machine) -> None:
@@ -410,6 +416,8 @@ def op_build(m: Machine) -> None:
     if isinstance(target, Obj):
         target.state = state
         m.find(judge_state(target.func, state, "BUILD", m.at))
+        if target.func == DTYPE:
+            m.dtypes.append((target, m.at))
     elif isinstance(target, TensorRef) and set_old_state(target, state):
         pass
     elif isinstance(target, Global):

@@ -17,6 +17,7 @@ from ..core.nodes import ABSENT, ORDERED_DICT, Global, Obj
 from ..core.storages import CHUNK, Storage
 from ..core.tensors import StorageRef, TensorRef
 from ..errors import RefusedError, UnsupportedError
+from .array_dtypes import DTYPE, judge_dtype
 from .policy import MAY_CALL_WITH, judge, judge_global, judge_state
 
 _BATCH = 1000
@@ -365,6 +366,9 @@ class _Writer:
         yield from self.entries(value.entries)
         if value.state is not ABSENT:
             self.check_state(value.func, value.state)
+            broken = judge_dtype(value, 0) if value.func == DTYPE else None
+            if broken is not None:
+                raise _refused(broken.what)
             if not self.leaf(value.state):
                 yield value.state
             self.out += b"b"

@@ -27,6 +27,7 @@ RULES = (
     Rule("computed-call", "dangerous", "calls a value that it computed"),
     Rule("computed-name", "dangerous", "names what it computed"),
     Rule("dunder-state", "dangerous", "plants an attribute like __class__ in an object"),
+    Rule("array-dtype", "dangerous", "has numpy take bytes for addresses, or read elsewhere"),
     Rule("build-on-global", "dangerous", "changes a class or function itself"),
     Rule("setitem-on-global", "dangerous", "changes the items of a class or function"),
     Rule("extension", "dangerous", "names an entry of the reader's extension registry"),
