@@ -107,7 +107,10 @@ def test_the_limits_are_those_of_the_code() -> None:
     written = table("safety.md", "| of | most |")
     limits = {
         "bytes of a pickle": f"{interpreter.MAX_SIZE >> 20} MiB, or those of its file",
-        "opcodes": f"{interpreter.MAX_OPCODES:,}, or one for each byte in the file",
+        "opcodes": (
+            f"{interpreter.MAX_OPCODES:,}, or one for each byte in the file; "
+            f"{interpreter.OPCODES:,} and one for each byte that is deflated there"
+        ),
         "lists, dicts (ordered ones, too) and objects": (
             f"{machine.CONTAINERS:,} and one for each {machine.BYTES_A_CONTAINER} bytes; of a "
             f"compressed pickle {machine.MAX_CONTAINERS:,}"
