@@ -141,10 +141,16 @@ def is_optimizer(node: Any) -> bool:
     )
 
 
+# What can't be the key of a parameter's state.
+_NO_IDS = frozenset((list, dict, tuple))
+
+
 def _are_groups(groups: list[Any]) -> bool:
     """Whether those that are mappings have the parameters that make a group one."""
-    found = [entries for group in groups if (entries := mapping(group)) is not None]
-    return all(isinstance(entries.get("params"), list | tuple) for entries in found)
+    found = [entries.get("params") for group in groups if (entries := mapping(group)) is not None]
+    return all(
+        isinstance(one, list | tuple) and _NO_IDS.isdisjoint(map(type, one)) for one in found
+    )
 
 
 def is_optimizer_object(node: Any) -> bool:
