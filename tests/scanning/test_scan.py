@@ -308,3 +308,51 @@ print(heard)
     )
     assert ran.stdout.strip() == "[]", (ran.stdout[:2000], ran.stderr[-2000:])
     assert not [*tmp_path.rglob("fired")]
+
+
+# ---------------------------------------------------------------------- one file after the other
+
+
+def items(*files: bytes) -> bytes:
+    """As torch.distributed.checkpoint has them in the file of a rank."""
+    return b"".join(files)
+
+
+def saved(root: object, path: Path) -> bytes:
+    """A zip as torch writes it, with zip64 records at its end."""
+    mc.save(mc.Checkpoint(root), path, overwrite=True)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_each_of_several_zips_is_looked_at(at: int, tmp_path: Path) -> None:
+    """The last one's end record leads into the first where all are alike."""
+    clean = saved({"a": 1}, tmp_path / "x.pt")
+    parts = [clean, clean, clean]
+    parts[at] = EVIL_FILE
+    path = tmp_path / "__0_0.distcp"
+    path.write_bytes(items(*parts))
+    found = scan(path)
+    assert found.verdict == "dangerous"
+    start = sum(map(len, parts[:at]))
+    assert any(seen.member.startswith(f"at {start:,}!") for seen in found.findings)
+    path.write_bytes(items(clean, clean, clean))
+    assert scan(path).verdict == "suspicious"
+
+
+def test_a_zip_whose_end_lies_in_another_is_refused(tmp_path: Path) -> None:
+    clean = saved({"a": 1}, tmp_path / "x.pt")
+    path = tmp_path / "y.pt"
+    path.write_bytes(clean + EVIL_FILE + clean)
+    with pytest.raises(mc.ModelctlError, match="bytes between its two end records"):
+        mc.open(path)
+
+
+def test_bytes_behind_a_legacy_file_are_odd(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(legacy())
+    assert scan(path).verdict == "clean"
+    path.write_bytes(legacy() + EVIL)
+    assert [(one.finding.id, one.finding.level) for one in scan(path).findings] == [
+        ("odd-file", "suspicious")
+    ]

@@ -36,6 +36,7 @@ RULES = (
     Rule("custom-name", "suspicious", "names, and so imports, somebody's own module"),
     Rule("trailing-bytes", "suspicious", "bytes follow where a pickle ended"),
     Rule("odd-zip", "suspicious", "a zip with what no writer of checkpoints writes"),
+    Rule("odd-file", "suspicious", "holds what no writer of checkpoints writes"),
     Rule("malformed", "malformed", "contradicts itself: readers would understand it differently"),
     Rule("unscanned", "unscanned", "could not be looked at, or not to its end"),
 )

@@ -111,6 +111,7 @@ def _read(place: Place, walk: Walk) -> bool:
     except ModelctlError as e:
         walk.refused(e, "")
         return True
+    walk.warned(ckpt.warnings)
     known = {one.finding[:4] for one in walk.sightings}
     walk.sightings += [Sighting("", one) for one in ckpt.findings if one[:4] not in known]
     return True

@@ -19,11 +19,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any, Literal, NamedTuple
 
 from ..core.checkpoint import Finding
+from ..core.notes import Note
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError
 from ..pickles.interpreter import most_bytes
@@ -97,6 +98,14 @@ class Walk:
         elif _may_be_pickle(place, member):
             self._pickles(place, member, surely=surely and head[:1] == b"\x80")
 
+    def warned(self, notes: Sequence[Note]) -> None:
+        """Note what reading it warned of."""
+        known = {one.finding.what for one in self.sightings}
+        member = ""
+        for note in notes:
+            if note.level == "warning" and note.text not in known:
+                self.odd(member, "odd-file", note.text)
+
     def problem(
         self, kind: Literal["malformed", "unscanned"], member: str, text: str, at: int | None = None
     ) -> None:
@@ -156,8 +165,9 @@ class Walk:
         try:
             directory = ZipDirectory(place.source)
         except ModelctlError as e:
-            self.refused(e, member)
-            self._lenient_zip(place, member, depth)
+            if not self._zips(place, member, depth):
+                self.refused(e, member)
+                self._lenient_zip(place, member, depth)
             return
         for note in directory.warnings:
             self.odd(member, "odd-zip", note.text)
@@ -169,6 +179,21 @@ class Walk:
                     self._member(inner, one.name, name, depth)
             except ModelctlError as e:
                 self.refused(e, name)
+
+    def _zips(self, place: Place, member: str, depth: int) -> bool:
+        """Whether it is several zips, one after the other, as torch.distributed.checkpoint has them
+        in the file of a rank; which of them somebody reads, other files say."""
+        ends = _ends_of_zips(place.source)
+        starts = [0, *ends[:-1]]
+        if len(ends) < 2:
+            return False
+        self.odd(member, "odd-zip", f"{len(ends):,} zips, one after the other")
+        for start, end in zip(starts, ends, strict=True):
+            name = inside(member, f"at {start:,}")
+            self.file(place.window(start, end - start, name), name, depth + 1)
+        if ends[-1] != place.size:
+            self.odd(member, "odd-zip", f"{place.size - ends[-1]:,} bytes after the last zip")
+        return True
 
     def _zipped(self, place: Place, directory: ZipDirectory, member: Member) -> Place | None:
         """A member as a place of its own; None for one that is compressed and a storage."""
@@ -281,6 +306,26 @@ def _ends_as_zip(source: Source) -> bool:
     """Whether a zip's end record is at its end: there may be anything before a zip."""
     size = min(source.size, 1 << 16)
     return source.size > 22 and b"PK\5\6" in source.read(source.size - size, size)
+
+
+def _ends_of_zips(source: Source) -> list[int]:
+    """Where zips end, after which another begins, or the last one's end."""
+    found = []
+    for at in range(0, source.size, _PIECE):
+        room = source.read(at, min(_PIECE + 3, source.size - at))
+        here = room.find(b"PK\5\6")
+        while here >= 0:
+            begin = at + here
+            if begin + 22 <= source.size:
+                comment = int.from_bytes(source.read(begin + 20, 2), "little")
+                end = begin + 22 + comment
+                after = source.read(end, min(4, source.size - end)) if end < source.size else b""
+                if after == b"PK\3\4" or end == source.size:
+                    found.append(end)
+            here = room.find(b"PK\5\6", here + 1)
+        if len(found) > _MOST_MEMBERS:
+            break
+    return found
 
 
 def _may_be_pickle(place: Place, member: str) -> bool:

@@ -121,6 +121,8 @@ class ZipDirectory:
                 fields = _END64.unpack(self.source.read(end64_at, _END64.size))
                 if fields[0] != b"PK\6\6":
                     raise self._error("the zip64 locator points nowhere", end_at - _LOCATOR.size)
+                if end64_at + 12 + fields[1] != end_at - _LOCATOR.size:
+                    raise self._error("bytes between its two end records", end64_at)
                 narrow = (count, length, start)
                 count, length, start = fields[7], fields[8], fields[9]
                 for wide, seen, most in zip(
