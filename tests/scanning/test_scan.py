@@ -23,7 +23,23 @@ from modelctl.scanning.rules import RULES
 from modelctl.scanning.scan import scan
 
 from ..hostile.build.containers import STATE_DICT, legacy, tar, tar_members, torch_zip
-from ..hostile.build.pickles import POP, call, name, program, text
+from ..hostile.build.pickles import (
+    EMPTY_DICT,
+    FALSE,
+    NONE,
+    POP,
+    TRUE,
+    call,
+    entries,
+    group,
+    make,
+    mapping,
+    name,
+    number,
+    program,
+    text,
+    with_state,
+)
 from ..hostile.case import Case, Fine, Found, Odd, Refused
 from ..hostile.cases import CASES
 
@@ -356,3 +372,61 @@ def test_bytes_behind_a_legacy_file_are_odd(tmp_path: Path) -> None:
     assert [(one.finding.id, one.finding.level) for one in scan(path).findings] == [
         ("odd-file", "suspicious")
     ]
+
+
+# ---------------------------------------------------------------------- joblib
+
+
+def joblib_array(dims: int, code: str, behind: bytes, aligned: bool = True) -> bytes:
+    """An array as joblib writes it into a stream (numpy_pickle.NumpyArrayWrapper), and its data."""
+    dtype = call(name("numpy", "dtype"), text(code), FALSE, TRUE)
+    state = {
+        "subclass": name("numpy", "ndarray"),
+        "shape": group(number(dims)),
+        "order": text("C"),
+        "dtype": dtype,
+        "allow_mmap": TRUE,
+        "numpy_array_alignment_bytes": number(16) if aligned else NONE,
+    }
+    padding = b"\x03" + b"\xff" * 3 if aligned and code != "O8" else b""
+    made = make(name("joblib.numpy_pickle", "NumpyArrayWrapper"))
+    return with_state(made, EMPTY_DICT + entries(state)) + padding + behind
+
+
+FLOATS = joblib_array(4, "f8", b"\x0b" * 32)
+
+
+def test_what_follows_an_array_of_joblib(tmp_path: Path) -> None:
+    path = tmp_path / "x.joblib"
+    words = joblib_array(2, "U5", b"\0" * 40, aligned=False)
+    path.write_bytes(program(mapping(a=FLOATS, b=words)))
+    assert (scan(path).verdict, scan(path)[0].problems) == ("suspicious", [])
+    path.write_bytes(program(mapping(a=FLOATS, b=ATTACK)))
+    assert scan(path).verdict == "dangerous"
+    path.write_bytes(zlib.compress(program(mapping(a=FLOATS, b=ATTACK))))
+    assert scan(path).verdict == "dangerous"
+
+
+def test_objects_in_an_array_of_joblib(tmp_path: Path) -> None:
+    path = tmp_path / "x.joblib"
+    path.write_bytes(program(mapping(a=joblib_array(1, "O8", EVIL))))
+    assert scan(path).verdict == "dangerous"
+    nested = joblib_array(1, "O8", program(joblib_array(1, "O8", EVIL)))
+    path.write_bytes(program(mapping(a=nested)))
+    assert scan(path).verdict == "dangerous"
+
+
+def test_opcodes_where_joblib_has_data(tmp_path: Path) -> None:
+    """joblib skips them, pickle.load runs them."""
+    path = tmp_path / "x.joblib"
+    hidden = ATTACK + POP
+    array = joblib_array(len(hidden), "u1", hidden, aligned=False)
+    path.write_bytes(program(array))
+    assert scan(path).verdict == "dangerous"
+
+
+@pytest.mark.parametrize("dims", [-1, 1 << 59, 1 << 61])
+def test_an_array_of_joblib_that_lies(dims: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.joblib"
+    path.write_bytes(program(joblib_array(dims, "f8", b"")))
+    assert scan(path).verdict == "malformed"

@@ -36,18 +36,21 @@ def unpickle(
     persistent_load: Callable[[Any], Any] | None = None,
     findings: list[Finding] | None = None,
     on_disk: int = 0,
+    behind: Callable[[Machine, Any], None] | None = None,
 ) -> Unpickled:
     """Read one pickle from ``data``, beginning at ``start``.
 
     ``persistent_load`` turns a persistent id (an inert value) into what stands in the tree for
     it; without one, persistent ids are an error. ``findings`` is the list to which they are
     added, so that those made before an error are kept. ``on_disk`` is how many bytes of a file hold
-    it: limits of what it may take grow with them.
+    it: limits of what it may take grow with them. ``behind`` is called with the machine and an
+    object that got its state; it may move on over what the object's class reads from the stream.
 
     Raises:
         UnreadableError: not a pickle, cut off, or over a limit. ``offset`` says where.
     """
     machine = Machine(data, start, persistent_load, findings, on_disk)
+    machine.behind = behind
     try:
         return _run(machine, min(max(MAX_OPCODES, on_disk), OPCODES + (on_disk or len(data))))
     finally:

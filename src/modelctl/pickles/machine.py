@@ -82,6 +82,8 @@ class Machine:
         self.named: dict[Global, Finding] = {}  # what is found of names, called or not
         # Of what may be called with some arguments: how often it was on the stack, and not called.
         self.owed: dict[Global, int] = {}
+        # called when an object got its state: what lies behind it in the stream is its own
+        self.behind: Callable[[Machine, Any], None] | None = None
         self.dtypes: list[tuple[Obj, int]] = []  # numpy's, and where their states were set
         self.at = start
 

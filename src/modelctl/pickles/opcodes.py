@@ -418,6 +418,8 @@ def op_build(m: Machine) -> None:
         m.find(judge_state(target.func, state, "BUILD", m.at))
         if target.func == DTYPE:
             m.dtypes.append((target, m.at))
+        if m.behind is not None:
+            m.behind(m, target)
     elif isinstance(target, TensorRef) and set_old_state(target, state):
         pass
     elif isinstance(target, Global):

@@ -92,7 +92,8 @@ def _file(place: Place, *, is_named: bool) -> Scanned | None:
     walk = Walk()
     walk.file(place)
     is_index = is_named or place.head[:1] != b"{" or place.filename.endswith(INDEX)
-    known = is_index and _read(place, walk)  # much is JSON, and says a word of an index
+    # much is JSON, and says a word of an index; joblib's streams are no format of ours
+    known = is_index and not walk.arrays and _read(place, walk)
     if not (known or walk.pickles or walk.problems):
         if not (is_named or walk.containers):
             return None

@@ -72,7 +72,7 @@ class Walk:
     def __init__(self) -> None:
         self.sightings: list[Sighting] = []
         self.problems: list[Problem] = []
-        self.pickles = 0
+        self.pickles = self.arrays = 0
         self.containers = 0
 
     def file(self, place: Place, member: str = "", depth: int = 0, *, surely: bool = True) -> None:
@@ -125,6 +125,7 @@ class Walk:
         if not (found.read or surely or found.findings):
             return  # it only began like one
         self.pickles += found.read
+        self.arrays += found.arrays
         self.sightings += [Sighting(member, one) for one in found.findings]
         left = place.size - found.end
         if found.error is not None and (found.read == 0 or found.legacy):
