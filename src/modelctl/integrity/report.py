@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..core.notes import Note
 from ..core.pages import Column, Line, Page, Table
 from ..core.text import count, size, some
-from ..errors import ModelctlError, RefusedError
+from ..errors import ModelctlError, RefusedError, UnreadableError
 from ..inspection.printed import Printed
 from .sections import Fault
 
@@ -75,7 +75,9 @@ class Verified:
     def rows(self) -> Iterator[tuple[Any, ...]]:
         if self.error is not None:
             offset = getattr(self.error, "offset", None)
-            yield "unreadable", self.path, "", self.error.message, offset
+            what = self.error.message.removeprefix(f"{self.path}: ")
+            what = self.error.reason if isinstance(self.error, UnreadableError) else what
+            yield "unreadable", self.path, "", what, offset
         for one in self.faults:
             yield one.id, one.path or self.path, one.where, one.text, one.offset
 

@@ -298,9 +298,9 @@ def test_file_commands_know_it_and_edits_carry_it_along(net, tmp_path):
 
 @pytest.mark.parametrize("given", [torch.Generator(), [torch.Generator()]])
 def test_generators_without_a_name_are_refused_by_both(tmp_path, net, given):
-    with pytest.raises(UsageError, match=r"generators is a .*, not a dict of names") as e:
+    with pytest.raises(UsageError, match=r"generators takes a dict of names, not .*") as e:
         mnn.save_checkpoint(tmp_path / "a.pt", model=net, generators=given)
     assert e.value.hint == "generators={'noise': generator}"
     mnn.save_checkpoint(tmp_path / "a.pt", model=net)
-    with pytest.raises(UsageError, match=r"generators is a .*, not a dict of names"):
+    with pytest.raises(UsageError, match=r"generators takes a dict of names, not .*"):
         mnn.resume(tmp_path / "a.pt", model=net, generators=given)

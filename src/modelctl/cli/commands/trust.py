@@ -107,9 +107,12 @@ def verify(
         Option("Compare every tensor with what hash --tensors wrote.", "F", complete="paths"),
     ] = None,
     salvage: Annotated[
-        bool, Option("Write what is whole of one SRC to -o DST, and say what is lost.")
+        bool, Option("Write what is whole of one SRC to -o FILE, and say what is lost.")
     ] = False,
-    output: o.Destination = None,
+    output: Annotated[
+        str | None,
+        Option("What --salvage writes.", "FILE", flags=("--output", "-o"), complete="paths"),
+    ] = None,
     to: o.To = None,
     overwrite: o.Overwrite = False,
     key: o.Key = None,
@@ -138,7 +141,7 @@ def verify(
     if len(src) > 1 and (manifest is not None or salvage):
         raise UsageError(f"{'--salvage' if salvage else '--manifest'} takes one SRC")
     if salvage != (output is not None) or (salvage and manifest is not None):
-        raise UsageError("--salvage takes -o DST, and no --manifest")
+        raise UsageError("--salvage takes -o FILE, and no --manifest")
     if output is not None:
         from ...integrity.salvage import salvage as keep
 

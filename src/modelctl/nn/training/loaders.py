@@ -268,7 +268,7 @@ def _is_through(loader: DataLoader[Any], iterator: Any, given: int) -> bool:
 def _by_name(generators: Generators | None) -> dict[str, torch.Generator]:
     if not isinstance(generators, Mapping | None):
         raise UsageError(
-            f"generators is a {type(generators).__name__}, not a dict of names",
+            f"generators takes a dict of names, not {type(generators).__name__}",
             hint="generators={'noise': generator}",
         )
     return dict(generators or {})
