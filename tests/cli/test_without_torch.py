@@ -20,7 +20,9 @@ from .files import Cli
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 READABLE = sorted(
-    one.name for one in SAMPLES.iterdir() if one.suffix not in (".py", ".md", ".toml")
+    one.name
+    for one in SAMPLES.iterdir()
+    if one.suffix not in (".py", ".md", ".toml") and one.name != "__pycache__"
 )
 SIZES = {"FloatStorage": 4, "LongStorage": 8}
 
