@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("tools", nargs="*", metavar="NAME=COMMAND")
     parser.add_argument("--own", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.own:
         options.folder.mkdir(parents=True, exist_ok=True)
         write_own(options.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import modelctl as mc
@@ -28,6 +29,11 @@ def test_one_of_several_that_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
     assert result.out == f"{mc.hash(one).hash}  {one}\n"
     assert result.err.startswith("error: ")
     assert "no.pt" in result.err
+    made = json.loads(cli("hash", one, tmp_path / "no.pt", "--json").out)["files"]
+    assert [(Path(one["path"]).name, one["error"] is None) for one in made] == [
+        ("a.pt", True),
+        ("no.pt", False),
+    ]
     result = cli("hash", one, one, "--tensors")
     assert (result.code, result.out) == (2, "")
 
@@ -46,3 +52,15 @@ def test_salvage(cli: Cli, tmp_path: Path) -> None:
     )
     for wrong in (("--salvage",), ("-o", "x.pt"), (path, "--salvage", "-o", "x.pt")):
         assert cli("verify", path, *wrong).code == 2
+
+
+def test_a_pattern_in_the_place_of_a_file(cli: Cli, tmp_path: Path) -> None:
+    one = write(tmp_path / "a.pt", model())
+    for command in ("verify", "hash", "scan", "summary"):
+        result = cli(command, "*.weight")
+        assert (result.code, result.out) == (2, "")
+        assert "is it a pattern of tensors?" in result.err
+    result = cli("verify", one, "*.weight")
+    assert result.code == 2
+    assert "is it a pattern of tensors?" in result.out
+    assert "--pattern" in result.err

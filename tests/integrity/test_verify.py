@@ -330,6 +330,14 @@ def test_a_manifest(tmp_path: Path) -> None:
     assert faults(write(tmp_path / "e.pt", less), manifest=manifest) == [("manifest", "fc.bias")]
 
 
+def test_what_could_not_be_read_was_not_compared(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pt", {"a": numbers(9), "b": numbers(9, seed=1)})
+    manifest = manifest_of(path)
+    file, start, _ = payload(path)[0]
+    found = faults(flipped(file, start), manifest=manifest)
+    assert sorted(found) == [("damaged", "a"), ("manifest", "a")]
+
+
 def test_a_manifest_of_the_model_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pt", training())
     manifest = tmp_path / "m"

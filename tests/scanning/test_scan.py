@@ -22,7 +22,15 @@ from modelctl.errors import RefusedError
 from modelctl.scanning.rules import RULES
 from modelctl.scanning.scan import scan
 
-from ..hostile.build.containers import STATE_DICT, legacy, tar, tar_members, torch_zip
+from ..hostile.build.containers import (
+    STATE_DICT,
+    Entry,
+    legacy,
+    tar,
+    tar_members,
+    torch_zip,
+    zipped,
+)
 from ..hostile.build.pickles import (
     EMPTY_DICT,
     FALSE,
@@ -356,6 +364,23 @@ def test_each_of_several_zips_is_looked_at(at: int, tmp_path: Path) -> None:
     assert scan(path).verdict == "suspicious"
 
 
+def test_zips_one_after_the_other_elsewhere_are_malformed(tmp_path: Path) -> None:
+    """Which of them is read depends on who reads."""
+    clean = saved({"a": 1}, tmp_path / "x.pt")
+    path = tmp_path / "y.pt"
+    path.write_bytes(clean + clean)
+    assert scan(path).verdict == "malformed"
+
+
+def test_a_broken_zip_with_a_zip_in_it_is_read_as_one(tmp_path: Path) -> None:
+    """What looks like several is looked at as the one that Python's reader sees, too."""
+    inner = saved({"a": 1}, tmp_path / "x.pt")
+    members = [Entry("a/data.pkl", EVIL), Entry("a/x.pt", inner), Entry("a/data/0", b"x")]
+    path = tmp_path / "y.pt"
+    path.write_bytes(zipped(*members, Entry("a/data/0", b"x")))  # twice: refused
+    assert scan(path).verdict == "dangerous"
+
+
 def test_a_zip_whose_end_lies_in_another_is_refused(tmp_path: Path) -> None:
     clean = saved({"a": 1}, tmp_path / "x.pt")
     path = tmp_path / "y.pt"
@@ -401,6 +426,7 @@ def test_what_follows_an_array_of_joblib(tmp_path: Path) -> None:
     words = joblib_array(2, "U5", b"\0" * 40, aligned=False)
     path.write_bytes(program(mapping(a=FLOATS, b=words)))
     assert (scan(path).verdict, scan(path)[0].problems) == ("suspicious", [])
+    assert [one.finding.id for one in scan(path).findings] == ["custom-class"]
     path.write_bytes(program(mapping(a=FLOATS, b=ATTACK)))
     assert scan(path).verdict == "dangerous"
     path.write_bytes(zlib.compress(program(mapping(a=FLOATS, b=ATTACK))))

@@ -48,7 +48,9 @@ def pieces(ref: TensorRef) -> Iterator[bytes | memoryview]:
 def is_far(refs: Iterable[TensorRef]) -> bool:
     """Whether reading some of them is a round trip: such are read in their order, by one."""
     storages = {id(ref.storage): ref.storage for ref in refs}.values()
-    return any(run.source.costly for one in storages for run in (one.runs() or ())[:1])
+    # the first byte of each tells, and may be all of it that has to be looked for
+    begins = (one.runs(0, min(1, one.nbytes)) or () for one in storages)
+    return any(run.source.costly for runs in begins for run in runs)
 
 
 def spread(jobs: Iterable[T], work: Callable[[T], object], *, alone: bool = False) -> None:

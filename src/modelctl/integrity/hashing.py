@@ -13,7 +13,7 @@ from ..core.checkpoint import Checkpoint, named
 from ..core.pages import Column, Line, Page, Progress, Table, told
 from ..core.tensors import StorageRef, TensorRef, announce_all
 from ..core.tree import Path, walk
-from ..errors import DamagedError, NoMatchError, UsageError
+from ..errors import DamagedError, ModelctlError, NoMatchError, UsageError
 from ..inspection.ls import SECTIONS, section_of
 from ..inspection.printed import Printed
 from ..inspection.reading import as_tensor, is_far, pieces, spread
@@ -84,10 +84,15 @@ class Hashed(Printed):
 
 
 class Hashes(list[Hashed], Printed):
-    """Those of several files."""
+    """Those of several files; ``failed`` are those that have none, and why."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: dict[str, ModelctlError] = {}
 
     def as_dict(self) -> dict[str, Any]:
-        return {"files": [one.as_dict() for one in self]}
+        failed = [{"path": path, "error": e.as_dict()} for path, e in self.failed.items()]
+        return {"files": [*({**one.as_dict(), "error": None} for one in self), *failed]}
 
     def page(self) -> Page:
         rows = [(one.hash, one.path, len(one.tensors)) for one in self]

@@ -65,7 +65,9 @@ def compared(
     for name, wanted in manifest.items():
         if name not in sections:
             yield Fault("manifest", name, "is in the manifest, and not in the file")
-        elif name in hashes and hashes[name] != wanted:
+        elif name not in hashes:
+            yield Fault("manifest", name, "can't be read, so it was not compared")
+        elif hashes[name] != wanted:
             yield Fault("manifest", name, "its content is not that of the manifest")
     known = {sections[name] for name in manifest if name in sections}
     beside: dict[str, list[str]] = {}

@@ -149,6 +149,8 @@ class Verify(list[Verified], Printed):
     def page(self) -> Page:
         table = Table(_COLUMNS, [row for one in self for row in one.rows()], most=200)
         notes = [note for one in self for note in one.notes]
+        hints = [one.error.hint for one in self if one.error is not None and one.error.hint]
+        notes += [Note("hint", hint) for hint in hints]
         return Page(self._body(table), table, notes=list(dict.fromkeys(notes)))
 
     def _body(self, table: Table) -> Iterator[Line | Table]:

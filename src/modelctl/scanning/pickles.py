@@ -110,8 +110,11 @@ class _Growing:
             else:
                 findings += known
                 if self.behind.arrays:  # who is not joblib takes what lies there for opcodes
+                    again: list[Finding] = []
                     with suppress(UnreadableError):
-                        unpickle(self.data, at, _persistent(), findings, size)
+                        unpickle(self.data, at, _persistent(), again, size)
+                    seen = {one[:4] for one in findings}
+                    findings += [one for one in again if one[:4] not in seen]
                 return found.value, found.end
             self._grow(min(most, _TIMES * len(self.data)))
 

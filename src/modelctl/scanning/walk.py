@@ -27,6 +27,7 @@ from ..core.checkpoint import Finding
 from ..core.notes import Note
 from ..core.storages import Source
 from ..errors import ModelctlError, UnreadableError, UnsupportedError
+from ..formats.distributed.writing import DATA
 from ..pickles.interpreter import most_bytes
 from ..storage.containers.zipdir import STORED, Member, ZipDirectory
 from ..storage.places import Place
@@ -166,9 +167,10 @@ class Walk:
         try:
             directory = ZipDirectory(place.source)
         except ModelctlError as e:
-            if not self._zips(place, member, depth):
+            several = self._zips(place, member, depth)
+            if not (several and DATA.fullmatch(place.filename)):  # a rank's file is read by parts
                 self.refused(e, member)
-                self._lenient_zip(place, member, depth)
+            self._lenient_zip(place, member, depth)
             return
         for note in directory.warnings:
             self.odd(member, "odd-zip", note.text)

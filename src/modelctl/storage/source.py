@@ -38,6 +38,11 @@ def no_such_file(path: str | os.PathLike[str]) -> ModelctlError:
         names = sorted(one.name for one in islice(os.scandir(folder or "."), _MOST_NAMES))
         near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     meant = " or ".join(quote(os.path.join(folder, one)) for one in near)
+    if not near and any(sign in name for sign in "*?["):
+        return ModelctlError(
+            f"{os.fspath(path)}: no such file or directory; is it a pattern of tensors?",
+            hint="those go after SRC in ls, elsewhere to --pattern",
+        )
     return ModelctlError(
         f"{os.fspath(path)}: no such file or directory", hint=f"{meant}?" if near else None
     )

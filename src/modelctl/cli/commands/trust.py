@@ -75,7 +75,7 @@ def hash(
 
     if tensors and len(src) > 1 and out.is_table:
         raise UsageError("--tensors takes one SRC", hint="of several, --format json has all")
-    found, failed = Hashes(), False
+    found = Hashes()
     with out.progress() as progress:
         for one in src:
             try:
@@ -84,15 +84,16 @@ def hash(
             except ModelctlError as e:
                 if len(src) == 1:
                     raise
-                failed = True
-                say("error", e.message, out.color)
+                found.failed[str(one)] = e
+                if not out.is_json:
+                    say("error", e.message, out.color)
     if not out.is_table:
         out.show(found[0] if tensors and len(src) == 1 else found)
     elif tensors:
         out.lines([one.line for one in found[0].tensors])
     else:
         out.lines([one.line for one in found])
-    return 2 if failed else 0
+    return 2 if found.failed else 0
 
 
 @looks
